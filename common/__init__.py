@@ -1,0 +1,1 @@
+"""What at least two papers of the suite use. Knows no paper."""

@@ -1,0 +1,9 @@
+"""The one exception for what a user can put right."""
+
+
+class UserError(ValueError):
+    """Bad input: a file, an option or an array that the user can correct.
+
+    The message is one line that names the file or field, what was expected, what was received and the remedy.
+    Entry scripts print it on stderr and end with status 2; everything else keeps its traceback.
+    """
