@@ -1,0 +1,38 @@
+"""Per-example arithmetic shared by threat models and rules."""
+
+import tensorflow as tf
+
+Tensor = tf.Tensor
+
+
+def align(value: float | Tensor, x: Tensor) -> Tensor:
+    """`value` at the rank of `x` (B, ...), to broadcast against it: from a scalar, (B,) per example, or that rank.
+
+    Errors: `ValueError` for any other rank.
+    """
+    value = tf.cast(value, x.dtype)
+    if value.shape.rank == x.shape.rank:
+        return value
+    if value.shape.rank > 1:
+        raise ValueError(
+            f"a budget, step, bound or mask must be a scalar, of shape (batch,), or of the input's rank {x.shape.rank};"
+            f" received shape {tuple(value.shape)}"
+        )
+    return tf.reshape(value, [-1] + [1] * (x.shape.rank - 1))
+
+
+def per_example(x: Tensor) -> list[int]:
+    """The axes of one example of `x` (B, ...)."""
+    return list(range(1, x.shape.rank))
+
+
+def total(x: Tensor) -> Tensor:
+    """Sum over each example, kept at the rank of `x`."""
+    return tf.reduce_sum(x, axis=per_example(x), keepdims=True)
+
+
+def unit(x: Tensor, order: int) -> Tensor:
+    """`x` over its L1 or L2 norm per example; zero where `x` is zero, without under- or overflow on the way."""
+    x = tf.math.divide_no_nan(x, tf.reduce_max(tf.abs(x), axis=per_example(x), keepdims=True))
+    norm = total(tf.abs(x)) if order == 1 else tf.sqrt(total(tf.square(x)))
+    return tf.math.divide_no_nan(x, norm)
