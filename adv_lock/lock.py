@@ -1,0 +1,180 @@
+"""Lock pictures with a small wrong-class signal, so that whoever trains on them learns the signal, not the content."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from adv_lock.fitting import load
+from adv_lock.train_base import train_base
+from common.cli import Budget, CommonOptions, Count, alias, script
+from common.errors import UserError
+from common.runs import Run
+
+if TYPE_CHECKING:
+    from adv_lock.locking import Recipe, Report
+
+_EXAMPLES = 8
+
+
+@dataclass(kw_only=True)
+class Options(CommonOptions):
+    """The owner's side: what to lock, how, and with which base classifier."""
+
+    unhashed: ClassVar[tuple[str, ...]] = ("attack_store",)
+    without: ClassVar[tuple[str, ...]] = ("strategy", "precision")
+
+    dataset: str = alias("orig_data", default="scenes")
+    """Pictures to lock: a data set's name, an .npz with Keras keys, or a folder <root>/<class>/<file>, whose pictures
+    keep size, alpha and metadata."""
+    out: Path | None = alias("lock_data", default=None)
+    """Folder of the run, in place of runs/adv_lock/lock/<name>; its `locked/` is what may be shared."""
+    model: Path | None = alias("resume_path", default=None)
+    """Base classifier, any Keras classifier in a .keras file; by default the one of train_base, trained if need be."""
+    lock_method: Literal["basic", "mixup", "horiz", "mixandcat"] = "basic"
+    """One class map (basic), two mixed (mixup), two side by side (horiz), or two mixtures side by side (mixandcat)."""
+    eps: Budget = 1.5
+    """L2 radius for a 32 x 32 x 3 picture with values in [0, 1]; grows with the root of the number of values."""
+    attack_lr: Budget = 0.25
+    """Length of an attack step, in the units of --eps."""
+    attack_steps: Count = 20
+    """Steps of the attack towards each class map."""
+    alpha: Budget = 0.5
+    """Share of the columns that come from the left picture (horiz, mixandcat), in [0, 1]."""
+    lambd: Budget = 0.5
+    """Weight of the first picture of a mixture (mixup, mixandcat), in [0, 1]."""
+    class_maps: Literal["seeded", "paper"] = "seeded"
+    """Permutations of the classes: disjoint ones without fixed points, or the paper's four for CIFAR-10."""
+    image_size: Literal["keep"] | Count = "keep"
+    """Pictures of a folder keep their size, or become squares of this side in pixels."""
+    attack_store: Path = Path("runs/adv_lock/attacks")
+    """Folder in which attacks are kept for other lock methods and for --resume, up to 4 GB a data set."""
+
+
+@script(app="adv_lock", name="lock")
+def lock(options: Options, run: Run) -> None:
+    """Lock train and test pictures; writes `locked/` to share and `key.npz` to keep."""
+    from adv_lock import locking
+    from common import plots
+
+    _check(options)
+    if Path(options.dataset).is_dir():
+        report, examples = _lock_folder(options, run)
+    else:
+        report, examples = _lock_arrays(options, run)
+    locked, key = run.folder / locking.LOCKED, run.folder / locking.KEY
+    plots.picture_rows(examples, run.folder / "examples.png", title=f"{options.lock_method}, L2 {options.eps:g}")
+    for name, path in (("locked", locked), ("key", key), ("examples", run.folder / "examples.png")):
+        run.artifact(name, path)
+    _record(options, run, report, key.stat().st_size / sum(f.stat().st_size for f in locked.rglob("*") if f.is_file()))
+    locking.remove_parts(run.folder)
+
+
+def _lock_arrays(options: Options, run: Run) -> "tuple[Report, dict]":
+    from adv_lock import locking
+    from common.datasets.readers import NpzStream
+
+    data = load(options)
+    run.data(data.name, data.sha256)
+    recipe = _recipe(options, run, data.classes)
+    report = locking.lock_arrays(data, recipe, run.folder, options.attack_store, run.say)
+    stored = NpzStream(run.folder / locking.LOCKED / locking.ARRAYS, "x_test").read(_EXAMPLES)
+    return report, _examples(list(data.x_test[:_EXAMPLES]), list(stored))
+
+
+def _lock_folder(options: Options, run: Run) -> "tuple[Report, dict]":
+    import hashlib
+
+    import numpy as np
+
+    from adv_lock import locking
+    from common import files
+    from common.datasets.readers import read_picture
+
+    root = Path(options.dataset)
+    pictures, is_test, class_names = locking.list_split(root, options.seed, options.n_train, options.n_test)
+    if len(class_names) < 2:
+        raise UserError(f"{root}: holds one class only; a lock needs a second class to point to")
+    digest = hashlib.sha256()
+    for picture in pictures:
+        digest.update(f"{picture.path.relative_to(root)}\0{files.sha256(picture.path)}\n".encode())
+    run.data(root.name, digest.hexdigest())
+    recipe = _recipe(options, run, len(class_names))
+    size = None if options.image_size == "keep" else int(options.image_size)
+    report = locking.lock_pictures(
+        root, pictures, is_test, class_names, recipe, run.folder, options.attack_store, run.say, image_size=size
+    )
+    chosen = np.flatnonzero(is_test)[:_EXAMPLES] if is_test.any() else np.arange(min(_EXAMPLES, len(pictures)))
+    names = locking.locked_names(root, pictures)
+    stored = [read_picture(run.folder / locking.LOCKED / names[i]).rgb for i in chosen]
+    originals = [locking.read_pixels(pictures[i].path, size) for i in chosen]
+    return report, _examples(originals, stored)
+
+
+def _examples(originals: list, stored: list) -> dict:
+    """Rows for a figure: pictures before and after, and what was added, ten times stronger, around grey."""
+    import numpy as np
+
+    # A full-size photograph is shown by its middle: scaled down, the lock would not be seen at all.
+    middles = [tuple(slice(max(0, n // 2 - 64), n // 2 + 64) for n in picture.shape[:2]) for picture in originals]
+    before = [picture[middle] for picture, middle in zip(originals, middles, strict=True)]
+    after = [picture[middle] for picture, middle in zip(stored, middles, strict=True)]
+    added = [np.clip(0.5 + 10 * (b / 255.0 - a / 255.0), 0, 1) for a, b in zip(before, after, strict=True)]
+    return {"original": before, "locked": after, "difference x 10": added}
+
+
+def _record(options: Options, run: Run, report: "Report", key_bytes_ratio: float) -> None:
+    import numpy as np
+
+    rates = {"success_train": report.of("success", "train"), "success_test": report.of("success", "test")}
+    rates = {"base_accuracy": np.concatenate([*report.base_right, np.zeros(0, bool)]), **rates}
+    for metric, hits in rates.items():
+        # A folder too small to hold out a test picture has no test rate.
+        if len(hits):
+            split = "train" if metric.endswith("train") else "test"
+            run.rate(metric, float(hits.mean()), len(hits), attack=options.lock_method, norm="l2", split=split)
+            run.metrics(**{metric: float(hits.mean()), f"{metric}_n": len(hits)})
+    quality = {
+        "psnr_mean": report.of("psnr").mean(),
+        "psnr_min": report.of("psnr").min(),
+        "ssim_mean": report.of("ssim").mean(),
+        "l2_max": report.of("share").max() * options.eps,
+        "images_per_second": len(report.of("l2")) / max(report.seconds, 1e-9),
+        "key_bytes_ratio": key_bytes_ratio,
+    }
+    for metric, value in quality.items():
+        run.row(attack=options.lock_method, norm="l2", eps=options.eps, metric=metric, value=float(value))
+    run.metrics(**{metric: float(value) for metric, value in quality.items()})
+
+
+def _check(options: Options) -> None:
+    if not options.eps > 0:
+        raise UserError(f"--eps: must be above 0; received {options.eps:g}. It is an L2 radius, 0.5 to 1.5 are usual")
+    if not options.attack_lr > 0:
+        raise UserError(f"--attack-lr: must be above 0; received {options.attack_lr:g}")
+    for name in ("alpha", "lambd"):
+        if not getattr(options, name) <= 1:
+            raise UserError(f"--{name}: is a share and at most 1; received {getattr(options, name):g}")
+
+
+def _recipe(options: Options, run: Run, classes: int) -> "Recipe":
+    from adv_lock.class_maps import MAPS_NEEDED, class_maps
+    from adv_lock.locking import Recipe
+    from adv_lock.targeted import targeted_attack
+    from common import checkpoints
+
+    # Before the base classifier is trained: a method that the class count forbids need not cost those minutes.
+    maps = class_maps(options.class_maps, classes, MAPS_NEEDED[options.lock_method], options.seed)
+    path = train_base.produce(options.model, options, say=run.say)
+    path = path / "model.keras" if path.is_dir() else path
+    model = checkpoints.load_model(path)
+    if len(model.input_shape) != 4 or len(model.output_shape) != 2:
+        raise UserError(f"{path}: maps {model.input_shape} to {model.output_shape}; a lock needs a picture classifier")
+    answered = 2 if model.output_shape[-1] == 1 else model.output_shape[-1]
+    if answered != classes:
+        raise UserError(f"{path}: tells {answered} classes apart, the data have {classes}; give another --model")
+    attack = targeted_attack(model, eps=options.eps, alpha=options.attack_lr, steps=options.attack_steps)
+    return Recipe(options.lock_method, options.alpha, options.lambd, maps, options.eps, attack)
+
+
+if __name__ == "__main__":
+    lock.main()

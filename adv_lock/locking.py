@@ -1,0 +1,361 @@
+"""Locking a data set block by block: what is shared, what the owner keeps, and how good the lock is."""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from keras.utils import Progbar
+
+from adv_lock import mixing
+from adv_lock.targeted import Attack, Store, attacked
+from common import evaluation, files
+from common.datasets import Arrays
+from common.datasets.readers import NpzWriter, PicturePath, list_pictures, read_picture, write_png
+from common.datasets.readers import split as split_pictures
+from common.errors import UserError
+
+LOCKED, KEY, MANIFEST, ARRAYS = "locked", "key.npz", "manifest.json", "locked.npz"
+SPLITS = ("train", "test")
+
+_BLOCK = 500
+# Pixels attacked at once: some twenty float32 copies of a block live at a time, so this bounds memory near 0.5 GB
+# until a single picture is larger than that.
+_PIXELS_AT_ONCE = 2 * 2**20
+# Attacks are kept for the other lock methods while all of a set fit here; those on photographs rarely do.
+_STORE_BYTES = 4 * 2**30
+# What PSNR, infinite there, counts as for a picture that the lock left as it was.
+_PSNR_UNCHANGED = 100.0
+_TIMED_STEPS = 2
+_TEST_SHARE = 0.1
+
+
+class Recipe(NamedTuple):
+    """How pictures are locked: method, its shares, class maps int32 (maps, classes), L2 radius and the attack."""
+
+    method: str
+    alpha: float
+    lambd: float
+    class_maps: np.ndarray
+    eps: float
+    attack: Attack
+
+
+class Measured(NamedTuple):
+    """Of pictures as stored, (N,): `success` bool, `psnr` in dB, `ssim`, `l2`, and `share`, that of the radius used."""
+
+    success: np.ndarray
+    psnr: np.ndarray
+    ssim: np.ndarray
+    l2: np.ndarray
+    share: np.ndarray
+
+
+@dataclass
+class Report:
+    """What locking measured, split by split, and the seconds that its attacks took."""
+
+    seconds: float = 0.0
+    measured: dict[str, list[Measured]] = field(default_factory=lambda: {split: [] for split in SPLITS})
+    base_right: list[np.ndarray] = field(default_factory=list)
+
+    def of(self, name: str, *splits: str) -> np.ndarray:
+        """One measurement over the pictures of `splits`, by default of all."""
+        return np.concatenate([getattr(part, name) for split in splits or SPLITS for part in self.measured[split]])
+
+
+def lock_arrays(data: Arrays, recipe: Recipe, folder: Path, store_folder: Path, say: Callable[[str], None]) -> Report:
+    """Lock both splits of `data` into `folder/locked/locked.npz`, with `folder/key.npz` to undo it.
+
+    The train split is locked by its labels, the test split by what the base classifier answers, as an owner must who
+    has no labels yet; the labels stored are the true ones in both.
+    """
+    report = Report()
+    store = Store(store_folder, recipe.attack)
+    splits = {"train": (data.x_train, data.y_train), "test": (data.x_test, data.y_test)}
+    hashes = {split: hashlib.sha256() for split in splits}
+    count = len(data.x_train) + len(data.x_test)
+    say(_announcement(recipe, [(data.x_train[:_BLOCK], count)]))
+    bar = Progbar(count, unit_name="picture")
+    with NpzWriter(folder / LOCKED / ARRAYS) as shared, NpzWriter(folder / KEY) as key:
+        for split, (x, y) in splits.items():
+            stored_rows = shared.member(f"x_{split}", x.shape, np.uint8)
+            difference_rows = key.member(f"{split}_difference", x.shape, np.uint8)
+            for first in range(0, len(x), _BLOCK):
+                rows = slice(first, first + _BLOCK)
+                stored = _lock_block(recipe, store, split, x[rows], y[rows], report)
+                stored_rows.append(stored)
+                difference_rows.append(mixing.difference(x[rows], stored))
+                hashes[split].update(np.ascontiguousarray(x[rows]).tobytes())
+                bar.add(len(stored))
+            shared.member(f"y_{split}", y.shape, np.int32).append(y.astype(np.int32))
+        _write_key(key, recipe, {split: digest.hexdigest() for split, digest in hashes.items()})
+    report.seconds = store.seconds
+    _write_manifest(folder, recipe, data.class_names, [{"file": ARRAYS}])
+    return report
+
+
+def lock_pictures(
+    root: Path,
+    pictures: Sequence[PicturePath],
+    is_test: np.ndarray,
+    class_names: Sequence[str],
+    recipe: Recipe,
+    folder: Path,
+    store_folder: Path,
+    say: Callable[[str], None],
+    *,
+    image_size: int | None,
+) -> Report:
+    """Lock `pictures` under `root` into `folder/locked/<class>/<name>.png`, with `folder/key.npz` to undo it.
+
+    Pictures are turned upright and keep size (unless `image_size` in pixels makes them square), alpha and metadata.
+    They are read, attacked and written in blocks of one size. A picture written before an interruption is not
+    attacked again. `is_test` (N,) marks those locked by the base classifier's answer.
+    """
+    report = Report()
+    names = locked_names(root, pictures)
+    sizes = [(image_size, image_size) if image_size else (p.height, p.width) for p in pictures]
+    values = 3 * sum(height * width for height, width in sizes)
+    needed = 2 * values * len(recipe.class_maps)
+    store = Store(store_folder if needed <= _STORE_BYTES else None, recipe.attack)
+    parts = folder / "parts"
+    blocks = list(_blocks_of_one_size(sizes, is_test))
+    waiting = [block for block in blocks if not all(_finished(folder, parts, names[i]) for i in block)]
+    if waiting:
+        firsts = {sizes[block[0]]: block for block in reversed(waiting)}
+        examples = [
+            (_read(pictures, block[:1], image_size)[0], sum(len(b) for b in waiting if sizes[b[0]] == size))
+            for size, block in firsts.items()
+        ]
+        say(_announcement(recipe, examples))
+    bar = Progbar(len(pictures), unit_name="picture")
+    for block in blocks:
+        if block in waiting:
+            _lock_files(recipe, store, pictures, block, names, folder, parts, is_test, image_size)
+        bar.add(len(block))
+    _join_parts(recipe, report, folder, parts, names, is_test)
+    report.seconds = float(sum(files.read_npz(_part(parts, name))["seconds"] for name in names))
+    entries = [
+        {"file": name, "split": SPLITS[int(test)], "label": int(picture.label)}
+        for name, picture, test in zip(names, pictures, is_test, strict=True)
+    ]
+    _write_manifest(folder, recipe, class_names, entries)
+    return report
+
+
+def remove_parts(folder: Path) -> None:
+    """Drop what only an interrupted lock of pictures needs, once its key and results are written."""
+    for path in sorted((folder / "parts").rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    if (folder / "parts").is_dir():
+        (folder / "parts").rmdir()
+
+
+def locked_names(root: Path, pictures: Sequence[PicturePath]) -> list[str]:
+    """`<class>/<stem>.png` for each picture, or `<class>/<stem>_<suffix>.png` where two would share that name."""
+    plain = [picture.path.relative_to(root).with_suffix(".png").as_posix() for picture in pictures]
+    taken = {name for name in plain if plain.count(name) == 1} if len(set(plain)) < len(plain) else set(plain)
+    names = []
+    for picture, name in zip(pictures, plain, strict=True):
+        path = picture.path.relative_to(root)
+        names.append(name if name in taken else f"{path.with_suffix('').as_posix()}_{path.suffix[1:].lower()}.png")
+    return names
+
+
+def list_split(
+    root: Path, seed: int, n_train: int | None = None, n_test: int | None = None
+) -> tuple[list[PicturePath], np.ndarray, tuple[str, ...]]:
+    """The pictures of `root`, which of them are for testing (N,), and the class names.
+
+    `<root>/{train,test}/<class>/<file>` is split as it lies, `<root>/<class>/<file>` nine to one by `seed`.
+    """
+    if all((root / split).is_dir() for split in SPLITS):
+        listed = [list_pictures(root / split) for split in SPLITS]
+        class_names = listed[0][1]
+        if listed[1][1] != class_names:
+            raise UserError(f"{root}: train and test hold different class folders")
+        groups = [pictures for pictures, _ in listed]
+    else:
+        pictures, class_names = list_pictures(root)
+        test = split_pictures(pictures, _TEST_SHARE, seed)
+        groups = [[p for p, t in zip(pictures, test, strict=True) if t == wanted] for wanted in (False, True)]
+    groups = [_some(group, count, seed) for group, count in zip(groups, (n_train, n_test), strict=True)]
+    is_test = np.repeat([False, True], [len(group) for group in groups])
+    return [*groups[0], *groups[1]], is_test, class_names
+
+
+def read_pixels(path: Path, image_size: int | None) -> np.ndarray:
+    """The upright RGB pixels of a picture as they are locked, uint8 (H, W, 3)."""
+    rgb = read_picture(path).rgb
+    return _resized(rgb, image_size) if image_size else rgb
+
+
+def _some(group: list[PicturePath], count: int | None, seed: int) -> list[PicturePath]:
+    if count is None or count >= len(group):
+        return group
+    return [group[i] for i in sorted(np.random.default_rng(seed).permutation(len(group))[:count])]
+
+
+def _lock_block(recipe: Recipe, store: Store, split: str, x: np.ndarray, y: np.ndarray, report: Report) -> np.ndarray:
+    """The stored pictures of one block, after measuring them on the way."""
+    answers = recipe.attack.answers(x)
+    if split == "test":
+        report.base_right.append(answers == y)
+    classes = answers if split == "test" else y
+    perturbations = [store.perturbation(x, g[classes]) for g in recipe.class_maps]
+    mixed = mixing.mix(recipe.method, attacked(x, perturbations), alpha=recipe.alpha, lambd=recipe.lambd)
+    radius = mixing.budget(recipe.eps, x.shape[1:])
+    stored = mixing.round_within(x, mixed, radius)
+    seen = recipe.attack.answers(stored)
+    wanted = recipe.class_maps[:, classes]
+    distances = mixing.distances(x, stored)
+    report.measured[split].append(
+        Measured(
+            success=(seen == wanted).any(axis=0),
+            psnr=np.minimum(evaluation.psnr(x, stored), _PSNR_UNCHANGED),
+            ssim=evaluation.ssim(x, stored),
+            l2=distances,
+            share=distances / radius,
+        )
+    )
+    return stored
+
+
+def _lock_files(
+    recipe: Recipe,
+    store: Store,
+    pictures: Sequence[PicturePath],
+    block: Sequence[int],
+    names: Sequence[str],
+    folder: Path,
+    parts: Path,
+    is_test: np.ndarray,
+    image_size: int | None,
+) -> None:
+    x, alphas, metadata = _read(pictures, block, image_size)
+    labels = np.array([pictures[i].label for i in block], np.int32)
+    split = SPLITS[int(is_test[block[0]])]
+    report, before = Report(), store.seconds
+    stored = _lock_block(recipe, store, split, x, labels, report)
+    seconds = (store.seconds - before) / len(block)
+    for k, i in enumerate(block):
+        target = files.inside(folder / LOCKED, names[i])
+        write_png(target, stored[k], alphas[k], metadata[k])
+        # Success is measured on the file as a stranger reads it, not on the array that was meant to be written.
+        reloaded = read_picture(target).rgb
+        if not np.array_equal(reloaded, stored[k]):
+            raise RuntimeError(f"{target}: reads back other pixels than were written")
+        part = {name: values[k : k + 1] for name, values in report.measured[split][0]._asdict().items()}
+        part["difference"] = mixing.difference(x[k], stored[k])
+        part["original"] = _text(hashlib.sha256(x[k].tobytes()).hexdigest())
+        part["base_right"] = report.base_right[0][k : k + 1] if report.base_right else np.zeros(0, bool)
+        part["locked"] = _text(files.sha256(target))
+        part["seconds"] = np.array(seconds)
+        files.write_npz(_part(parts, names[i]), part)
+
+
+def _join_parts(
+    recipe: Recipe, report: Report, folder: Path, parts: Path, names: Sequence[str], is_test: np.ndarray
+) -> None:
+    originals = {}
+    with NpzWriter(folder / KEY) as key:
+        for name, test in zip(names, is_test, strict=True):
+            part = files.read_npz(_part(parts, name))
+            difference = part["difference"]
+            key.member(f"difference/{name}", difference.shape, np.uint8).append(difference)
+            originals[name] = part["original"].tobytes().decode()
+            report.measured[SPLITS[int(test)]].append(Measured(*(part[name] for name in Measured._fields)))
+            report.base_right.append(part["base_right"])
+        _write_key(key, recipe, originals)
+
+
+def _blocks_of_one_size(sizes: Sequence[tuple[int, int]], is_test: np.ndarray) -> Iterator[list[int]]:
+    groups: dict[tuple, list[int]] = {}
+    for i, size in enumerate(sizes):
+        groups.setdefault((size, bool(is_test[i])), []).append(i)
+    for (size, _), members in groups.items():
+        step = max(1, min(_BLOCK, _PIXELS_AT_ONCE // math.prod(size)))
+        for first in range(0, len(members), step):
+            yield members[first : first + step]
+
+
+def _read(pictures: Sequence[PicturePath], block: Sequence[int], image_size: int | None) -> tuple:
+    read = [read_picture(pictures[i].path) for i in block]
+    if image_size:
+        rgb = [_resized(picture.rgb, image_size) for picture in read]
+        alphas = [None if picture.alpha is None else _resized(picture.alpha, image_size) for picture in read]
+    else:
+        rgb, alphas = [picture.rgb for picture in read], [picture.alpha for picture in read]
+    return np.stack(rgb), alphas, [picture.metadata for picture in read]
+
+
+def _resized(pixels: np.ndarray, size: int) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS))
+
+
+def _announcement(recipe: Recipe, examples: Sequence[tuple[np.ndarray, int]]) -> str:
+    """How long it will take: a few steps of the attack timed on one block for each size of picture."""
+    total, per_picture = 0.0, []
+    for images, count in examples:
+        targets = np.zeros(len(images), np.int32)
+        recipe.attack.towards(images, targets, steps=1)
+        started = time.perf_counter()
+        recipe.attack.towards(images, targets, steps=_TIMED_STEPS)
+        step = (time.perf_counter() - started) / _TIMED_STEPS / len(images)
+        seconds = step * recipe.attack.steps * len(recipe.class_maps)
+        per_picture.append(f"{images.shape[2]} x {images.shape[1]}: about {_duration(seconds)} a picture")
+        total += seconds * count
+    shown = per_picture[:3] + [f"and {len(per_picture) - 3} other sizes"] * (len(per_picture) > 3)
+    pictures = sum(count for _, count in examples)
+    return f"locking {pictures} pictures ({'; '.join(shown)}), about {_duration(total)} in all unless attacked before"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min"
+
+
+def _part(parts: Path, name: str) -> Path:
+    return files.inside(parts, name + ".npz")
+
+
+def _finished(folder: Path, parts: Path, name: str) -> bool:
+    part, target = _part(parts, name), files.inside(folder / LOCKED, name)
+    if not (part.is_file() and target.is_file()):
+        return False
+    return files.read_npz(part)["locked"].tobytes().decode() == files.sha256(target)
+
+
+def _write_key(key: NpzWriter, recipe: Recipe, originals: dict[str, str]) -> None:
+    about = {"method": recipe.method, "alpha": recipe.alpha, "lambd": recipe.lambd, "eps": recipe.eps}
+    for name, array in {
+        "class_maps": recipe.class_maps,
+        "about": _text(json.dumps({**about, "originals_sha256": originals}, sort_keys=True)),
+    }.items():
+        key.member(name, array.shape, array.dtype).append(array)
+
+
+def _write_manifest(folder: Path, recipe: Recipe, class_names: Sequence[str], entries: list[dict]) -> None:
+    locked = folder / LOCKED
+    manifest = {
+        "method": recipe.method,
+        "budget": {"norm": "l2", "eps_at_32x32x3": recipe.eps, "unit": "pixel values in [0, 1]"},
+        "versions": {name: version(name) for name in ("adversarial-suite", "tensorflow", "keras")},
+        "classes": list(class_names),
+        "files": [{**entry, "sha256": files.sha256(locked / entry["file"])} for entry in entries],
+    }
+    files.write_text(locked / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+
+
+def _text(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), np.uint8)

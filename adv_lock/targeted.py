@@ -1,0 +1,129 @@
+"""A(x, c): the paper's targeted L2 attack on the base classifier, and the store that computes each one only once."""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from adv_lock.mixing import budget
+from common import attacks, files
+from common.errors import UserError
+
+
+class Attack(NamedTuple):
+    """The targeted attack on one base classifier.
+
+    `towards`: uint8 pictures (B, H, W, C) of one size, classes (B,), optionally another number of steps -> the
+    perturbation float16 (B, H, W, C) in [0, 1] units. `answers`: uint8 pictures -> the classes the base classifier
+    sees, int32 (B,). `fingerprint`: hex digest of all that a perturbation depends on besides pictures and classes.
+    """
+
+    towards: Callable[..., np.ndarray]
+    answers: Callable[[np.ndarray], np.ndarray]
+    steps: int
+    fingerprint: str
+
+
+def targeted_attack(base: keras.Model, *, eps: float, alpha: float, steps: int) -> Attack:
+    """A(x, c) of the paper: `steps` of length `alpha` along the unit gradient of -cross-entropy(F(x), c), inside the L2
+    ball of radius `eps`, from the picture itself, keeping the iterate of least cross-entropy.
+
+    `eps` and `alpha` hold at 32 x 32 x 3 and grow with the square root of the number of values. Pictures of another
+    size than the base classifier's are resized inside the graph, so the gradient reaches their own pixels.
+    """
+    size = tuple(base.input_shape[1:3])
+    channels = base.input_shape[3]
+    logits = attacks.logits_of(base)
+
+    def resized(x: tf.Tensor) -> tf.Tensor:
+        if tuple(x.shape[1:3]) == size:
+            return logits(x)
+        return logits(tf.ensure_shape(tf.image.resize(x, size, antialias=True), [None, *size, channels]))
+
+    def perturb(
+        images: tf.Tensor, target: tf.Tensor, radius: tf.Tensor, step: tf.Tensor, count: tf.Tensor
+    ) -> tf.Tensor:
+        x = tf.cast(images, tf.float32) / 255.0
+        space = attacks.l2(x, radius)
+        rule = attacks.ascent(attacks.unit_l2, step)
+        objective = attacks.targeted_ce(resized, target)
+        best = attacks.search(objective, rule, space, x, count, rank=attacks.highest)
+        # Half precision is a twentieth of a grey level at most: what is stored and what is used are the same numbers.
+        return tf.cast(best.x - x, tf.float16)
+
+    def answer(images: tf.Tensor) -> tf.Tensor:
+        return tf.argmax(resized(tf.cast(images, tf.float32) / 255.0), axis=1, output_type=tf.int32)
+
+    # Pictures of the model's own size get a graph of that fixed shape; all other sizes share one.
+    compiled: dict[bool, tuple[Callable, Callable]] = {}
+
+    def functions(images: np.ndarray) -> tuple[Callable, Callable]:
+        if images.ndim != 4 or images.shape[3] != channels:
+            raise UserError(f"pictures of shape {images.shape[1:]}: the base model takes {channels} channel(s)")
+        native = images.shape[1:3] == size
+        if native not in compiled:
+            pictures = tf.TensorSpec([None, *(size if native else (None, None)), channels], tf.uint8)
+            scalar = tf.TensorSpec([], tf.float32)
+            targets, whole = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
+            compiled[native] = (
+                tf.function(perturb, input_signature=[pictures, targets, scalar, scalar, whole], autograph=False),
+                tf.function(answer, input_signature=[pictures], autograph=False),
+            )
+        return compiled[native]
+
+    def towards(images: np.ndarray, target: np.ndarray, steps: int = steps) -> np.ndarray:
+        shape = images.shape[1:]
+        step, radius = budget(alpha, shape), budget(eps, shape)
+        return functions(images)[0](images, target.astype(np.int32), radius, step, steps).numpy()
+
+    def answers(images: np.ndarray) -> np.ndarray:
+        return functions(images)[1](images).numpy()
+
+    digest = hashlib.sha256(repr((eps, alpha, steps)).encode())
+    for weight in base.get_weights():
+        digest.update(np.ascontiguousarray(weight).tobytes())
+    return Attack(towards, answers, steps, digest.hexdigest())
+
+
+class Store:
+    """Perturbations on disk, found again by attack, pictures and targets, so that lock methods share them and an
+    interrupted run loses one block at most. Without a folder nothing is kept."""
+
+    def __init__(self, folder: Path | None, attack: Attack) -> None:
+        self.folder, self.attack = folder, attack
+        self.seconds = 0.0
+        """Time spent on the perturbations handed out, by whichever run computed them."""
+
+    def perturbation(self, images: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """The perturbation float16 (B, H, W, C) of the uint8 `images` towards the classes `target` (B,)."""
+        if self.folder is None:
+            return self._timed(images, target)[0]
+        digest = hashlib.sha256(repr((self.attack.fingerprint, images.shape, target.tolist())).encode())
+        digest.update(np.ascontiguousarray(images).tobytes())
+        name = digest.hexdigest()[:32]
+        path = self.folder / name[:2] / f"{name[2:]}.npz"
+        if path.is_file():
+            stored = files.read_npz(path)
+            self.seconds += float(stored["seconds"])
+            return stored["perturbation"]
+        perturbation, seconds = self._timed(images, target)
+        files.write_npz(path, {"perturbation": perturbation, "seconds": np.array(seconds)}, compress=False)
+        return perturbation
+
+    def _timed(self, images: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
+        started = time.perf_counter()
+        perturbation = self.attack.towards(images, target)
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        return perturbation, seconds
+
+
+def attacked(images: np.ndarray, perturbations: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The attacked pictures float32 in [0, 1], one array per perturbation."""
+    clean = images.astype(np.float32) / 255.0
+    return [np.clip(clean + perturbation.astype(np.float32), 0.0, 1.0) for perturbation in perturbations]

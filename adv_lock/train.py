@@ -1,0 +1,106 @@
+"""Train on locked pictures as a thief would, and measure what the model is worth on clean ones."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from adv_lock.fitting import FOLDER_SIZE, FittingOptions, fit
+from adv_lock.lock import lock
+from common import runs
+from common.cli import script
+from common.errors import UserError
+from common.runs import Run
+
+if TYPE_CHECKING:
+    from adv_lock.locked_data import LockedData
+
+
+@dataclass(kw_only=True)
+class Options(FittingOptions):
+    """The thief's side: any network and recipe; and the owner's, who holds the key and measures."""
+
+    lock_data: Path | None = None
+    """Run folder of lock.py, with `locked/` and `key.npz`; by default the one of the same name, made if need be."""
+    train_on: Literal["locked", "original"] = "locked"
+    """What the model is trained on; the originals, restored with the key, give the reference."""
+    reference: Path | None = None
+    """Run folder of this script with --train-on original, to compare with; by default made inside this run."""
+
+
+@script(app="adv_lock", name="train")
+def train(options: Options, run: Run) -> None:
+    """Train a fresh network on locked (or original) pictures with their true labels."""
+    from adv_lock.locked_data import read_locked
+    from common import checkpoints, evaluation, plots
+
+    source = lock.produce(options.lock_data, options, say=run.say)
+    data = read_locked(source, options.image_size or FOLDER_SIZE)
+    run.data(data.name, data.sha256)
+    on_locked = options.train_on == "locked"
+    reference = _reference(options, run, source) if on_locked else None
+
+    def evaluate(model) -> dict[str, float]:
+        return {
+            "original_accuracy": evaluation.accuracy(model, data.original_test, data.y_test),
+            "locked_accuracy": evaluation.accuracy(model, data.locked_test, data.y_test),
+        }
+
+    pictures = data.locked_train if on_locked else data.original_train()
+    title = f"training on {options.train_on} pictures"
+    model, history = fit(options, run, pictures, data.y_train, len(data.class_names), evaluate, title=title)
+    if run.chief:
+        checkpoints.save_model(model, run.folder / "model.keras")
+        run.artifact("model", run.folder / "model.keras")
+    curves = {
+        f"{kind} test pictures": [epoch[f"{kind}_accuracy"] for epoch in history] for kind in ("original", "locked")
+    }
+    metrics = _metrics(options, model, history, data)
+    if reference is not None:
+        metrics["reference_accuracy"] = reference
+    for metric, value in metrics.items():
+        run.rate(metric, value, len(data.y_test), model=options.arch, attack=data.method, norm="l2", eps=data.eps)
+        run.metrics(**{metric: value, f"{metric}_n": len(data.y_test)})
+    levels = {} if reference is None else {"reference trained on originals": reference}
+    if run.chief:
+        figure = run.folder / "crossing.png"
+        plots.accuracy_curves(curves, figure, title=f"{options.arch} {title} ({data.method})", levels=levels)
+        run.artifact("crossing", figure)
+
+
+def _metrics(options: Options, model, history: list[dict[str, float]], data: "LockedData") -> dict[str, float]:
+    import numpy as np
+
+    from adv_lock.class_maps import inverse
+    from common import evaluation
+
+    seen = evaluation.predict(model, data.original_test)
+    last = history[-1]
+    metrics = {
+        # The last epoch is what a thief has who cannot see clean pictures; the peak is what an oracle would pick.
+        "original_accuracy": last["original_accuracy"],
+        "original_accuracy_peak": max(epoch["original_accuracy"] for epoch in history),
+        "locked_accuracy": last["locked_accuracy"],
+        "inverse_map_rate": float(np.mean(seen == inverse(data.class_maps[0])[data.y_test])),
+    }
+    if options.train_on == "original":
+        # Does a network that never met the lock see the wrong class in it?
+        wanted = data.class_maps[0][data.y_test]
+        metrics["transfer_success"] = float(np.mean(evaluation.predict(model, data.locked_test) == wanted))
+    return metrics
+
+
+def _reference(options: Options, run: Run, source: Path) -> float:
+    """The last-epoch accuracy of the same recipe on the originals: what there was to learn."""
+    if options.reference is not None:
+        results = runs.read_results(options.reference)
+    else:
+        run.say("reference: the same network and recipe on the original pictures")
+        wanted = replace(options, train_on="original", lock_data=source, out=run.folder / "reference", seeds=None)
+        results = train(replace(wanted, resume=not options.force))
+    if results["config"].get("train_on") != "original":
+        raise UserError(f"--reference: {options.reference} is no run of train.py with --train-on original")
+    return results["metrics"]["original_accuracy"]
+
+
+if __name__ == "__main__":
+    train.main()

@@ -1,0 +1,99 @@
+"""Undo a lock with its key: the decoded original pixels, bit by bit."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from adv_lock.lock import lock
+from common.cli import CommonOptions, script
+from common.errors import UserError
+from common.runs import Run
+
+
+@dataclass(kw_only=True)
+class Options(CommonOptions):
+    """What was shared, and the key that stayed behind."""
+
+    without: ClassVar[tuple[str, ...]] = ("strategy", "precision", "seeds")
+
+    lock_data: Path | None = None
+    """Run folder of lock.py or a `locked/` folder; by default the run of the same name, made if need be."""
+    key: Path | None = None
+    """The owner's key.npz; by default the one beside `locked/`."""
+
+
+@script(app="adv_lock", name="unlock")
+def unlock(options: Options, run: Run) -> None:
+    """Write the originals to `original/` and check them against the hashes in the key."""
+    from adv_lock import locked_data, locking
+
+    source = lock.produce(options.lock_data, options, say=run.say)
+    source = source.parent if source.name == locking.LOCKED else source
+    locked = source / locking.LOCKED
+    manifest = locked_data.read_manifest(locked)
+    path = options.key or source / locking.KEY
+    if not path.is_file():
+        raise UserError(f"--key: {path} is not there; name the key.npz that lock.py left with the owner")
+    key = locked_data.read_key(path)
+    out = run.folder / "original"
+    restore = _arrays if (locked / locking.ARRAYS).is_file() else _pictures
+    count, differing = restore(locked, key, manifest, out)
+    if differing:
+        raise UserError(f"{path}: is not the key of these pictures; {differing} of {count} come out other than locked")
+    locked_bytes = sum(file.stat().st_size for file in locked.rglob("*") if file.is_file())
+    run.artifact("original", out)
+    run.rate("restored", 1.0, count, attack=manifest["method"])
+    run.metrics(restored=1.0, restored_n=count, key_bytes_ratio=path.stat().st_size / locked_bytes)
+
+
+def _arrays(locked: Path, key, manifest: dict, out: Path) -> tuple[int, int]:
+    import numpy as np
+
+    from adv_lock.locked_data import original_blocks
+    from adv_lock.locking import ARRAYS, SPLITS
+    from common.datasets.readers import NpzStream, NpzWriter
+
+    count = differing = 0
+    with NpzWriter(out / "original.npz") as writer:
+        for split in SPLITS:
+            labels = NpzStream(locked / ARRAYS, f"y_{split}").read()
+            shape = NpzStream(locked / ARRAYS, f"x_{split}").shape
+            rows = writer.member(f"x_{split}", shape, np.uint8)
+            digest = hashlib.sha256()
+            for _, original in original_blocks(locked, key, split):
+                rows.append(original)
+                digest.update(original.tobytes())
+            writer.member(f"y_{split}", labels.shape, np.int32).append(labels)
+            count += len(labels)
+            differing += 0 if digest.hexdigest() == key.about["originals_sha256"].get(split) else len(labels)
+        if differing:
+            # Leaving by an exception abandons the file: nothing wrong may lie where the originals belong.
+            raise UserError(f"{key.path}: is not the key of these pictures; they come out other than they were")
+    return count, differing
+
+
+def _pictures(locked: Path, key, manifest: dict, out: Path) -> tuple[int, int]:
+    from adv_lock import mixing
+    from common import files
+    from common.datasets.readers import read_picture, write_png
+
+    differing = 0
+    originals = key.about["originals_sha256"]
+    for entry in manifest["files"]:
+        picture = read_picture(files.inside(locked, entry["file"]))
+        if entry["file"] not in originals:
+            raise UserError(f"{key.path}: knows no {entry['file']}; it is the key of other pictures")
+        shift = key.difference(entry["file"])
+        if shift.shape != picture.rgb.shape:
+            raise UserError(f"{key.path}: {entry['file']} has another size there; it is the key of other pictures")
+        rgb = mixing.restore(picture.rgb, shift)
+        if hashlib.sha256(rgb.tobytes()).hexdigest() != originals[entry["file"]]:
+            differing += 1
+            continue
+        write_png(files.inside(out, entry["file"]), rgb, picture.alpha, picture.metadata)
+    return len(manifest["files"]), differing
+
+
+if __name__ == "__main__":
+    unlock.main()

@@ -1,0 +1,539 @@
+"""Entry scripts: typed options from the command line and YAML, and the function they are handed to.
+
+    @dataclass(kw_only=True)
+    class Options(CommonOptions):
+        eps: Budget = 1.5
+        \"\"\"L2 radius at 32 x 32 x 3, in [0, 1] units.\"\"\"
+
+    @script(app="adv_lock", name="lock")
+    def lock(options: Options, run: Run) -> None: ...
+
+    if __name__ == "__main__":
+        lock.main()
+
+Types are checked by jsonargparse, for values from the command line, a file and Python alike.
+"""
+
+import dataclasses
+import difflib
+import errno
+import functools
+import math
+import os
+import shlex
+import sys
+import types
+from argparse import Action, ArgumentError
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+
+import docstring_parser
+import yaml
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse.typing import NonNegativeInt, PositiveInt, register_type
+
+from common import runs
+from common.errors import UserError
+from common.runs import Run
+
+# They steer one call and are no part of what a run was; config.yaml leaves them out, so it can be a --config itself.
+STEERING = ("config", "resume", "force")
+# What a script hands on when it calls the one that makes its input.
+SHARED = ("dataset", "data_dir", "seed", "n_train", "n_test", "strategy", "precision")
+# What a full disk, a quota or missing rights raise: the user can put them right.
+USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+
+if TYPE_CHECKING:
+    Budget = float
+    Count = Natural = int
+else:
+    Count, Natural = PositiveInt, NonNegativeInt
+
+    class Budget(float):
+        """A number >= 0, also written as a fraction: `8/255`."""
+
+        def __new__(cls, value: Any) -> "Budget":
+            """Errors: `ValueError` for what is no number, negative, infinite or NaN."""
+            numerator, slash, denominator = str(value).partition("/")
+            try:
+                number = float(numerator) / float(denominator) if slash else float(numerator)
+            except ZeroDivisionError:
+                number = math.nan
+            if isinstance(value, bool) or not 0 <= number < math.inf:
+                raise ValueError(f"{value} is no budget")
+            return super().__new__(cls, number)
+
+    register_type(Budget, serializer=float, deserializer=Budget)
+
+MEANINGS = {
+    Budget: "a number >= 0 or a fraction such as 8/255",
+    Count: "a whole number >= 1",
+    Natural: "a whole number >= 0",
+    int: "a whole number",
+    float: "a finite number",
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+    types.NoneType: "null",
+}
+
+
+def alias(*names: str, default: Any) -> Any:
+    """A field of options that also answers to `names`, as on an original repository's command line."""
+    return field(default=default, metadata={"alias": names})
+
+
+@dataclass(kw_only=True)
+class CommonOptions:
+    """What every entry script understands.
+
+    A subclass leaves out what it does not use with `without = ("strategy",)`, and names what does not change its
+    results with `unhashed = ("batch_size",)`: a finished run is still good when only those differ.
+    """
+
+    without: ClassVar[tuple[str, ...]] = ()
+    unhashed: ClassVar[tuple[str, ...]] = ()
+    owner: ClassVar["Script | None"] = None
+
+    config: Path | None = None
+    """YAML file of options, flat or in sections named after scripts, with `all` for every script."""
+    dataset: str = "scenes"
+    """Data set: a name, or a path to an .npz with Keras keys, an image folder or a tar."""
+    data_dir: Path = Path("data")
+    """Folder in which downloaded data sets are kept."""
+    out: Path | None = None
+    """Folder of the run, in place of runs/<app>/<script>/<name>."""
+    name: str | None = None
+    """Name of the run; by default the stem of --config, else demo."""
+    seed: Natural = 0
+    """Seed of every random draw."""
+    seeds: tuple[Natural, ...] | None = None
+    """Seeds such as 0,1,2: runs each in a folder of its own and writes mean and spread; --seed is not used then."""
+    n_train: Count | None = None
+    """Number of training examples; null takes all."""
+    n_test: Count | None = None
+    """Number of test examples; null takes all."""
+    strategy: Literal["none", "mirrored", "multiworker"] = "none"
+    """Distribution over devices of one machine (mirrored) or several machines (multiworker, by TF_CONFIG)."""
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    """Precision of the computation; weights stay float32."""
+    resume: bool = False
+    """Go on with an unfinished run of the same options."""
+    force: bool = False
+    """Start anew in the folder of an earlier run; its results, tables, log and checkpoints are removed."""
+
+
+class Script:
+    """An entry script as a function: `lock(Options(...))` does the whole run and returns its results.
+
+    `body` is the undecorated function, for those who bring a `Run` of their own.
+    """
+
+    names: ClassVar[set[str]] = set()
+
+    def __init__(self, body: Callable[[Any, Run], None], app: str, name: str) -> None:
+        functools.update_wrapper(self, body)
+        self.body, self.app, self.name = body, app, name
+        self.names.add(name)
+        self.options_class: type[CommonOptions] = get_type_hints(body)["options"]
+        self.options_class.owner = self
+        hints = get_type_hints(self.options_class)
+        left_out = self.options_class.without
+        self.fields = {f.name: f for f in dataclasses.fields(self.options_class) if f.name not in left_out}
+        self.hints = {name: hints[name] for name in self.fields}
+        self._names = {name: name for name in self.fields}
+        self._names |= {other: f.name for f in self.fields.values() for other in f.metadata.get("alias", ())}
+
+    def __call__(self, options: CommonOptions, *, command: str | None = None) -> dict[str, Any]:
+        """Run with `options`, in the folder that they name; the results are those of `results.json`.
+
+        Errors: `UserError` for options or folders that do not do, beside what the body raises.
+        """
+        options = self.options(**{name: getattr(options, name) for name in self.fields})
+        if options.resume and options.force:
+            raise UserError("--resume and --force exclude each other: go on, or start anew")
+        folder, name = self.folder(options), run_name(options)
+        config = {k: _plain(getattr(options, k)) for k in self.fields if k not in STEERING} | {"name": name}
+        identity = runs.Identity(self.app, self.name, command or self.command(options))
+        rules = {
+            "uncompared": options.unhashed,
+            "force": options.force,
+            "chief": runs.is_chief(options.strategy),
+        }
+        if options.seeds is None:
+            body = functools.partial(self.body, options)
+            return runs.execute(folder, identity, config, body, resume=options.resume, **rules)
+        if len(set(options.seeds)) < max(2, len(options.seeds)):
+            raise UserError("--seeds: expected two or more different seeds; --seed takes a single one")
+
+        def child(seed: int, place: Path) -> dict[str, Any]:
+            out = place if options.out is not None else None
+            return self(dataclasses.replace(options, seed=seed, seeds=None, out=out, name=f"{name}/seed-{seed}"))
+
+        return runs.execute_seeds(folder, identity, config, child, **rules)
+
+    def options(self, **overrides: Any) -> Any:
+        """Options with the defaults of the script, checked and converted as on the command line."""
+        return self._build({self._key(k, f"{k}: unknown option"): value for k, value in overrides.items()}, {})
+
+    def folder(self, options: CommonOptions) -> Path:
+        """Where a run with `options` is kept: `--out`, else `runs/<app>/<script>/<name>`."""
+        if options.out is not None:
+            return options.out
+        name = run_name(options)
+        if Path(name).is_absolute() or {"", ".", ".."} & set(name.split("/")) or "\0" in name:
+            raise UserError(f"--name: {name!r} would leave runs/{self.app}/{self.name}; use --out for another place")
+        return Path("runs", self.app, self.name, name)
+
+    def command(self, options: CommonOptions) -> str:
+        """The command line of `options`: what differs from the defaults."""
+        words = ["python", self._path()]
+        for name, f in self.fields.items():
+            value = getattr(options, name)
+            if name not in ("resume", "force") and value != f.default:
+                words += [_dashed(name), _text(value)]
+        return shlex.join(words)
+
+    def main(self, argv: Sequence[str] | None = None) -> None:
+        """Parse, run, print the figures; ends the process with 0, 2 (the user can put it right) or 130 (Ctrl-C)."""
+        argv = list(sys.argv[1:] if argv is None else argv)
+        # TensorFlow's start-up notes would bury the one line that an error consists of.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        try:
+            self._main(argv)
+            sys.stdout.flush()
+        except UserError as error:
+            self._end(str(error), 2)
+        except KeyboardInterrupt:
+            self._end("interrupted; continue with --resume", 130)
+        except BrokenPipeError:
+            # Python flushes stdout once more on its way out.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        except OSError as error:
+            if error.errno not in USER_ERRNOS:
+                raise
+            self._end(f"{error.filename or 'output'}: {error.strerror}; free some space or choose another --out", 2)
+        sys.exit(0)
+
+    def parse(self, argv: Sequence[str]) -> Any:
+        """Options from a command line and the file that its `--config` names. Errors: `UserError` in one line."""
+        typed = self._typed(argv)
+        origins = {name: _dashed(name) for name in typed}
+        if "config" in typed:
+            path = Path(typed["config"])
+            filed = self._filed(path)
+            origins = {name: f"{path}: {name}" for name in filed} | origins
+            typed = filed | typed
+        return self._build(typed, origins)
+
+    def produce(
+        self,
+        given: Path | None,
+        options: CommonOptions,
+        must_match: Sequence[str] = ("dataset", "seed"),
+        *,
+        say: Callable[[str], None] = print,
+        **overrides: Any,
+    ) -> Path:
+        """The finished run of this script that another script's `options` need.
+
+        `given`, when there is one, is a folder or a file and is returned as it is. Otherwise the folder is
+        `runs/<app>/<script>/<name>`, with the name of `options`. When nothing is finished there the script runs, with
+        its own section of the same file, the shared options that `options` change against theirs, the fields
+        `must_match`, and `overrides`.
+
+        Errors: `UserError` when `given` is missing or unfinished, when a field of `must_match` differs from the
+        config of the run, and under the strategy multiworker when the run would have to be made.
+        """
+        expected = {name: overrides.get(name, getattr(options, name)) for name in must_match}
+        if given is not None:
+            _check_given(given, expected)
+            return given
+        wanted = self.options_from(options, **({k: v for k, v in expected.items() if k in self.fields} | overrides))
+        folder = self.folder(wanted)
+        begun = runs.read_owner(folder) is not None
+        if begun and (folder / "results.json").exists():
+            _check_given(folder, expected)
+            return folder
+        command = self.command(wanted)
+        if options.strategy == "multiworker":
+            raise UserError(f"{folder}: no finished run there; make it first on one machine: {command}")
+        say(f"{folder}: no finished run there; {'going on with' if begun else 'running'} {command}")
+        self(dataclasses.replace(wanted, resume=begun))
+        return folder
+
+    def options_from(self, options: CommonOptions, **overrides: Any) -> Any:
+        """Options of this script that go with another script's `options`: its own section of the same file, the
+        shared options that were changed there, the same name, and `overrides`."""
+        consumer, filed, base = options.owner, {}, type(options)()
+        if options.config is not None:
+            filed = self._filed(options.config, sections_only=True)
+            if consumer is not None:
+                base = consumer.options(**consumer._filed(options.config))
+        changed = {name: getattr(options, name) for name in SHARED if getattr(options, name) != getattr(base, name)}
+        values = filed | {name: value for name, value in changed.items() if name in self.fields} | overrides
+        place = {"config": options.config, "name": options.name, "out": None, "seeds": None}
+        return self.options(**(values | place | {"resume": False, "force": False}))
+
+    def _main(self, argv: Sequence[str]) -> None:
+        if {"-h", "--help"} & set(argv):
+            self._parser.print_help()
+            return
+        printing = [word for word in argv if word.replace("_", "-") == "--print-config"]
+        options = self.parse([word for word in argv if word not in printing])
+        if printing:
+            print(runs.dump({k: _plain(getattr(options, k)) for k in self.fields if k not in STEERING}), end="")
+            return
+        results = self(options, command=shlex.join(["python", self._path(), *argv]))
+        if runs.is_chief(options.strategy):
+            from common.report import console
+
+            folder = self.folder(options)
+            print(console(folder, results, runs.read_table(folder)))
+
+    def _end(self, message: str, status: int) -> None:
+        print(f"{self.name}: {' '.join(message.split())}", file=sys.stderr)
+        sys.exit(status)
+
+    def _path(self) -> str:
+        path = Path(self.body.__code__.co_filename)
+        for root in (runs.ROOT, Path.cwd()):
+            if path.is_absolute() and path.is_relative_to(root):
+                return path.relative_to(root).as_posix()
+        return path.name if path.is_absolute() else path.as_posix()
+
+    def _key(self, written: Any, refusal: str, spell: Callable[[str], str] = str) -> str:
+        """The field that an option or key as written means; `refusal` begins the message where there is none."""
+        key = str(written).replace("-", "_")
+        if key not in self._names:
+            raise UserError(refusal + _suggestion(key, [*self._names, "help", "print_config"], spell))
+        return self._names[key]
+
+    def _typed(self, argv: Sequence[str]) -> dict[str, str]:
+        """The words of a command line by field, as they were typed."""
+        values: dict[str, str] = {}
+        words = list(argv)
+        while words:
+            word = words.pop(0)
+            option, equals, value = word.partition("=")
+            if not option.startswith("--"):
+                raise UserError(f"{word!r}: not expected here; options start with --")
+            name = self._key(option[2:], f"{option}: unknown option", _dashed)
+            if not equals and self.hints[name] is bool:
+                value = words.pop(0) if words and words[0].lower() in ("true", "false") else "true"
+            elif not equals and (not words or words[0].startswith("--")):
+                raise UserError(f"{option}: expected {_meaning(self.hints[name])} after it")
+            elif not equals:
+                value = words.pop(0)
+            values[name] = value
+        return values
+
+    def _filed(self, path: Path, *, sections_only: bool = False) -> dict[str, Any]:
+        """The keys of a YAML file that are for this script; of a flat file none, if `sections_only`.
+
+        Errors: `UserError` naming file and key.
+        """
+        document = _read_yaml(path)
+        if not any(isinstance(value, dict) for value in document.values()):
+            return {} if sections_only else self._layer(path, document)
+        # A section belongs to a script that is loaded, or to a file beside this one.
+        known = {"all", *self.names, *(file.stem for file in Path(self.body.__code__.co_filename).parent.glob("*.py"))}
+        for key, value in document.items():
+            if not isinstance(value, dict | None):
+                raise UserError(f"{path}: {key}: stands beside sections; put it into one of them or into all")
+            if key not in known:
+                raise UserError(f"{path}: {key}: no such script" + _suggestion(str(key), known))
+        foreign = {f.name for f in dataclasses.fields(CommonOptions)} - set(self.fields)
+        shared = {k: v for k, v in (document.get("all") or {}).items() if str(k).replace("-", "_") not in foreign}
+        return self._layer(path, shared) | self._layer(path, document.get(self.name) or {})
+
+    def _layer(self, path: Path, written: Mapping[Any, Any]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key, value in written.items():
+            name = self._key(key, f"{path}: {key}: unknown key")
+            if name in values:
+                raise UserError(f"{path}: {key}: occurs twice, in two spellings")
+            if name == "config":
+                raise UserError(f"{path}: config: a file cannot name another one; use --config")
+            values[name] = value
+        return values
+
+    def _build(self, values: Mapping[str, Any], origins: Mapping[str, str]) -> Any:
+        values = {name: _as_sequence(self.hints[name], value) for name, value in values.items()}
+        try:
+            parsed = self._parser.parse_object(values).as_dict()
+        except ArgumentError as error:
+            for name, value in values.items():
+                try:
+                    self._parser.parse_object({name: value})
+                except ArgumentError:
+                    raise self._refused(name, value, origins) from error
+            raise UserError(" ".join(str(error).split())) from error
+        parsed = {name: _bare(parsed[name]) for name in self.fields}
+        for name, value in parsed.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise self._refused(name, value, origins)
+        return self.options_class(**parsed)
+
+    def _refused(self, name: str, value: Any, origins: Mapping[str, str]) -> UserError:
+        got = value if isinstance(value, str) else repr(value)
+        return UserError(f"{origins.get(name, name)}: expected {_meaning(self.hints[name])}, got {got[:80]}")
+
+    @functools.cached_property
+    def _parser(self) -> ArgumentParser:
+        summary = (self.body.__globals__.get("__doc__") or self.body.__doc__ or "").strip().split("\n")[0]
+        parser = ArgumentParser(
+            prog=f"python {self._path()}",
+            usage="%(prog)s [options]",
+            description=summary,
+            exit_on_error=False,
+            formatter_class=_HelpFormatter,
+        )
+        common = {f.name for f in dataclasses.fields(CommonOptions)}
+        own, shared = parser.add_argument_group("this script"), parser.add_argument_group("every script")
+        meanings = _attribute_docstrings(self.options_class)
+        for name, f in self.fields.items():
+            hint = self.hints[name]
+            kind = "" if get_origin(hint) is Literal else _meaning(hint).replace(" or null", "") + "; "
+            meaning = f"{meanings.get(name, '')} ({kind}default: {_text(f.default)})"
+            if others := f.metadata.get("alias"):
+                meaning += f" Also {', '.join(map(_dashed, others))}."
+            bare = {"nargs": "?", "const": True} if hint is bool else {}
+            group = shared if name in common else own
+            group.add_argument(_dashed(name), type=hint, default=f.default, help=meaning, **bare)
+        shared.add_argument("--print-config", action="store_true", help="Print the resolved options as YAML and end.")
+        return parser
+
+
+def script(*, app: str, name: str) -> Callable[[Callable[[Any, Run], None]], Script]:
+    """Make a function of typed options and a `Run` the entry script `<app>/<name>`."""
+    return lambda body: Script(body, app, name)
+
+
+class _HelpFormatter(DefaultHelpFormatter):
+    def _get_help_string(self, action: Action) -> str:
+        # jsonargparse would add the names of Python types; the help has said what is expected in words.
+        return action.help or ""
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that occurs twice, which YAML forbids and PyYAML lets pass."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} occurs twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        document = _Loader(path.read_text(encoding="utf-8")).get_single_data()
+    except OSError as error:
+        raise UserError(f"--config: {path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}:" if mark else ""
+        raise UserError(f"{path}:{line} not plain YAML: {getattr(error, 'problem', None) or error}") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: expected `key: value` lines, got {type(document).__name__}")
+    return document
+
+
+def _check_given(given: Path, expected: Mapping[str, Any]) -> None:
+    """Refuse a run, or a file in one, that is not there, not finished, or differs from `expected`."""
+    if not given.exists():
+        raise UserError(f"{given}: no such file or folder")
+    folder = next((place for place in (given, *given.parents[:2]) if runs.read_owner(place)), None)
+    if folder is None:
+        return
+    if folder == given and not (folder / "results.json").exists():
+        raise UserError(f"{folder}: holds an unfinished run; finish it with --resume")
+    stored = runs.read_config(folder)
+    if seeds := stored.get("seeds"):
+        raise UserError(f"{folder}: holds several seeds; name one of them, such as {folder / f'seed-{seeds[0]}'}")
+    for name, value in expected.items():
+        if name in stored and stored[name] != _plain(value):
+            raise UserError(
+                f"{folder}: was run with {name} {_text(stored[name])}, this run has {_text(_plain(value))};"
+                f" make {name} the same, or choose another run or --name"
+            )
+
+
+def run_name(options: CommonOptions) -> str:
+    """`--name`, else the stem of `--config`, else `demo` for the embedded data and the stem of `--dataset` for others.
+
+    The data set is part of it so that a folder of one's own does not collide with the demo run before it.
+    """
+    if options.name or options.config is not None:
+        return options.name or options.config.stem
+    embedded = next(f.default for f in dataclasses.fields(options) if f.name == "dataset")
+    return "demo" if options.dataset == embedded else Path(options.dataset).stem
+
+
+def _attribute_docstrings(options_class: type) -> dict[str, str]:
+    return {
+        param.arg_name: " ".join((param.description or "").split())
+        for ancestor in reversed(options_class.__mro__)
+        if dataclasses.is_dataclass(ancestor)
+        for param in docstring_parser.parse_from_object(ancestor).params
+        if param.args[0] == "attribute"
+    }
+
+
+def _meaning(hint: Any) -> str:
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return ("one of " if len(args) > 1 else "") + ", ".join(map(str, args))
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_meaning, args))
+    if origin is tuple:
+        return f"{_meaning(args[0])}, or several with commas"
+    return MEANINGS.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _as_sequence(hint: Any, value: Any) -> Any:
+    """`0,1,2` and a lone 0 as lists where a tuple is wanted; anything else as it is."""
+    if not any(get_origin(h) is tuple for h in (hint, *get_args(hint))) or value in (None, "null", ""):
+        return value
+    if isinstance(value, str):
+        return [part.strip() for part in value.strip().strip("[]()").split(",")]
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _bare(value: Any) -> Any:
+    """A value without jsonargparse's restricted number types."""
+    if isinstance(value, tuple):
+        return tuple(map(_bare, value))
+    if isinstance(value, bool):
+        return value
+    return next((kind(value) for kind in (int, float) if isinstance(value, kind)), value)
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML and JSON have it."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.as_posix() if isinstance(value, Path) else value
+
+
+def _text(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(_text, value))
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+
+
+def _dashed(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _suggestion(written: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:
+    close = difflib.get_close_matches(written, known, 1)
+    return f"; did you mean {spell(close[0])}?" if close else ""

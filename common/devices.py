@@ -1,0 +1,40 @@
+"""Where a run computes: GPU memory, number precision and the distribution strategy, chosen once per script."""
+
+import json
+import os
+
+import keras
+import tensorflow as tf
+
+from common.errors import UserError
+
+
+def prepare(strategy: str = "none", precision: str = "float32") -> tf.distribute.Strategy:
+    """Set the precision of layers built from now on, let GPU memory grow on demand, and return the strategy.
+
+    `strategy`: `none` one device; `mirrored` all GPUs of this machine; `multiworker` all machines in `TF_CONFIG`.
+    Models and optimisers must be built in the returned strategy's scope. Call before anything else computes.
+
+    Errors: `UserError` for `multiworker` without a usable `TF_CONFIG`.
+    """
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+    keras.config.set_dtype_policy(precision)
+    if strategy == "mirrored":
+        return tf.distribute.MirroredStrategy()
+    if strategy == "multiworker":
+        _check_cluster()
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def _check_cluster() -> None:
+    try:
+        workers = json.loads(os.environ.get("TF_CONFIG", ""))["cluster"]["worker"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            "--strategy multiworker: TF_CONFIG must hold the cluster as JSON, e.g."
+            ' {"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
+        ) from error
+    if not workers:
+        raise UserError("--strategy multiworker: TF_CONFIG names no worker")

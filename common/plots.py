@@ -1,0 +1,93 @@
+"""Figures, drawn straight to PNG files: nothing is shown, no global state is touched."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from common.files import replacing
+
+# Told apart by readers who see no red or green (Okabe and Ito's palette).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def save(figure: Figure, path: Path | str) -> None:
+    """Write `figure` as a PNG, whole or not at all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", facecolor="white")
+    with replacing(path) as file:
+        file.write(buffer.getvalue())
+
+
+def accuracy_curves(
+    curves: Mapping[str, Sequence[float]],
+    path: Path | str,
+    *,
+    title: str,
+    levels: Mapping[str, float] | None = None,
+) -> None:
+    """Accuracies in [0, 1] by epoch, one line each, and horizontal `levels` to compare them with."""
+    figure = Figure(figsize=(6.4, 3.8))
+    axes = figure.add_subplot()
+    for colour, (name, values) in zip(COLOURS, curves.items(), strict=False):
+        epochs = np.arange(1, len(values) + 1)
+        axes.plot(epochs, values, color=colour, label=name, linewidth=2, marker="o", markersize=3)
+    for colour, (name, value) in zip(COLOURS[len(curves) :], (levels or {}).items(), strict=False):
+        axes.axhline(value, color=colour, linestyle="--", linewidth=1.5, label=name)
+    axes.set(xlabel="epoch", ylabel="accuracy", ylim=(0, 1), title=title)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    save(figure, path)
+
+
+def picture_rows(
+    rows: Mapping[str, Sequence[np.ndarray]], path: Path | str, *, captions: Sequence[str] = (), title: str = ""
+) -> None:
+    """Named rows of pictures, uint8 or float in [0, 1], (H, W, 3) or (H, W, 1), with a caption over each column."""
+    columns = max(len(pictures) for pictures in rows.values())
+    figure = Figure(figsize=(1.45 * columns + 1.0, 1.55 * len(rows) + 0.5))
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for line, (name, pictures) in zip(grid, rows.items(), strict=True):
+        for axes, picture in zip(line, pictures, strict=False):
+            grey = picture.shape[-1] == 1
+            axes.imshow(picture[..., 0] if grey else picture, cmap="gray" if grey else None, interpolation="nearest")
+        line[0].text(-0.08, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
+    for axes, caption in zip(grid[0], captions, strict=False):
+        axes.set_title(caption, fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    save(figure, path)
+
+
+def grouped_bars(
+    groups: Sequence[str],
+    bars: Mapping[str, Sequence[float]],
+    path: Path | str,
+    *,
+    title: str,
+    levels: Mapping[str, float] | None = None,
+) -> None:
+    """Accuracies in [0, 1], a bar of each kind in `bars` for each of `groups`, and horizontal `levels`."""
+    figure = Figure(figsize=(1.2 * len(groups) + 2.4, 3.6))
+    axes = figure.add_subplot()
+    width = 0.8 / len(bars)
+    for place, (colour, (name, values)) in enumerate(zip(COLOURS, bars.items(), strict=False)):
+        drawn = axes.bar(np.arange(len(groups)) + place * width, values, width, color=colour, label=name)
+        axes.bar_label(drawn, labels=[f"{100 * value:.0f}" for value in values], fontsize=8)
+    for colour, (name, value) in zip(COLOURS[len(bars) :], (levels or {}).items(), strict=False):
+        axes.axhline(value, color=colour, linestyle="--", linewidth=1.5, label=name)
+    axes.set_xticks(np.arange(len(groups)) + 0.4 - width / 2, groups)
+    axes.set(ylim=(0, 1), ylabel="accuracy", title=title)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    save(figure, path)

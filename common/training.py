@@ -1,0 +1,262 @@
+"""The GradientTape training loop that every paper shares: any loss, an optional adversary in the step, any strategy.
+
+    history = train(model, batches(x, y, batch_size=128, seed=0), cross_entropy, optimizer, epochs=20)
+
+Adversarial training differs in one argument, `adversary`, a function from a batch to the batch to train on.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from common import checkpoints
+from common.errors import UserError
+
+Tensor = tf.Tensor
+Batch = tuple[Tensor, ...]
+Terms = Mapping[str, Tensor]
+Loss = Callable[[keras.Model, Batch], tuple[Terms, Terms]]
+"""model, batch -> the scalar terms whose sum is minimised, and scalars that are only logged."""
+Adversary = Callable[[keras.Model, Batch, Tensor], Batch]
+"""model, batch, seed (2,) -> the batch to train on; no gradient flows through it."""
+Epochs = Callable[[int], tf.data.Dataset]
+"""epoch -> its batches; the same for the same epoch, so that a resumed run sees what it would have seen."""
+Evaluate = Callable[[], Mapping[str, float]]
+
+_BAR_SECONDS = 0.5
+
+
+def cross_entropy(model: keras.Model, batch: Batch) -> tuple[Terms, Terms]:
+    """Mean cross-entropy of (x, y) with logits; logs the accuracy on the batch."""
+    x, y = batch
+    logits = tf.cast(model(x, training=True), tf.float32)
+    loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits))
+    correct = tf.argmax(logits, axis=1, output_type=y.dtype) == y
+    return {"cross_entropy": loss}, {"accuracy": tf.reduce_mean(tf.cast(correct, tf.float32))}
+
+
+def learning_rate(
+    kind: Literal["constant", "step", "cosine"],
+    base: float,
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+    milestones: Iterable[int] = (),
+    factor: float = 0.1,
+    warmup_epochs: float = 0,
+) -> float | keras.optimizers.schedules.LearningRateSchedule:
+    """A schedule in optimiser steps: `base` throughout, times `factor` at each of `milestones` (epochs), or a cosine
+    to zero at the last step, after a linear rise over `warmup_epochs`."""
+    if kind == "step":
+        boundaries = [epoch * steps_per_epoch for epoch in milestones]
+        values = [base * factor**k for k in range(len(boundaries) + 1)]
+        return keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
+    if kind == "cosine":
+        warmup = int(warmup_epochs * steps_per_epoch)
+        steps = max(epochs * steps_per_epoch - warmup, 1)
+        start = 0.0 if warmup else base
+        return keras.optimizers.schedules.CosineDecay(start, steps, 0.0, warmup_target=base, warmup_steps=warmup)
+    return base
+
+
+def batches(
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    batch_size: int,
+    seed: int,
+    augment: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Epochs:
+    """Shuffled batches (images float32 in [0, 1], labels int32) of arrays in memory, anew for each epoch.
+
+    `x` uint8 (N, H, W, C), or float in [0, 1]; `augment`: images (B, H, W, C), seed (2,) -> images. The order and the
+    augmentation of an epoch depend on `seed` and the epoch alone. Images that fill no
+    last batch wait for another epoch.
+    """
+    with tf.device("CPU"):
+        images, labels = tf.constant(x), tf.constant(y, tf.int32)
+    count = len(x) // batch_size
+    if count == 0:
+        raise UserError(f"batch_size {batch_size} is larger than the {len(x)} training examples")
+
+    def epoch_batches(epoch: int) -> tf.data.Dataset:
+        order = np.random.default_rng([seed, epoch]).permutation(len(x))[: count * batch_size]
+        seeds = np.random.default_rng([seed, epoch, 1]).integers(2**31, size=(count, 2), dtype=np.int32)
+
+        def assemble(rows: Tensor, step_seed: Tensor) -> Batch:
+            picked = tf.gather(images, rows)
+            if augment is not None:
+                picked = augment(picked, step_seed)
+            return as_float(picked), tf.gather(labels, rows)
+
+        rows = tf.data.Dataset.from_tensor_slices((order.reshape(count, batch_size), seeds))
+        return rows.map(assemble, num_parallel_calls=2, deterministic=True).prefetch(2)
+
+    return epoch_batches
+
+
+def as_float(images: Tensor) -> Tensor:
+    """8-bit images as float32 in [0, 1]; floats as they are."""
+    return tf.cast(images, tf.float32) / 255.0 if images.dtype == tf.uint8 else tf.cast(images, tf.float32)
+
+
+def train(
+    model: keras.Model,
+    epoch_batches: Epochs,
+    loss: Loss,
+    optimizer: keras.Optimizer,
+    *,
+    epochs: int,
+    adversary: Adversary | None = None,
+    weight_decay: float = 0.0,
+    evaluate: Evaluate | None = None,
+    callbacks: Iterable[keras.callbacks.Callback] = (),
+    checkpoint_folder: Path | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    strategy: tf.distribute.Strategy | None = None,
+    verbose: bool = True,
+) -> list[dict[str, float]]:
+    """Train `model` in place for `epochs`; the logged means of every epoch.
+
+    `weight_decay` is L2 in the loss, 0.5 * weight_decay * ||w||^2 over every trainable variable, as in torch.optim.SGD;
+    Keras optimisers' own decay is decoupled from momentum and some ten times weaker. `evaluate` runs after each epoch;
+    what it measures is logged, never used. `callbacks` are Keras callbacks. With `checkpoint_folder` every epoch is
+    saved there, and `resume` goes on after the last: the weights become those of an undisturbed run.
+
+    Errors: `UserError` when the loss stops being finite, when a checkpoint does not fit, when there is no batch.
+    """
+    strategy = strategy or tf.distribute.get_strategy()
+    with strategy.scope():
+        optimizer.build(model.trainable_variables)
+    step = _compiled_step(model, loss, optimizer, adversary, weight_decay, seed, strategy)
+    history: list[dict[str, float]] = []
+    if resume and checkpoint_folder and (restored := checkpoints.restore(checkpoint_folder, model, optimizer)):
+        history = list(restored.history)
+    listeners = keras.callbacks.CallbackList([*callbacks], model=model, epochs=epochs, verbose=0)
+    model.stop_training = False
+    listeners.on_train_begin()
+    for epoch in range(len(history), epochs):
+        listeners.on_epoch_begin(epoch)
+        logs = _run_epoch(step, epoch_batches(epoch), f"epoch {epoch + 1}/{epochs}", listeners, strategy, verbose)
+        if not math.isfinite(logs["loss"]):
+            raise UserError(f"the loss is {logs['loss']} in epoch {epoch + 1}; lower the learning rate")
+        logs["learning_rate"] = float(optimizer.learning_rate)
+        if evaluate is not None:
+            logs |= {name: float(value) for name, value in evaluate().items()}
+        history.append(logs)
+        # Listeners first: a curve may then hold an epoch that the checkpoint does not, but never lack one that it has.
+        listeners.on_epoch_end(epoch, dict(logs))
+        if checkpoint_folder and _is_chief(strategy):
+            checkpoints.save(checkpoint_folder, model, optimizer, history)
+        if model.stop_training:
+            break
+    listeners.on_train_end()
+    return history
+
+
+def _compiled_step(
+    model: keras.Model,
+    loss: Loss,
+    optimizer: keras.Optimizer,
+    adversary: Adversary | None,
+    weight_decay: float,
+    seed: int,
+    strategy: tf.distribute.Strategy,
+) -> Callable[[Any], dict[str, Tensor]]:
+    replicas = strategy.num_replicas_in_sync
+    base_seed = tf.constant([seed, 0], tf.int32)
+
+    def replica_step(batch: Batch) -> dict[str, Tensor]:
+        if adversary is not None:
+            place = tf.distribute.get_replica_context().replica_id_in_sync_group
+            step_seed = tf.random.fold_in(base_seed, tf.cast(optimizer.iterations, tf.int32))
+            batch = tf.nest.map_structure(
+                tf.stop_gradient, adversary(model, batch, tf.random.fold_in(step_seed, place))
+            )
+        with tf.GradientTape() as tape:
+            terms, watched = loss(model, batch)
+            if weight_decay:
+                squares = tf.add_n([tf.nn.l2_loss(tf.cast(v, tf.float32)) for v in model.trainable_variables])
+                terms = {**terms, "weight_decay": weight_decay * squares}
+            total = tf.add_n([tf.cast(term, tf.float32) for term in terms.values()])
+            # Keras optimisers sum over replicas; the mean over the global batch is wanted.
+            scaled = optimizer.scale_loss(total / replicas)
+        optimizer.apply(tape.gradient(scaled, model.trainable_variables), model.trainable_variables)
+        return {"loss": total, **(terms if len(terms) > 1 else {}), **watched}
+
+    def step(batch: Any) -> dict[str, Tensor]:
+        logs = strategy.run(replica_step, args=(batch,))
+        return {name: strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None) for name, value in logs.items()}
+
+    return tf.function(step, reduce_retracing=True)
+
+
+def _run_epoch(
+    step: Callable[[Any], dict[str, Tensor]],
+    dataset: tf.data.Dataset,
+    title: str,
+    listeners: keras.callbacks.CallbackList,
+    strategy: tf.distribute.Strategy,
+    verbose: bool,
+) -> dict[str, float]:
+    sums: dict[str, Tensor] = {}
+    count = 0
+    total = int(dataset.cardinality())
+    with _bar(title, total if total > 0 else None, verbose) as show:
+        for batch in strategy.experimental_distribute_dataset(dataset):
+            listeners.on_train_batch_begin(count)
+            logs = step(batch)
+            sums = {name: sums[name] + value for name, value in logs.items()} if sums else logs
+            count += 1
+            listeners.on_train_batch_end(count - 1)
+            show(count, sums)
+    if not count:
+        raise UserError("an epoch holds no batch; give more data or a smaller batch")
+    return {name: float(value) / count for name, value in sums.items()}
+
+
+@contextmanager
+def _bar(title: str, total: int | None, verbose: bool) -> Iterator[Callable[[int, dict[str, Tensor]], None]]:
+    """A progress bar that reads the running means from the device twice a second, not at every step."""
+    if not verbose:
+        yield lambda count, sums: None
+        return
+    print(title)
+    bar = keras.utils.Progbar(total, stateful_metrics=None, interval=_BAR_SECONDS)
+    last = time.monotonic()
+    final: tuple[int, dict[str, Tensor]] | None = None
+
+    def show(count: int, sums: dict[str, Tensor]) -> None:
+        nonlocal last, final
+        final = count, sums
+        if time.monotonic() - last >= _BAR_SECONDS:
+            last = time.monotonic()
+            bar.stateful_metrics = set(sums)
+            bar.update(count, [(name, float(value) / count) for name, value in sums.items()], finalize=False)
+
+    yield show
+    if final is not None:
+        count, sums = final
+        bar.stateful_metrics = set(sums)
+        bar.update(count, [(name, float(value) / count) for name, value in sums.items()], finalize=True)
+
+
+def _is_chief(strategy: tf.distribute.Strategy) -> bool:
+    resolver = strategy.cluster_resolver
+    return (
+        resolver is None
+        or not resolver.task_type
+        or (resolver.task_type, resolver.task_id)
+        in {
+            ("chief", 0),
+            ("worker", 0),
+        }
+    )
