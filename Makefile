@@ -1,0 +1,30 @@
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: setup demo test clean
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 14); \
+	  sys.exit(None if ok else "Python 3.11 to 3.13 is needed, %s is %d.%d; try: make $(MAKECMDGOALS) PYTHON=python3.12" \
+	  % ((sys.executable,) + sys.version_info[:2]))'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup
+	$(RUN) adv_lock/train_base.py
+	$(RUN) adv_lock/lock.py
+	$(RUN) adv_lock/train.py
+	$(RUN) adv_lock/unlock.py
+
+test: setup
+	$(RUN) -m pytest
+
+# Named runs and data sets are hours of work and stay; so does the environment of another folder.
+clean:
+	rm -rf $(VENV) runs/*/*/demo runs/*/attacks build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
