@@ -22,6 +22,7 @@ import math
 import os
 import shlex
 import sys
+import tempfile
 import types
 from argparse import Action, ArgumentError
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -199,7 +200,6 @@ class Script:
     def main(self, argv: Sequence[str] | None = None) -> None:
         """Parse, run, print the figures; ends the process with 0, 2 (the user can put it right) or 130 (Ctrl-C)."""
         argv = list(sys.argv[1:] if argv is None else argv)
-        # TensorFlow's start-up notes would bury the one line that an error consists of.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         try:
             self._main(argv)
@@ -287,6 +287,10 @@ class Script:
         if printing:
             print(runs.dump({k: _plain(getattr(options, k)) for k in self.fields if k not in STEERING}), end="")
             return
+        with _quiet_start_up():
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()
         results = self(options, command=shlex.join(["python", self._path(), *argv]))
         if runs.is_chief(options.strategy):
             from common.report import console
@@ -417,6 +421,27 @@ class _HelpFormatter(DefaultHelpFormatter):
     def _get_help_string(self, action: Action) -> str:
         # jsonargparse would add the names of Python types; the help has said what is expected in words.
         return action.help or ""
+
+
+@contextlib.contextmanager
+def _quiet_start_up() -> Iterator[None]:
+    """Hold back what C++ libraries write to stderr meanwhile; show it only if the block fails.
+
+    TensorFlow greets with ten lines that no setting silences, and they would bury the one line an error consists of.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as notes:
+        os.dup2(notes.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            notes.seek(0)
+            os.write(kept, notes.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 class _Loader(yaml.SafeLoader):
