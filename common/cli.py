@@ -14,6 +14,7 @@
 Types are checked by jsonargparse, for values from the command line, a file and Python alike.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import errno
@@ -25,7 +26,7 @@ import sys
 import tempfile
 import types
 from argparse import Action, ArgumentError
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
