@@ -146,6 +146,13 @@ def _record(options: Options, run: Run, report: "Report", key_bytes_ratio: float
     run.metrics(**{metric: float(value) for metric, value in quality.items()})
 
 
+def produced(lock_data: Path | None, options: CommonOptions, run: Run) -> Path:
+    """The lock run that another script works on: `lock_data`, or the one of the same name, made if need be."""
+    # Locked data that are named bring their own data set and seed; only those found by default must match.
+    must_match = ("dataset", "seed") if lock_data is None else ()
+    return lock.produce(lock_data, options, must_match, say=run.say)
+
+
 def _check(options: Options) -> None:
     if not options.eps > 0:
         raise UserError(f"--eps: must be above 0; received {options.eps:g}. It is an L2 radius, 0.5 to 1.5 are usual")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from adv_lock.fitting import FOLDER_SIZE, FittingOptions, fit
-from adv_lock.lock import lock
+from adv_lock.lock import produced
 from common import runs
 from common.cli import script
 from common.errors import UserError
@@ -33,7 +33,7 @@ def train(options: Options, run: Run) -> None:
     from adv_lock.locked_data import read_locked
     from common import checkpoints, evaluation, plots
 
-    source = lock.produce(options.lock_data, options, say=run.say)
+    source = produced(options.lock_data, options, run)
     data = read_locked(source, options.image_size or FOLDER_SIZE)
     run.data(data.name, data.sha256)
     on_locked = options.train_on == "locked"

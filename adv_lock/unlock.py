@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from adv_lock.lock import lock
+from adv_lock.lock import produced
 from common.cli import CommonOptions, script
 from common.errors import UserError
 from common.runs import Run
@@ -28,7 +28,7 @@ def unlock(options: Options, run: Run) -> None:
     """Write the originals to `original/` and check them against the hashes in the key."""
     from adv_lock import locked_data, locking
 
-    source = lock.produce(options.lock_data, options, say=run.say)
+    source = produced(options.lock_data, options, run)
     source = source.parent if source.name == locking.LOCKED else source
     locked = source / locking.LOCKED
     manifest = locked_data.read_manifest(locked)

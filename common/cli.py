@@ -108,7 +108,7 @@ class CommonOptions:
     out: Path | None = None
     """Folder of the run, in place of runs/<app>/<script>/<name>."""
     name: str | None = None
-    """Name of the run; by default the stem of --config, else demo."""
+    """Name of the run; by default the stem of --config, else demo, or that of a data set of your own."""
     seed: Natural = 0
     """Seed of every random draw."""
     seeds: tuple[Natural, ...] | None = None
@@ -292,6 +292,8 @@ class Script:
             import tensorflow as tf
 
             tf.config.list_physical_devices()
+        # It takes several models in one run for a function that is traced too often.
+        tf.get_logger().setLevel("ERROR")
         results = self(options, command=shlex.join(["python", self._path(), *argv]))
         if runs.is_chief(options.strategy):
             from common.report import console

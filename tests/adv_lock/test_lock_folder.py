@@ -1,0 +1,208 @@
+"""lock.py and unlock.py on a folder of photographs."""
+
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from adv_lock import locking, mixing
+from adv_lock.lock import lock
+from adv_lock.locked_data import read_locked
+from adv_lock.targeted import Attack
+from adv_lock.unlock import unlock
+from common.datasets.readers import read_picture
+from common.errors import UserError
+
+LOCK = {"attack_steps": 2, "attack_lr": 0.5, "eps": 1.0}
+ORIENTATION = 0x0112
+
+
+def picture(seed, height, width, channels=3):
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, 256, (4, 4, channels), np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two classes, mixed sizes, one turned by EXIF, one with alpha, and two files that differ by their ending only."""
+    root = tmp_path / "photos"
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(picture(i, 40, 60)).save(root / name / f"{i}.png")
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    exif[0x010F] = "Camera & Sons"
+    Image.fromarray(picture(7, 50, 70)).save(root / "cat" / "turned.jpg", exif=exif, quality=95)
+    Image.fromarray(picture(8, 48, 48, 4), "RGBA").save(root / "dog" / "alpha.png", pnginfo=_text("Title", "A dog"))
+    Image.fromarray(picture(9, 33, 35)).save(root / "dog" / "same.png")
+    Image.fromarray(picture(10, 35, 33)).save(root / "dog" / "same.jpg", quality=95)
+    return root
+
+
+def _text(key, value):
+    info = PngImagePlugin.PngInfo()
+    info.add_text(key, value)
+    return info
+
+
+def locked_run(photos, base_model_of_two, **settings):
+    results = lock(lock.options(**{**LOCK, "dataset": str(photos), "model": base_model_of_two, **settings}))
+    return results, photos.parent / "runs/adv_lock/lock" / settings.get("name", photos.name)
+
+
+def test_sizes_alpha_and_metadata_are_kept(workplace, photos, base_model_of_two):
+    results, run = locked_run(photos, base_model_of_two)
+    manifest = json.loads((run / "locked/manifest.json").read_text())
+    names = {entry["file"] for entry in manifest["files"]}
+    assert {"dog/same_png.png", "dog/same_jpg.png", "cat/turned.png", "dog/alpha.png"} <= names
+    assert len(names) == 12 and {entry["split"] for entry in manifest["files"]} == {"train", "test"}
+    for name in names:
+        source = _source(photos, name)
+        before, after = read_picture(source), read_picture(run / "locked" / name)
+        assert after.rgb.shape == before.rgb.shape
+        distance = mixing.distances(before.rgb[None], after.rgb[None])[0]
+        assert 0 < distance <= mixing.budget(1.0, before.rgb.shape)
+        assert (before.alpha is None) == (after.alpha is None)
+    assert read_picture(run / "locked/cat/turned.png").rgb.shape == (70, 50, 3)
+    turned = Image.open(run / "locked/cat/turned.png")
+    assert turned.getexif()[0x010F] == "Camera & Sons" and turned.getexif().get(ORIENTATION, 1) == 1
+    alpha = Image.open(run / "locked/dog/alpha.png")
+    assert alpha.text["Title"] == "A dog"
+    assert (np.asarray(alpha)[..., 3] == np.asarray(Image.open(photos / "dog/alpha.png"))[..., 3]).all()
+    assert results["metrics"]["l2_max"] <= 1.0
+    assert not (run / "parts").exists()
+    log = (run / "log.txt").read_text()
+    assert "locking 12 pictures" in log and "a picture" in log
+
+
+def _source(photos, name):
+    stem = name.removesuffix(".png")
+    for candidate in (stem + ".png", stem + ".jpg", stem[:-4] + "." + stem[-3:]):
+        if (photos / candidate).is_file():
+            return photos / candidate
+    raise AssertionError(name)
+
+
+def test_unlock_restores_the_decoded_pixels(workplace, photos, base_model_of_two):
+    locked_run(photos, base_model_of_two)
+    unlock(unlock.options(lock_data=workplace / "runs/adv_lock/lock/photos/locked", name="back"))
+    out = workplace / "runs/adv_lock/unlock/back/original"
+    restored = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png"))
+    assert len(restored) == 12
+    for name in restored:
+        before, after = read_picture(_source(photos, name)), read_picture(out / name)
+        assert (after.rgb == before.rgb).all()
+        assert before.alpha is None or (after.alpha == before.alpha).all()
+
+
+def test_interruption_loses_no_finished_picture(workplace, photos, base_model_of_two, monkeypatch):
+    _, whole = locked_run(photos, base_model_of_two, name="whole", attack_store=workplace / "a")
+    real, calls = locking._lock_files, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(locking, "_lock_files", interrupted)
+    settings = {"name": "broken", "attack_store": workplace / "b"}
+    with pytest.raises(KeyboardInterrupt):
+        locked_run(photos, base_model_of_two, **settings)
+    monkeypatch.setattr(locking, "_lock_files", lambda *args: calls.append(args) or real(*args))
+    _, run = locked_run(photos, base_model_of_two, **settings, resume=True)
+    # Six groups of one size and split, three of them finished before the interruption.
+    groups = len({(read_picture(p).rgb.shape) for p in whole.rglob("locked/*/*.png")})
+    assert len(calls) - 4 < len(calls) and groups >= 5
+    for path in sorted((whole / "locked").rglob("*.png")):
+        assert path.read_bytes() == (run / "locked" / path.relative_to(whole / "locked")).read_bytes()
+
+
+def test_pictures_can_be_made_square(workplace, photos, base_model_of_two):
+    _, run = locked_run(photos, base_model_of_two, image_size=24)
+    assert {read_picture(path).rgb.shape for path in run.rglob("locked/*/*.png")} == {(24, 24, 3)}
+
+
+def test_locked_folders_can_be_trained_on(workplace, photos, base_model_of_two):
+    _, run = locked_run(photos, base_model_of_two)
+    data = read_locked(run, 16)
+    assert data.locked_train.shape[1:] == data.original_test.shape[1:] == (16, 16, 3)
+    assert len(data.y_train) + len(data.y_test) == 12
+    assert data.class_names == ("cat", "dog") and set(data.y_train) == {0, 1}
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch):
+    """Streamed: twice the pictures, the same peak of Python's own allocations (pixels are NumPy's, counted too)."""
+
+    monkeypatch.setattr(locking, "_PIXELS_AT_ONCE", 512 * 512)
+
+    def towards(images, target, steps=1):
+        return np.full(images.shape, 0.004, np.float16)
+
+    attack = Attack(towards, lambda images: np.zeros(len(images), np.int32), 1, "fake")
+    recipe = locking.Recipe("basic", 0.5, 0.5, np.array([[1, 0]], np.int32), 1.0, attack)
+
+    def peak(count):
+        root = tmp_path / f"in{count}"
+        for name in ("a", "b"):
+            (root / name).mkdir(parents=True)
+            for i in range(count // 2):
+                Image.fromarray(picture(i, 512, 512)).save(root / name / f"{i}.jpg")
+        pictures, is_test, names = locking.list_split(root, 0)
+        tracemalloc.start()
+        locking.lock_pictures(
+            root,
+            pictures,
+            is_test,
+            names,
+            recipe,
+            tmp_path / f"out{count}",
+            tmp_path / "s",
+            lambda _: None,
+            image_size=None,
+        )
+        top = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return top
+
+    small, large = peak(4), peak(12)
+    assert large < 1.2 * small
+
+
+def refuse(photos, base_model_of_two, message):
+    before = sorted(photos.rglob("*"))
+    with pytest.raises(UserError, match=message) as caught:
+        locked_run(photos, base_model_of_two)
+    assert "\n" not in str(caught.value)
+    assert sorted(photos.rglob("*")) == before
+
+
+def test_a_text_file_named_png_is_refused(workplace, photos, base_model_of_two):
+    (photos / "cat/notes.png").write_text("no picture")
+    refuse(photos, base_model_of_two, "cat/notes.png: not a readable picture")
+
+
+def test_a_truncated_picture_is_refused(workplace, photos, base_model_of_two):
+    path = photos / "cat/turned.jpg"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refuse(photos, base_model_of_two, "cat/turned.jpg: not a readable picture")
+
+
+def test_one_class_is_refused(workplace, photos, base_model_of_two):
+    for path in (photos / "dog").iterdir():
+        path.unlink()
+    (photos / "dog").rmdir()
+    refuse(photos, base_model_of_two, "one class only")
+
+
+def test_two_classes_refuse_what_needs_two_maps(workplace, photos, base_model_of_two):
+    with pytest.raises(UserError, match="choose basic"):
+        locked_run(photos, base_model_of_two, lock_method="mixup")
+
+
+def test_the_budget_of_a_photograph_scales_with_its_size():
+    assert mixing.budget(1.0, (3000, 4000, 3)) == pytest.approx(np.sqrt(3000 * 4000 / 1024))
