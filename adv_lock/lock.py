@@ -66,7 +66,6 @@ def lock(options: Options, run: Run) -> None:
     for name, path in (("locked", locked), ("key", key), ("examples", run.folder / "examples.png")):
         run.artifact(name, path)
     _record(options, run, report, key.stat().st_size / sum(f.stat().st_size for f in locked.rglob("*") if f.is_file()))
-    locking.remove_parts(run.folder)
 
 
 def _lock_arrays(options: Options, run: Run) -> "tuple[Report, dict]":
@@ -101,7 +100,16 @@ def _lock_folder(options: Options, run: Run) -> "tuple[Report, dict]":
     recipe = _recipe(options, run, len(class_names))
     size = None if options.image_size == "keep" else int(options.image_size)
     report = locking.lock_pictures(
-        root, pictures, is_test, class_names, recipe, run.folder, options.attack_store, run.say, image_size=size
+        root,
+        pictures,
+        is_test,
+        class_names,
+        recipe,
+        run.folder,
+        run.checkpoints / "pictures",
+        options.attack_store,
+        run.say,
+        image_size=size,
     )
     chosen = np.flatnonzero(is_test)[:_EXAMPLES] if is_test.any() else np.arange(min(_EXAMPLES, len(pictures)))
     names = locking.locked_names(root, pictures)

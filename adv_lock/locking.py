@@ -108,12 +108,15 @@ def lock_pictures(
     class_names: Sequence[str],
     recipe: Recipe,
     folder: Path,
+    parts: Path,
     store_folder: Path,
     say: Callable[[str], None],
     *,
     image_size: int | None,
 ) -> Report:
     """Lock `pictures` under `root` into `folder/locked/<class>/<name>.png`, with `folder/key.npz` to undo it.
+
+    What an interrupted run goes on from is kept in `parts`.
 
     Pictures are turned upright and keep size (unless `image_size` in pixels makes them square), alpha and metadata.
     They are read, attacked and written in blocks of one size. A picture written before an interruption is not
@@ -125,9 +128,10 @@ def lock_pictures(
     values = 3 * sum(height * width for height, width in sizes)
     needed = 2 * values * len(recipe.class_maps)
     store = Store(store_folder if needed <= _STORE_BYTES else None, recipe.attack)
-    parts = folder / "parts"
     blocks = list(_blocks_of_one_size(sizes, is_test))
-    waiting = [block for block in blocks if not all(_finished(folder, parts, names[i]) for i in block)]
+    waiting = [
+        block for block in blocks if not all(_finished(folder, parts, names[i], pictures[i].path) for i in block)
+    ]
     if waiting:
         firsts = {sizes[block[0]]: block for block in reversed(waiting)}
         examples = [
@@ -148,14 +152,6 @@ def lock_pictures(
     ]
     _write_manifest(folder, recipe, class_names, entries)
     return report
-
-
-def remove_parts(folder: Path) -> None:
-    """Drop what only an interrupted lock of pictures needs, once its key and results are written."""
-    for path in sorted((folder / "parts").rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    if (folder / "parts").is_dir():
-        (folder / "parts").rmdir()
 
 
 def locked_names(root: Path, pictures: Sequence[PicturePath]) -> list[str]:
@@ -256,7 +252,7 @@ def _lock_files(
         part["difference"] = mixing.difference(x[k], stored[k])
         part["original"] = _text(hashlib.sha256(x[k].tobytes()).hexdigest())
         part["base_right"] = report.base_right[0][k : k + 1] if report.base_right else np.zeros(0, bool)
-        part["locked"] = _text(files.sha256(target))
+        part["hashes"] = _text(files.sha256(pictures[i].path) + files.sha256(target))
         part["seconds"] = np.array(seconds)
         files.write_npz(_part(parts, names[i]), part)
 
@@ -329,11 +325,12 @@ def _part(parts: Path, name: str) -> Path:
     return files.inside(parts, name + ".npz")
 
 
-def _finished(folder: Path, parts: Path, name: str) -> bool:
+def _finished(folder: Path, parts: Path, name: str, source: Path) -> bool:
     part, target = _part(parts, name), files.inside(folder / LOCKED, name)
     if not (part.is_file() and target.is_file()):
         return False
-    return files.read_npz(part)["locked"].tobytes().decode() == files.sha256(target)
+    hashes = files.read_npz(part)["hashes"].tobytes().decode()
+    return hashes == files.sha256(source) + files.sha256(target)
 
 
 def _write_key(key: NpzWriter, recipe: Recipe, originals: dict[str, str]) -> None:

@@ -63,7 +63,7 @@ else:
                 number = float(numerator) / float(denominator) if slash else float(numerator)
             except ZeroDivisionError:
                 number = math.nan
-            if isinstance(value, bool) or not 0 <= number < math.inf:
+            if not 0 <= number < math.inf:
                 raise ValueError(f"{value} is no budget")
             return super().__new__(cls, number)
 
@@ -165,7 +165,7 @@ class Script:
             "chief": runs.is_chief(options.strategy),
         }
         if options.seeds is None:
-            body = functools.partial(self.body, options)
+            body = functools.partial(self._begin, options)
             return runs.execute(folder, identity, config, body, resume=options.resume, **rules)
         if len(set(options.seeds)) < max(2, len(options.seeds)):
             raise UserError("--seeds: expected two or more different seeds; --seed takes a single one")
@@ -279,6 +279,17 @@ class Script:
         place = {"config": options.config, "name": options.name, "out": None, "seeds": None}
         return self.options(**(values | place | {"resume": False, "force": False}))
 
+    def _begin(self, options: CommonOptions, run: Run) -> None:
+        # Here and no sooner: a refusal or the look at a finished run needs no TensorFlow.
+        if "tensorflow" not in sys.modules:
+            with _quiet_start_up():
+                import tensorflow as tf
+
+                tf.config.list_physical_devices()
+            # A run with several models has many functions traced once each, which is no fault.
+            tf.get_logger().setLevel("ERROR")
+        self.body(options, run)
+
     def _main(self, argv: Sequence[str]) -> None:
         if {"-h", "--help"} & set(argv):
             self._parser.print_help()
@@ -288,12 +299,6 @@ class Script:
         if printing:
             print(runs.dump({k: _plain(getattr(options, k)) for k in self.fields if k not in STEERING}), end="")
             return
-        with _quiet_start_up():
-            import tensorflow as tf
-
-            tf.config.list_physical_devices()
-        # It takes several models in one run for a function that is traced too often.
-        tf.get_logger().setLevel("ERROR")
         results = self(options, command=shlex.join(["python", self._path(), *argv]))
         if runs.is_chief(options.strategy):
             from common.report import console

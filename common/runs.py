@@ -68,7 +68,7 @@ class Run:
     """What a script's body is given beside its options.
 
     `folder` is where the run writes. `checkpoints`, inside it, holds what `--resume` goes on from: whatever is found
-    there belongs to this very run, since `--force` clears it. `chief` is False in the workers of a multi-worker run
+    there belongs to this very run, since `--force` clears it; a finished run needs it no more. `chief` is False in the workers of a multi-worker run
     that must not write; for them every method below checks its arguments and leaves the disk alone.
     """
 
@@ -111,7 +111,9 @@ class Run:
                 raise ValueError(f"row: no column {key!r}; there are {', '.join(COLUMNS)}")
         _finite("value", columns.get("value"))
         checked = {k: _finite(k, v) if k in NUMBERS and v is not None else v for k, v in columns.items()}
-        self._rows.append({"seed": self._config.get("seed")} | checked)
+        # A label with a line break, such as a class named so in someone's data, would tear the table.
+        labels = {k: re.sub(r"[\r\n\0]", " ", v) for k, v in checked.items() if isinstance(v, str)}
+        self._rows.append({"seed": self._config.get("seed")} | checked | labels)
 
     def rate(self, metric: str, value: float, n: int, **columns: Any) -> None:
         """Add a rate in [0, 1] over `n` trials to `table.csv`, with its Wilson interval."""
@@ -163,6 +165,7 @@ class Run:
         if self.chief:
             _write_csv(self.folder / "table.csv", COLUMNS, self._rows)
             _write_results(self.folder, results)
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
         return results
 
     def _write_curves(self) -> None:
@@ -471,10 +474,10 @@ def _joined(identity: Identity, config: Mapping[str, Any], seeds: list[int], chi
 
 def _clear(folder: Path) -> None:
     artifacts: list[str] = []
-    with contextlib.suppress(UserError, AttributeError, IndexError):
+    with contextlib.suppress(UserError, AttributeError):
         # Artifacts of the single seeds are their runs' to clear.
         named = [str(name) for name in read_results(folder).get("artifacts", {}).values()]
-        artifacts = [name for name in named if read_owner(folder / Path(name).parts[0]) is None]
+        artifacts = [name for name in named if read_owner(folder.joinpath(*Path(name).parts[:1])) is None]
     # The results go first: from there on the run counts as unfinished, whatever happens to the other files.
     for name in ("results.json", "table.csv", "metrics.csv", "log.txt", "checkpoints", *artifacts):
         path = folder / name

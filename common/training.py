@@ -148,7 +148,7 @@ def train(
         logs = _run_epoch(step, epoch_batches(epoch), f"epoch {epoch + 1}/{epochs}", listeners, strategy, verbose)
         if not math.isfinite(logs["loss"]):
             raise UserError(f"the loss is {logs['loss']} in epoch {epoch + 1}; lower the learning rate")
-        logs["learning_rate"] = float(optimizer.learning_rate)
+        logs["learning_rate"] = float(tf.convert_to_tensor(optimizer.learning_rate))
         if evaluate is not None:
             logs |= {name: float(value) for name, value in evaluate().items()}
         history.append(logs)

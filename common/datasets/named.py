@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST and CIFAR-10: downloaded once, checked by SHA-256, parsed without pickle."""
+"""MNIST, Fashion-MNIST and CIFAR-10: downloaded once, checked by SHA-256, parsed as plain bytes."""
 
 import gzip
 import math

@@ -74,7 +74,7 @@ def test_sizes_alpha_and_metadata_are_kept(workplace, photos, base_model_of_two)
     assert alpha.text["Title"] == "A dog"
     assert (np.asarray(alpha)[..., 3] == np.asarray(Image.open(photos / "dog/alpha.png"))[..., 3]).all()
     assert results["metrics"]["l2_max"] <= 1.0
-    assert not (run / "parts").exists()
+    assert not (run / "checkpoints").exists()
     log = (run / "log.txt").read_text()
     assert "locking 12 pictures" in log and "a picture" in log
 
@@ -161,6 +161,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch)
             names,
             recipe,
             tmp_path / f"out{count}",
+            tmp_path / f"parts{count}",
             tmp_path / "s",
             lambda _: None,
             image_size=None,

@@ -1,0 +1,42 @@
+"""Run every entry script once with its smallest settings, in an empty folder, and its --help."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ["--n-train", "100", "--n-test", "50"]
+FIT = [*TINY, "--epochs", "1", "--batch-size", "32"]
+SMALLEST = {
+    "adv_lock/train_base.py": FIT,
+    "adv_lock/lock.py": [*TINY, "--attack-steps", "2"],
+    "adv_lock/train.py": FIT,
+    "adv_lock/unlock.py": TINY,
+    "adv_lock/run_all.py": ["--config", str(ROOT / ".ci/smallest.yaml"), "--methods", "basic"],
+}
+MOST_SECONDS = 60
+
+
+def main() -> None:
+    entries = {
+        path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/*.py") if "\n@script(" in path.read_text("utf-8")
+    }
+    if entries != set(SMALLEST):
+        sys.exit(f".ci/smallest.py: differs from the entry scripts there are: {sorted(entries ^ set(SMALLEST))}")
+    with tempfile.TemporaryDirectory() as folder:
+        for script, options in SMALLEST.items():
+            for words in (["--help"], options):
+                started = time.monotonic()
+                subprocess.run(
+                    [sys.executable, str(ROOT / script), *words], cwd=folder, check=True, stdout=subprocess.DEVNULL
+                )
+                seconds = time.monotonic() - started
+                print(f"{script} {' '.join(words)}: {seconds:.1f} s", flush=True)
+                if seconds > MOST_SECONDS:
+                    sys.exit(f"{script}: took more than {MOST_SECONDS} s with its smallest settings")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Accuracy, perturbation sizes and picture quality against plain formulas."""
+
+import keras
+import numpy as np
+import pytest
+
+from common import evaluation
+
+
+def test_perturbation_sizes():
+    x = np.zeros((2, 2, 3))
+    changed = np.array([[[0.5, 0, 0], [0, -0.25, 0]], [[0, 0, 0], [0, 0, 0]]])
+    sizes = evaluation.perturbation_sizes(x, changed)
+    assert sizes["linf"].tolist() == [0.5, 0] and sizes["l1"].tolist() == [0.75, 0] and sizes["l0"].tolist() == [2, 0]
+    assert sizes["l2"].tolist() == pytest.approx([np.sqrt(0.3125), 0])
+
+
+def test_psnr_and_ssim():
+    random = np.random.default_rng(0)
+    x = random.integers(0, 256, (3, 32, 32, 3), np.uint8)
+    changed = np.clip(x.astype(int) + random.integers(-9, 10, x.shape), 0, 255).astype(np.uint8)
+    mse = ((x.astype(float) - changed) ** 2).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(evaluation.psnr(x, changed), 10 * np.log10(255**2 / mse), rtol=1e-5)
+    np.testing.assert_allclose(evaluation.ssim(x, x), 1.0, rtol=1e-6)
+    window = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    window = np.outer(window, window) / window.sum() ** 2
+
+    def local(a):
+        tiles = np.lib.stride_tricks.sliding_window_view(a, (11, 11), axis=(1, 2))
+        return (tiles * window).sum(axis=(-1, -2))
+
+    a, b = x.astype(float), changed.astype(float)
+    ma, mb = local(a), local(b)
+    va, vb, cab = local(a * a) - ma**2, local(b * b) - mb**2, local(a * b) - ma * mb
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    expected = ((2 * ma * mb + c1) * (2 * cab + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(evaluation.ssim(x, changed), expected, atol=2e-4)
+    assert evaluation.ssim(x[:, :6, :6], changed[:, :6, :6]).shape == (3,)
+
+
+def test_predict_reads_bytes_as_unit_interval_and_any_batch_size():
+    model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(5)])
+    x = np.random.default_rng(1).integers(0, 256, (23, 4, 4, 1), np.uint8)
+    expected = model(x / np.float32(255)).numpy().argmax(1)
+    assert (evaluation.predict(model, x, batch_size=7) == expected).all()
+    assert (evaluation.predict(model, x / np.float32(255)) == expected).all()
+    assert evaluation.accuracy(model, x, expected) == 1.0
+    assert evaluation.accuracy(model, x, (expected + 1) % 5) == 0.0
