@@ -68,8 +68,9 @@ class Run:
     """What a script's body is given beside its options.
 
     `folder` is where the run writes. `checkpoints`, inside it, holds what `--resume` goes on from: whatever is found
-    there belongs to this very run, since `--force` clears it; a finished run needs it no more. `chief` is False in the workers of a multi-worker run
-    that must not write; for them every method below checks its arguments and leaves the disk alone.
+    there belongs to this very run, since `--force` clears it; a finished run needs it no more. `chief` is False in
+    the workers of a multi-worker run that must not write; for them every method below checks its arguments and leaves
+    the disk alone.
     """
 
     def __init__(self, folder: Path, identity: Identity, config: Mapping[str, Any], *, chief: bool = True) -> None:
