@@ -80,8 +80,11 @@ def fit(
     evaluate: Callable[["keras.Model"], Mapping[str, float]],
     *,
     title: str,
+    seed: int,
 ) -> "tuple[keras.Model, list[dict[str, float]]]":
     """A network `options.arch` trained on uint8 `x` (N, H, W, C), labels `y` (N,), and its history.
+
+    `seed` draws initial weights, order and augmentation.
 
     After every epoch `evaluate(model)` is measured and written to `metrics.csv` and TensorBoard. The training goes on
     where an interrupted run in the same folder stopped.
@@ -109,7 +112,7 @@ def fit(
         warmup_epochs=min(options.warmup_epochs, options.epochs / 2),
     )
     with strategy.scope():
-        model = build(options.arch, x.shape[1:], classes, networks=NETWORKS, mean=mean, std=std, seed=options.seed)
+        model = build(options.arch, x.shape[1:], classes, networks=NETWORKS, mean=mean, std=std, seed=seed)
         optimizer = keras.optimizers.SGD(rate, momentum=options.momentum, nesterov=True)
         if options.precision == "mixed_float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
@@ -122,7 +125,7 @@ def fit(
     run.say(f"{title}: {options.arch}, {model.count_params():,} weights, {len(x)} images, {options.epochs} epochs")
     history = training.train(
         model,
-        training.batches(x, y, batch_size=batch_size, seed=options.seed, augment=augment),
+        training.batches(x, y, batch_size=batch_size, seed=seed, augment=augment),
         training.cross_entropy,
         optimizer,
         epochs=options.epochs,
@@ -131,7 +134,7 @@ def fit(
         callbacks=curve_callbacks(run),
         checkpoint_folder=run.checkpoints,
         resume=True,
-        seed=options.seed,
+        seed=seed,
         strategy=strategy,
     )
     return model, history

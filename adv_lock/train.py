@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from adv_lock.locked_data import LockedData
 
 
+# The owner's and the thief's networks must not start from the same weights: of one architecture, seed and recipe they
+# would be one and the same network, and the lock would look stronger than it is against a stranger.
+_THIEF_SEED = 1_000_000
+
+
 @dataclass(kw_only=True)
 class Options(FittingOptions):
     """The thief's side: any network and recipe; and the owner's, who holds the key and measures."""
@@ -47,7 +52,16 @@ def train(options: Options, run: Run) -> None:
 
     pictures = data.locked_train if on_locked else data.original_train()
     title = f"training on {options.train_on} pictures"
-    model, history = fit(options, run, pictures, data.y_train, len(data.class_names), evaluate, title=title)
+    model, history = fit(
+        options,
+        run,
+        pictures,
+        data.y_train,
+        len(data.class_names),
+        evaluate,
+        title=title,
+        seed=_THIEF_SEED + options.seed,
+    )
     if run.chief:
         checkpoints.save_model(model, run.folder / "model.keras")
         run.artifact("model", run.folder / "model.keras")

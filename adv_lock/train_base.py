@@ -27,6 +27,7 @@ def train_base(options: Options, run: Run) -> None:
         data.classes,
         lambda model: {"test_accuracy": evaluation.accuracy(model, data.x_test, data.y_test)},
         title="base classifier",
+        seed=options.seed,
     )
     if run.chief:
         checkpoints.save_model(model, run.folder / "model.keras")
