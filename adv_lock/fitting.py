@@ -27,7 +27,7 @@ class FittingOptions(CommonOptions):
     arch: str = "small_cnn"
     """Network: small_cnn, resnet20..110, resnet18, resnet50, preresnet20..110, densenet100bc, densenet190bc,
     vgg11, vgg13, vgg16, vgg19 or alexnet."""
-    epochs: Count = 8
+    epochs: Count = 20
     """Passes over the training images."""
     batch_size: Count = 128
     """Images a step, over all devices."""

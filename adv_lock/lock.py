@@ -86,11 +86,13 @@ def _lock_folder(options: Options, run: Run) -> "tuple[Report, dict]":
     import numpy as np
 
     from adv_lock import locking
-    from common import files
+    from common import datasets, files
     from common.datasets.readers import read_picture
 
     root = Path(options.dataset)
-    pictures, is_test, class_names = locking.list_split(root, options.seed, options.n_train, options.n_test)
+    parts, class_names = datasets.list_folder(root, seed=options.seed, n_train=options.n_train, n_test=options.n_test)
+    pictures = [*parts["train"], *parts["test"]]
+    is_test = np.repeat([False, True], [len(parts["train"]), len(parts["test"])])
     if len(class_names) < 2:
         raise UserError(f"{root}: holds one class only; a lock needs a second class to point to")
     digest = hashlib.sha256()
@@ -111,7 +113,7 @@ def _lock_folder(options: Options, run: Run) -> "tuple[Report, dict]":
         run.say,
         image_size=size,
     )
-    chosen = np.flatnonzero(is_test)[:_EXAMPLES] if is_test.any() else np.arange(min(_EXAMPLES, len(pictures)))
+    chosen = np.arange(len(pictures))[-_EXAMPLES:]
     names = locking.locked_names(root, pictures)
     stored = [read_picture(run.folder / locking.LOCKED / names[i]).rgb for i in chosen]
     originals = [locking.read_pixels(pictures[i].path, size) for i in chosen]
@@ -133,14 +135,15 @@ def _examples(originals: list, stored: list) -> dict:
 def _record(options: Options, run: Run, report: "Report", key_bytes_ratio: float) -> None:
     import numpy as np
 
-    rates = {"success_train": report.of("success", "train"), "success_test": report.of("success", "test")}
-    rates = {"base_accuracy": np.concatenate([*report.base_right, np.zeros(0, bool)]), **rates}
+    rates = {
+        "base_accuracy": np.concatenate(report.base_right),
+        "success_train": report.of("success", "train"),
+        "success_test": report.of("success", "test"),
+    }
     for metric, hits in rates.items():
-        # A folder too small to hold out a test picture has no test rate.
-        if len(hits):
-            split = "train" if metric.endswith("train") else "test"
-            run.rate(metric, float(hits.mean()), len(hits), attack=options.lock_method, norm="l2", split=split)
-            run.metrics(**{metric: float(hits.mean()), f"{metric}_n": len(hits)})
+        split = "train" if metric.endswith("train") else "test"
+        run.rate(metric, float(hits.mean()), len(hits), attack=options.lock_method, norm="l2", split=split)
+        run.metrics(**{metric: float(hits.mean()), f"{metric}_n": len(hits)})
     quality = {
         "psnr_mean": report.of("psnr").mean(),
         "psnr_min": report.of("psnr").min(),

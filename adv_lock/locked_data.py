@@ -11,6 +11,7 @@ import numpy as np
 from adv_lock import mixing
 from adv_lock.locking import ARRAYS, KEY, LOCKED, MANIFEST, SPLITS
 from common import files
+from common.datasets import scaled
 from common.datasets.readers import NpzStream, read_picture
 from common.errors import UserError
 
@@ -135,8 +136,6 @@ def _read_arrays(locked: Path, key: Key, manifest: dict, image_size: int) -> dic
 
 
 def _read_pictures(locked: Path, key: Key, manifest: dict, image_size: int) -> dict[str, Any]:
-    from PIL import Image
-
     groups = {split: [entry for entry in manifest["files"] if entry["split"] == split] for split in SPLITS}
     if not groups["test"]:
         raise UserError(f"{locked}: no picture was held out for testing; lock classes of two or more pictures")
@@ -147,8 +146,7 @@ def _read_pictures(locked: Path, key: Key, manifest: dict, image_size: int) -> d
             pixels = read_picture(files.inside(locked, entry["file"])).rgb
             if original:
                 pixels = mixing.restore(pixels, key.difference(entry["file"]))
-            image = Image.fromarray(pixels).resize((image_size, image_size), Image.Resampling.LANCZOS)
-            small.append(np.asarray(image))
+            small.append(scaled(pixels, image_size))
         return np.stack(small)
 
     labels = {split: np.array([entry["label"] for entry in groups[split]], np.int32) for split in SPLITS}

@@ -16,10 +16,8 @@ from keras.utils import Progbar
 from adv_lock import mixing
 from adv_lock.targeted import Attack, Store, attacked
 from common import evaluation, files
-from common.datasets import Arrays
-from common.datasets.readers import NpzWriter, PicturePath, list_pictures, read_picture, write_png
-from common.datasets.readers import split as split_pictures
-from common.errors import UserError
+from common.datasets import Arrays, scaled
+from common.datasets.readers import NpzWriter, PicturePath, read_picture, write_png
 
 LOCKED, KEY, MANIFEST, ARRAYS = "locked", "key.npz", "manifest.json", "locked.npz"
 SPLITS = ("train", "test")
@@ -33,7 +31,6 @@ _STORE_BYTES = 4 * 2**30
 # What PSNR, infinite there, counts as for a picture that the lock left as it was.
 _PSNR_UNCHANGED = 100.0
 _TIMED_STEPS = 2
-_TEST_SHARE = 0.1
 
 
 class Recipe(NamedTuple):
@@ -165,38 +162,10 @@ def locked_names(root: Path, pictures: Sequence[PicturePath]) -> list[str]:
     return names
 
 
-def list_split(
-    root: Path, seed: int, n_train: int | None = None, n_test: int | None = None
-) -> tuple[list[PicturePath], np.ndarray, tuple[str, ...]]:
-    """The pictures of `root`, which of them are for testing (N,), and the class names.
-
-    `<root>/{train,test}/<class>/<file>` is split as it lies, `<root>/<class>/<file>` nine to one by `seed`.
-    """
-    if all((root / split).is_dir() for split in SPLITS):
-        listed = [list_pictures(root / split) for split in SPLITS]
-        class_names = listed[0][1]
-        if listed[1][1] != class_names:
-            raise UserError(f"{root}: train and test hold different class folders")
-        groups = [pictures for pictures, _ in listed]
-    else:
-        pictures, class_names = list_pictures(root)
-        test = split_pictures(pictures, _TEST_SHARE, seed)
-        groups = [[p for p, t in zip(pictures, test, strict=True) if t == wanted] for wanted in (False, True)]
-    groups = [_some(group, count, seed) for group, count in zip(groups, (n_train, n_test), strict=True)]
-    is_test = np.repeat([False, True], [len(group) for group in groups])
-    return [*groups[0], *groups[1]], is_test, class_names
-
-
 def read_pixels(path: Path, image_size: int | None) -> np.ndarray:
     """The upright RGB pixels of a picture as they are locked, uint8 (H, W, 3)."""
     rgb = read_picture(path).rgb
-    return _resized(rgb, image_size) if image_size else rgb
-
-
-def _some(group: list[PicturePath], count: int | None, seed: int) -> list[PicturePath]:
-    if count is None or count >= len(group):
-        return group
-    return [group[i] for i in sorted(np.random.default_rng(seed).permutation(len(group))[:count])]
+    return scaled(rgb, image_size) if image_size else rgb
 
 
 def _lock_block(recipe: Recipe, store: Store, split: str, x: np.ndarray, y: np.ndarray, report: Report) -> np.ndarray:
@@ -285,17 +254,11 @@ def _blocks_of_one_size(sizes: Sequence[tuple[int, int]], is_test: np.ndarray) -
 def _read(pictures: Sequence[PicturePath], block: Sequence[int], image_size: int | None) -> tuple:
     read = [read_picture(pictures[i].path) for i in block]
     if image_size:
-        rgb = [_resized(picture.rgb, image_size) for picture in read]
-        alphas = [None if picture.alpha is None else _resized(picture.alpha, image_size) for picture in read]
+        rgb = [scaled(picture.rgb, image_size) for picture in read]
+        alphas = [None if picture.alpha is None else scaled(picture.alpha, image_size) for picture in read]
     else:
         rgb, alphas = [picture.rgb for picture in read], [picture.alpha for picture in read]
     return np.stack(rgb), alphas, [picture.metadata for picture in read]
-
-
-def _resized(pixels: np.ndarray, size: int) -> np.ndarray:
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS))
 
 
 def _announcement(recipe: Recipe, examples: Sequence[tuple[np.ndarray, int]]) -> str:

@@ -33,6 +33,10 @@ def total(x: Tensor) -> Tensor:
 
 def unit(x: Tensor, order: int) -> Tensor:
     """`x` over its L1 or L2 norm per example; zero where `x` is zero, without under- or overflow on the way."""
-    x = tf.math.divide_no_nan(x, tf.reduce_max(tf.abs(x), axis=per_example(x), keepdims=True))
-    norm = total(tf.abs(x)) if order == 1 else tf.sqrt(total(tf.square(x)))
-    return tf.math.divide_no_nan(x, norm)
+    x = x * _inverse(tf.reduce_max(tf.abs(x), axis=per_example(x), keepdims=True))
+    return x * _inverse(total(tf.abs(x)) if order == 1 else tf.sqrt(total(tf.square(x))))
+
+
+def _inverse(size: Tensor) -> Tensor:
+    # The inverse of a denormal number overflows: such sizes count as zero.
+    return tf.where(size > 1e-37, 1.0 / size, tf.zeros_like(size))

@@ -1,14 +1,17 @@
 """The gradient attacks by their papers' names, each one call: a space, a rule and an objective put into the loop.
 
 Shapes and units, for all of them: `x` float (B, ...) in [low, high]; `y` int (B,); budgets in the units of `x`. The
-answer is a tensor of the shape of `x`. Called eagerly, an attack checks its input and runs compiled, one trace per
-model and input shape whatever the batch size, budget, mask or number of steps; called inside a `tf.function` (a
-training step, say) it becomes part of that graph.
+answer is a float32 tensor of the shape of `x`, a constant to any gradient tape around it. Called eagerly, an attack
+checks its input and runs compiled: one trace per model and input shape, one more under a mask, whatever the batch, the
+budget and the number of steps. Called inside a `tf.function` (a training step, say) it becomes part of that graph,
+unchecked.
 
-`eps` and `alpha`: scalar, (B,), or, for L-inf, any shape that broadcasts to `x` at its rank. `mask`: broadcasts to `x`;
-where it is 0 nothing changes. `index`: the examples' places in the data set, (B,), to which random starts are tied.
+`eps` and `alpha`: scalar, (B,), or, for L-inf, any shape that broadcasts to `x` at its rank. `mask`: broadcasts to `x`
+likewise; where it is 0 nothing changes. `index`: the examples' places in the data set, (B,), to which random starts are
+tied. With 0 steps the answer is the start.
 
-Errors: `ValueError` for input outside the box, not finite or of another dtype, a negative budget, a label out of range.
+Errors: `ValueError` for input outside the box, not finite or not floating, a budget that is negative or not finite, a
+label out of range, a shape that does not fit.
 """
 
 import weakref
@@ -44,6 +47,7 @@ class _Plan(NamedTuple):
     momentum: bool = False
     restarts: bool = False
     stop: bool = False
+    masked: bool = False
 
 
 class _Tensors(NamedTuple):
@@ -142,6 +146,8 @@ def pgd(
     """
     if restarts < 1:
         raise ValueError(f"restarts must be at least 1; received {restarts}")
+    if keep not in ("last", "best"):
+        raise ValueError(f"keep must be 'last' or 'best'; received {keep!r}")
     start = "uniform" if random_start else "clean"
     plan = _Plan(_cross_entropy(targeted), norm, start, keep, restarts=restarts > 1, stop=stop)
     return _attack(
@@ -183,12 +189,25 @@ def r_step_ll(
 
     The least likely class is that of the clean input.
     """
-    eps = tf.convert_to_tensor(eps, tf.float32)
-    alpha = eps - (eps / 2 if start_eps is None else tf.convert_to_tensor(start_eps, tf.float32))
+    eps = tf.cast(eps, tf.float32)
+    start_eps = eps / 2 if start_eps is None else tf.cast(start_eps, tf.float32)
+    if not tf.inside_function() and bool(tf.reduce_any(start_eps > eps)):
+        raise ValueError(f"start_eps must be at most eps; received {start_eps.numpy().max()}")
     plan = _Plan("targeted_ce", "linf", "corner")
     target = _least_likely(model, x)
     return _attack(
-        plan, model, x, target, eps=eps, alpha=alpha, steps=1, seed=seed, index=index, mask=mask, low=low, high=high
+        plan,
+        model,
+        x,
+        target,
+        eps=eps,
+        alpha=eps - start_eps,
+        steps=1,
+        seed=seed,
+        index=index,
+        mask=mask,
+        low=low,
+        high=high,
     )
 
 
@@ -241,8 +260,9 @@ def in_batches(
 ) -> np.ndarray:
     """`attack(x, y, index=...)` over a data set of any size; float32 array of the shape of `x`.
 
-    `attack` is e.g. `functools.partial(pgd, model, eps=8/255, alpha=2/255, steps=40)`. The batch
-    size changes no result.
+    `attack` is e.g. `functools.partial(pgd, model, eps=8/255, alpha=2/255, steps=40)`, or, where nothing is random or a
+    budget belongs to each example, `lambda x, y, index: fgsm(model, x, y, eps=eps[index])`. The batch size changes no
+    result.
     """
     from keras.utils import Progbar
 
@@ -261,10 +281,10 @@ def _cross_entropy(targeted: bool) -> Literal["targeted_ce", "untargeted_ce"]:
 
 
 def _least_likely(model: Model, x: Array) -> Tensor:
-    x = tf.convert_to_tensor(x)
+    x = _float32(x)
     if tf.inside_function():
         return objectives.least_likely(model, x)
-    _check_input(x)
+    _check_finite(x)
     signature = [tf.TensorSpec([None, *x.shape[1:]], x.dtype)]
     return _compile(model, ("least_likely", x.shape[1:], x.dtype), objectives.least_likely, signature)(x)
 
@@ -289,7 +309,8 @@ def _attack(
 ) -> Tensor:
     if plan.norm not in _SPACES:
         raise ValueError(f"norm must be one of {', '.join(_SPACES)}; received {plan.norm!r}")
-    x = tf.convert_to_tensor(x, tf.float32 if isinstance(x, np.ndarray) and x.dtype == np.float64 else None)
+    x = _float32(x)
+    plan = plan._replace(masked=mask is not None)
     tensors = _Tensors(
         x=x,
         y=tf.cast(y, tf.float32 if plan.objective == "cosine_to" else tf.int32),
@@ -315,7 +336,7 @@ def _attack(
 
 
 def _graph(plan: _Plan, model: Model, t: _Tensors) -> Tensor:
-    space = _SPACES[plan.norm](t.x, t.eps, t.low, t.high, t.mask)
+    space = _SPACES[plan.norm](t.x, t.eps, t.low, t.high, t.mask if plan.masked else None)
     if plan.objective == "cosine_to":
         objective = objectives.cosine_to(model, t.y, t.threshold)
     else:
@@ -330,22 +351,22 @@ def _graph(plan: _Plan, model: Model, t: _Tensors) -> Tensor:
             x = space.start(seeds)
         elif plan.start == "corner":
             corner = tf.sign(randomness.uniform(seeds, tf.shape(t.x)[1:], -1.0, 1.0))
-            x = space.project(t.x + (t.eps - t.alpha) * t.mask * corner)
+            x = space.project(t.x + (t.eps - t.alpha) * corner)
         x = tf.ensure_shape(x, t.x.shape)
         return search(
             objective, rule, space, x, t.steps, rank=strongest if plan.keep == "best" else None, stop=plan.stop
         )
 
-    if not plan.restarts:
-        return run(tf.constant(0)).x
     best = run(tf.constant(0))
-    _, best = tf.while_loop(
-        lambda restart, best: restart < t.restarts,
-        lambda restart, best: (restart + 1, merge(run(restart), best)),
-        (tf.constant(1), best),
-        parallel_iterations=1,
-    )
-    return best.x
+    if plan.restarts:
+        _, best = tf.while_loop(
+            lambda restart, best: restart < t.restarts,
+            lambda restart, best: (restart + 1, merge(run(restart), best)),
+            (tf.constant(1), best),
+            parallel_iterations=1,
+        )
+    # Through the projections and the momentum an outer tape would differentiate every step of the attack.
+    return tf.stop_gradient(best.x)
 
 
 def _compile(model: Model, key, function: Callable, signature: list[tf.TensorSpec]) -> Callable:
@@ -361,17 +382,17 @@ def _compile(model: Model, key, function: Callable, signature: list[tf.TensorSpe
 
 
 def _check(plan: _Plan, model: Model, t: _Tensors) -> None:
-    _check_input(t.x)
+    _check_finite(t.x)
+    _check_shapes(plan, t)
     if bool(tf.reduce_any((t.x < t.low) | (t.x > t.high))):
         raise ValueError(
             f"x must lie in [low, high]; received values from {float(tf.reduce_min(t.x)):.4g} to"
             f" {float(tf.reduce_max(t.x)):.4g}. Divide 8-bit images by 255, or pass the box they live in"
         )
     for name in ("eps", "alpha"):
-        if bool(tf.reduce_any(~(getattr(t, name) >= 0))):
-            raise ValueError(f"{name} must be 0 or more; received {getattr(t, name).numpy().min()}")
-    if plan.norm != "linf" and np.prod(t.eps.shape[1:]) != 1:
-        raise ValueError(f"an {plan.norm} budget is one number per example; received shape {tuple(t.eps.shape)}")
+        value = getattr(t, name)
+        if not bool(tf.reduce_all((value >= 0) & tf.math.is_finite(value))):
+            raise ValueError(f"{name} must be finite and 0 or more; received {value.numpy().min()}")
     if int(t.steps) < 0:
         raise ValueError(f"steps must be 0 or more; received {int(t.steps)}")
     if plan.objective != "cosine_to":
@@ -380,10 +401,30 @@ def _check(plan: _Plan, model: Model, t: _Tensors) -> None:
             raise ValueError(f"labels must be 0 to {classes - 1}; received {t.y.numpy().min()} to {t.y.numpy().max()}")
 
 
-def _check_input(x: Tensor) -> None:
+def _check_shapes(plan: _Plan, t: _Tensors) -> None:
+    if plan.norm != "linf" and np.prod(t.eps.shape[1:]) != 1:
+        raise ValueError(f"an {plan.norm} budget is one number per example; received shape {tuple(t.eps.shape)}")
+    for name in ("eps", "alpha", "mask", "low", "high"):
+        shape = getattr(t, name).shape
+        if any(size not in (1, wanted) for size, wanted in zip(shape, t.x.shape, strict=True)):
+            raise ValueError(f"{name} must broadcast to x of shape {tuple(t.x.shape)}; received shape {tuple(shape)}")
+    batch, feature = t.x.shape[0], plan.objective == "cosine_to"
+    if t.y.shape[:1] != [batch] or t.y.shape.rank != 1 + feature:
+        wanted = f"({batch}, features)" if feature else f"({batch},)"
+        raise ValueError(f"one target or label per example, {wanted}, is wanted; received shape {tuple(t.y.shape)}")
+    if t.index.shape != [batch]:
+        raise ValueError(f"index must be of shape ({batch},); received shape {tuple(t.index.shape)}")
+
+
+def _float32(x: Array) -> Tensor:
+    x = tf.convert_to_tensor(x)
     if not x.dtype.is_floating:
         raise ValueError(
             f"x must be floating point in [low, high]; received {x.dtype.name}. Divide 8-bit images by 255"
         )
+    return tf.cast(x, tf.float32)
+
+
+def _check_finite(x: Tensor) -> None:
     if not bool(tf.reduce_all(tf.math.is_finite(x))):
         raise ValueError("x holds values that are not finite")

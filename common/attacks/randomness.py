@@ -1,20 +1,20 @@
 """Draws that depend on the caller's seed and the example alone, never on the batch around it."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 
 import tensorflow as tf
 
+Tensor = tf.Tensor
 
-def seed_pair(seed: int | tf.Tensor) -> tf.Tensor:
+
+def seed_pair(seed: int | Tensor) -> Tensor:
     """A seed as the int32 pair (2,) of TensorFlow's stateless operations; a pair passes through."""
     seed = tf.convert_to_tensor(seed)
-    if seed.shape.rank == 0:
-        low = tf.bitwise.bitwise_and(tf.cast(seed, tf.int64), 0x7FFFFFFF)
-        return tf.cast(tf.stack([tf.zeros((), tf.int64), low]), tf.int32)
-    return tf.cast(seed, tf.int32)
+    return tf.bitcast(tf.cast(seed, tf.int64), tf.int32) if seed.shape.rank == 0 else tf.cast(seed, tf.int32)
 
 
-def example_seeds(seed: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+def example_seeds(seed: Tensor, index: Tensor) -> Tensor:
     """One seed pair per example: `seed` (2,) folded with `index` (B,), the examples' places in the data set."""
     # Folding once with a constant spreads the seed's bits, so that neighbouring seeds share no (seed, index) pair.
     spread = tf.random.fold_in(seed, 0x5EED)
@@ -22,15 +22,36 @@ def example_seeds(seed: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
     return tf.stack([tf.fill(tf.shape(index), spread[0]), tf.bitwise.bitwise_xor(spread[1], index)], axis=1)
 
 
-def uniform(seeds: tf.Tensor, shape: Sequence[int] | tf.Tensor, low: float = 0.0, high: float = 1.0) -> tf.Tensor:
-    """Uniform draws (B, *shape) in [low, high), row i from `seeds[i]`."""
-    return _draw(lambda seed: tf.random.stateless_uniform(shape, seed, low, high), seeds)
+def uniform(seeds: Tensor, shape: Sequence[int] | Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Uniform draws (B, *shape) between `low` and `high`, neither of them ever drawn; row i from `seeds[i]`."""
+    bits = tf.bitwise.right_shift(_words(seeds, shape), tf.constant(9, tf.uint32))
+    # The centres of 2^23 equal cells: all of them are float32 numbers, and a logarithm of any is finite.
+    return low + (high - low) * (tf.cast(bits, tf.float32) + 0.5) * 2.0**-23
 
 
-def normal(seeds: tf.Tensor, shape: Sequence[int] | tf.Tensor) -> tf.Tensor:
+def normal(seeds: Tensor, shape: Sequence[int] | Tensor) -> Tensor:
     """Standard normal draws (B, *shape), row i from `seeds[i]`."""
-    return _draw(lambda seed: tf.random.stateless_normal(shape, seed), seeds)
+    return math.sqrt(2) * tf.math.erfinv(uniform(seeds, shape, -1.0, 1.0))
 
 
-def _draw(sample: Callable[[tf.Tensor], tf.Tensor], seeds: tf.Tensor) -> tf.Tensor:
-    return tf.map_fn(sample, seeds, fn_output_signature=tf.float32)
+def _words(seeds: Tensor, shape: Sequence[int] | Tensor) -> Tensor:
+    """Random 32-bit words (B, *shape) by hashing each coordinate's number with its example's two seed words.
+
+    TensorFlow's own generators take one seed for a whole tensor: a loop over the examples costs a GPU a launch each.
+    """
+    shape = tf.convert_to_tensor(shape, tf.int32)
+    words = tf.bitcast(seeds, tf.uint32)
+    place = tf.cast(tf.range(tf.cast(tf.reduce_prod(shape), tf.int64)), tf.uint32)
+    hashed = _mix(_mix(place + words[:, :1]) + words[:, 1:])
+    return tf.reshape(hashed, tf.concat([tf.shape(seeds)[:1], shape], axis=0))
+
+
+def _mix(word: Tensor) -> Tensor:
+    """A bijection of 32-bit words in which each input bit flips each output bit half the time (Wellons, lowbias32)."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        word = _fold(word, shift) * tf.constant(factor, tf.uint32)
+    return _fold(word, 16)
+
+
+def _fold(word: Tensor, shift: int) -> Tensor:
+    return tf.bitwise.bitwise_xor(word, tf.bitwise.right_shift(word, tf.constant(shift, tf.uint32)))

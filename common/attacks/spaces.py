@@ -1,8 +1,8 @@
 """Threat models: where an adversarial example may stand, and the exact way back there.
 
 A space is built from tensors at call time: the clean input `x0` (B, ...), a budget, a box and a mask. A budget is a
-scalar, one number per example (B,), or, for L-inf, any tensor of the rank of `x0` that broadcasts to it. The box is
-widened where `x0` itself lies outside it, so that coordinates under a zero mask never move.
+scalar, one number per example (B,), or, for L-inf, any tensor of the rank of `x0` that broadcasts to it. Where the mask
+is 0 nothing moves. The box is widened where `x0` itself lies outside it, so that `x0` is a point of every space.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,9 @@ from common.attacks.geometry import align, per_example, total, unit
 
 Tensor = tf.Tensor
 
-# The active-set iterations below end by themselves after a handful of rounds; the bound only guards the loop.
+# The root searches below stop at this relative error, a few float32 roundings, after a handful of rounds.
+_TOLERANCE = 1e-6
+# Only guards the searches: whatever they find is scaled into the ball.
 _ROUNDS = 64
 
 
@@ -33,8 +35,8 @@ class Space(NamedTuple):
 
 def linf(x0: Tensor, eps: float | Tensor, low=0.0, high=1.0, mask: Tensor | None = None) -> Space:
     """|x - x0| <= eps in every coordinate, inside the box; `eps` may differ per example and per coordinate."""
-    radius = align(eps, x0) * _ones_or(mask, x0)
-    low, high = _box(x0, low, high)
+    radius = align(eps, x0)
+    low, high = _box(x0, low, high, mask)
     lower, upper = tf.maximum(x0 - radius, low), tf.minimum(x0 + radius, high)
 
     def project(x: Tensor) -> Tensor:
@@ -43,138 +45,133 @@ def linf(x0: Tensor, eps: float | Tensor, low=0.0, high=1.0, mask: Tensor | None
     def start(seeds: Tensor) -> Tensor:
         return project(x0 + radius * randomness.uniform(seeds, tf.shape(x0)[1:], -1.0, 1.0))
 
-    return Space(project, start, _masked(mask))
+    return Space(project, start, _unmasked(mask))
 
 
 def l2(x0: Tensor, eps: float | Tensor, low=0.0, high=1.0, mask: Tensor | None = None) -> Space:
     """||x - x0||_2 <= eps per example, inside the box; `eps` is a scalar or (B,)."""
     eps = _radius(eps, x0)
-    box_low, box_high = _box(x0, low, high)
+    low, high = _box(x0, low, high, mask)
+    lower, upper = low - x0, high - x0
 
     def project(x: Tensor) -> Tensor:
-        shift, cap = _within_reach(x, x0, box_low, box_high, mask)
-        return x0 + _shrink_l2(shift, cap, eps)
+        # The last clip takes back what rounding in the sum may add.
+        return tf.clip_by_value(x0 + _nearest_l2(x - x0, lower, upper, eps), low, high)
 
     def start(seeds: Tensor) -> Tensor:
-        shape = tf.shape(x0)[1:]
-        direction = unit(randomness.normal(seeds, shape) * _ones_or(mask, x0), 2)
+        direction = unit(_unmasked(mask)(x0, randomness.normal(seeds, tf.shape(x0)[1:])), 2)
         return project(x0 + eps * _depth(seeds, x0, mask) * direction)
 
-    return Space(project, start, _masked(mask))
+    return Space(project, start, _unmasked(mask))
 
 
 def l1(x0: Tensor, eps: float | Tensor, low=0.0, high=1.0, mask: Tensor | None = None) -> Space:
     """||x - x0||_1 <= eps per example, inside the box; `eps` is a scalar or (B,)."""
     eps = _radius(eps, x0)
-    box_low, box_high = _box(x0, low, high)
+    low, high = _box(x0, low, high, mask)
+    lower, upper = low - x0, high - x0
 
     def project(x: Tensor) -> Tensor:
-        shift, cap = _within_reach(x, x0, box_low, box_high, mask)
-        return x0 + _shrink_l1(shift, cap, eps)
+        return tf.clip_by_value(x0 + _nearest_l1(x - x0, lower, upper, eps), low, high)
 
     def start(seeds: Tensor) -> Tensor:
         # Signed exponentials over their sum are uniform on the L1 sphere.
         draws = randomness.uniform(seeds, tf.shape(x0)[1:], -1.0, 1.0)
-        laplace = -tf.sign(draws) * tf.math.log1p(-tf.abs(draws)) * _ones_or(mask, x0)
-        return project(x0 + eps * _depth(seeds, x0, mask) * unit(laplace, 1))
+        laplace = -tf.sign(draws) * tf.math.log1p(-tf.abs(draws))
+        return project(x0 + eps * _depth(seeds, x0, mask) * unit(_unmasked(mask)(x0, laplace), 1))
 
     def tangent(x: Tensor, gradient: Tensor) -> Tensor:
-        # A sparse step spent on a coordinate that already stands at its box end would move nothing at all.
-        blocked = ((x >= box_high) & (gradient > 0)) | ((x <= box_low) & (gradient < 0))
-        return tf.where(blocked, tf.zeros_like(gradient), _masked(mask)(x, gradient))
+        # A sparse step spent on a coordinate that already stands at its end, or is masked, would move nothing at all.
+        blocked = ((x >= high) & (gradient > 0)) | ((x <= low) & (gradient < 0))
+        return tf.where(blocked, tf.zeros_like(gradient), gradient)
 
     return Space(project, start, tangent)
 
 
-def _box(x0: Tensor, low, high) -> tuple[Tensor, Tensor]:
-    return tf.minimum(align(low, x0), x0), tf.maximum(align(high, x0), x0)
+def _box(x0: Tensor, low, high, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The ends between which each coordinate may move, of the shape of `x0`: a masked one has no room at all."""
+    low, high = tf.minimum(align(low, x0), x0), tf.maximum(align(high, x0), x0)
+    if mask is not None:
+        free = align(mask, x0) != 0
+        low, high = tf.where(free, low, x0), tf.where(free, high, x0)
+    # Bounds and masks of unknown shape hide it, and a loop's variables must keep theirs.
+    return tf.ensure_shape(low, x0.shape), tf.ensure_shape(high, x0.shape)
 
 
 def _radius(eps: float | Tensor, x0: Tensor) -> Tensor:
     return tf.ensure_shape(align(eps, x0), [None] + [1] * (x0.shape.rank - 1))
 
 
-def _ones_or(mask: Tensor | None, x0: Tensor) -> Tensor:
-    return tf.ones((), x0.dtype) if mask is None else align(mask, x0)
-
-
-def _masked(mask: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+def _unmasked(mask: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
     if mask is None:
         return lambda x, gradient: gradient
-    return lambda x, gradient: gradient * align(mask, gradient)
+    return lambda x, gradient: tf.where(align(mask, x) != 0, gradient, tf.zeros_like(gradient))
 
 
-def _within_reach(x: Tensor, x0: Tensor, low: Tensor, high: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The shift from `x0`, and how far each coordinate may go in that shift's direction."""
-    shift = tf.ensure_shape((x - x0) * _ones_or(mask, x0), x0.shape)
-    return shift, tf.ensure_shape(tf.where(shift > 0, high - x0, x0 - low), x0.shape)
+def _nearest_l2(shift: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
+    """Nearest point u to `shift` with lower <= u <= upper (around 0) and ||u||_2 <= eps.
 
-
-def _shrink_l2(shift: Tensor, cap: Tensor, eps: Tensor) -> Tensor:
-    """Nearest point to `shift` with |u| <= cap per coordinate and ||u||_2 <= eps.
-
-    By the KKT conditions |u| = min(t |shift|, cap) with one t in [0, 1] per example: t = 1 if that fits, else the t at
-    which the norm is eps. Holding the capped coordinates fixed gives t in closed form; it can only grow from round to
-    round, each round caps more coordinates, and the first round that caps none is the answer.
+    By the KKT conditions u = clip(t shift, lower, upper) with one t in [0, 1] per example: t = 1 if that fits, else the
+    t at which the norm is eps. ||u||^2 is concave in t^2, so secants through two points left of the root meet eps^2
+    left of it again: the search comes from inside the ball.
     """
-    size = tf.abs(shift)
-    square = tf.square(size)
+    limit = tf.square(eps)
 
-    def fit(capped: Tensor) -> Tensor:
-        zero = tf.zeros_like(size)
-        fixed = total(tf.where(capped, tf.square(cap), zero))
-        free = total(tf.where(capped, zero, square))
-        rest = tf.sqrt(tf.maximum(tf.square(eps) - fixed, 0.0))
-        return tf.minimum(tf.where(free > 0, tf.math.divide_no_nan(rest, tf.sqrt(free)), 1.0), 1.0)
+    def secant(u: Tensor, square: Tensor, size: Tensor, past: Tensor, past_size: Tensor, growing: Tensor):
+        u = tf.clip_by_value(tf.sqrt(square) * shift, lower, upper)
+        size = total(tf.square(u))
+        step = tf.math.divide_no_nan((limit - size) * (square - past), size - past_size)
+        # A row that is there stays there: between two equal points the secant is all rounding.
+        ahead = tf.where(size < (1 - _TOLERANCE) * limit, tf.minimum(square + step, 1.0), square)
+        return u, ahead, size, square, size, tf.reduce_any(ahead > square)
 
-    def grow(t: Tensor, capped: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        t = fit(capped)
-        wider = t * size > cap
-        return t, capped | wider, tf.reduce_any(wider & ~capped)
-
-    t, _, _ = tf.while_loop(
-        lambda t, capped, growing: growing,
-        grow,
-        (tf.ones_like(total(size)), tf.zeros_like(size, tf.bool), tf.constant(True)),
+    norm = total(tf.square(shift))
+    first = tf.minimum(tf.math.divide_no_nan(limit, norm), 1.0)
+    zero = tf.zeros_like(norm)
+    u, _, size, _, _, _ = tf.while_loop(
+        lambda *state: state[-1],
+        secant,
+        (shift, first, norm, zero, zero, tf.constant(True)),
         maximum_iterations=_ROUNDS,
     )
-    return tf.sign(shift) * tf.minimum(t * size, cap)
+    return u * tf.minimum(1.0, tf.math.divide_no_nan(eps, tf.sqrt(size)))
 
 
-def _shrink_l1(shift: Tensor, cap: Tensor, eps: Tensor) -> Tensor:
-    """Nearest point to `shift` with |u| <= cap per coordinate and ||u||_1 <= eps.
+def _nearest_l1(shift: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
+    """Nearest point u to `shift` with lower <= u <= upper (around 0) and ||u||_1 <= eps.
 
-    |u| = clip(|shift| - level, 0, cap) with one level >= 0 per example. The norm falls with the level in straight
-    pieces: bisection finds the piece, and on it the level has a closed form.
+    |u| = clip(|shift| - level, 0, room) with one level >= 0 per example. The norm falls with the level in straight
+    pieces: Newton's step is exact on the right piece, and halving the bracket covers the steps that leave it.
     """
     size = tf.abs(shift)
+    room = tf.where(shift > 0, upper, -lower)
 
-    def bisect(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        middle = (low + high) / 2
-        over = total(tf.clip_by_value(size - middle, 0.0, cap)) > eps
-        return tf.where(over, middle, low), tf.where(over, high, middle)
+    def newton(u: Tensor, level: Tensor, low: Tensor, high: Tensor, norm: Tensor, moving: Tensor):
+        u = tf.clip_by_value(size - level, 0.0, room)
+        norm = total(u)
+        low, high = tf.where(norm > eps, level, low), tf.where(norm > eps, high, level)
+        sloped = total(tf.cast((u > 0) & (u < room), size.dtype))
+        ahead = level + tf.math.divide_no_nan(norm - eps, sloped)
+        ahead = tf.where((ahead > low) & (ahead < high), ahead, (low + high) / 2)
+        ahead = tf.where(tf.abs(norm - eps) > error, ahead, level)
+        return u, ahead, low, high, norm, tf.reduce_any((ahead != level) & (low < high))
 
-    start = tf.zeros_like(total(size))
-    low, high = tf.while_loop(
-        lambda low, high: True,
-        bisect,
-        (start, tf.reduce_max(size, axis=per_example(size), keepdims=True)),
-        maximum_iterations=32,
+    most = tf.reduce_max(size, axis=per_example(size), keepdims=True)
+    # A shift far larger than the budget has no more digits than its own rounding leaves.
+    error = tf.maximum(_TOLERANCE * eps, 2.0**-23 * most)
+    zero = tf.zeros_like(most)
+    u, _, _, _, norm, _ = tf.while_loop(
+        lambda *state: state[-1],
+        newton,
+        (size, zero, zero, most, zero, tf.constant(True)),
+        maximum_iterations=_ROUNDS,
     )
-    middle = (low + high) / 2
-    sloped = (size > middle) & (size - middle < cap)
-    count = total(tf.cast(sloped, size.dtype))
-    fixed = total(tf.where(size - middle >= cap, cap, tf.zeros_like(size)))
-    exact = tf.math.divide_no_nan(total(tf.where(sloped, size, tf.zeros_like(size))) + fixed - eps, count)
-    level = tf.where(count > 0, tf.clip_by_value(exact, low, high), high)
-    fits = total(tf.minimum(size, cap)) <= eps
-    u = tf.clip_by_value(size - tf.where(fits, 0.0, level), 0.0, cap)
-    return tf.sign(shift) * u * tf.minimum(1.0, tf.math.divide_no_nan(eps, tf.maximum(total(u), eps)))
+    return tf.sign(shift) * u * tf.minimum(1.0, tf.math.divide_no_nan(eps, norm))
 
 
 def _depth(seeds: Tensor, x0: Tensor, mask: Tensor | None) -> Tensor:
-    """u^(1/n): with a uniform direction it makes a point uniform in the ball of n free coordinates."""
+    """r^(1/n): with a uniform direction it makes a point uniform in the ball of n free coordinates."""
     # The other word order makes a seed of its own, so the depth is independent of the direction.
     draw = randomness.uniform(tf.reverse(seeds, axis=[1]), [1] * (x0.shape.rank - 1))
-    free = tf.ones_like(x0) if mask is None else tf.broadcast_to(tf.cast(align(mask, x0) != 0, x0.dtype), tf.shape(x0))
-    return tf.pow(draw, 1.0 / tf.maximum(total(free), 1.0))
+    free = total(_unmasked(mask)(x0, tf.ones_like(x0)))
+    return tf.pow(draw, 1.0 / tf.maximum(free, 1.0))

@@ -14,6 +14,7 @@ from common.datasets.readers import (
     Labelled,
     NpzStream,
     Picture,
+    PicturePath,
     array_headers,
     iterate_tar,
     list_pictures,
@@ -227,9 +228,19 @@ def _to_bytes(pixels: np.ndarray, where: str) -> np.ndarray:
     return pixels.astype(np.uint8) if top == 255 else np.rint(pixels * np.float32(255)).astype(np.uint8)
 
 
-def _folder(
-    root: Path, seed: int, counts: dict[str, int | None], image_size: int | None, share: float
-) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+def list_folder(
+    root: Path | str,
+    *,
+    seed: int,
+    n_train: int | None = None,
+    n_test: int | None = None,
+    validation_share: float = 0.1,
+) -> tuple[dict[str, list[PicturePath]], tuple[str, ...]]:
+    """The pictures of `load`'s image folder as `train` and `test` lists, in the order of `load`, and the class names.
+
+    Reads headers only, so that a caller can stream what need not fit into memory. Errors: as `load`.
+    """
+    root = Path(root)
     if all((root / part).is_dir() for part in SPLITS):
         listed = {part: list_pictures(root / part) for part in SPLITS}
         class_names = listed["train"][1]
@@ -243,8 +254,17 @@ def _folder(
         }
     else:
         pictures, class_names = list_pictures(root)
-        members = _divided(root, pictures, share, seed)
-    chosen = {part: _chosen(members[part], counts[part], seed, part) for part in SPLITS}
+        members = _divided(root, pictures, validation_share, seed)
+    counts = {"train": n_train, "test": n_test}
+    return {part: _chosen(members[part], counts[part], seed, part) for part in SPLITS}, class_names
+
+
+def _folder(
+    root: Path, seed: int, counts: dict[str, int | None], image_size: int | None, share: float
+) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    chosen, class_names = list_folder(
+        root, seed=seed, n_train=counts["train"], n_test=counts["test"], validation_share=share
+    )
     sizes = {(picture.height, picture.width) for pictures in chosen.values() for picture in pictures}
     _check_sizes(root, sizes, image_size)
     parts = {}
@@ -306,7 +326,7 @@ def _stack(where: Path, pixels: Iterable[tuple[int, Picture]], count: int, image
     """RGB uint8 (count, H, W, 3), each picture put in the row that comes with it; alpha is left out."""
     images = None
     for row, picture in pixels:
-        rgb = picture.rgb if image_size is None else _scaled(picture.rgb, image_size)
+        rgb = picture.rgb if image_size is None else scaled(picture.rgb, image_size)
         if images is None:
             images = np.empty((count, *rgb.shape), np.uint8)
         _check_sizes(where, {images.shape[1:3], rgb.shape[:2]}, image_size)
@@ -314,7 +334,8 @@ def _stack(where: Path, pixels: Iterable[tuple[int, Picture]], count: int, image
     return images
 
 
-def _scaled(rgb: np.ndarray, size: int) -> np.ndarray:
+def scaled(rgb: np.ndarray, size: int) -> np.ndarray:
+    """An 8-bit picture (H, W) or (H, W, 3) brought to `size` x `size` pixels."""
     if rgb.shape[:2] == (size, size):
         return rgb
     from PIL import Image

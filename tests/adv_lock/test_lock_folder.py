@@ -12,6 +12,7 @@ from adv_lock.lock import lock
 from adv_lock.locked_data import read_locked
 from adv_lock.targeted import Attack
 from adv_lock.unlock import unlock
+from common import datasets
 from common.datasets.readers import read_picture
 from common.errors import UserError
 
@@ -152,7 +153,9 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch)
             (root / name).mkdir(parents=True)
             for i in range(count // 2):
                 Image.fromarray(picture(i, 512, 512)).save(root / name / f"{i}.jpg")
-        pictures, is_test, names = locking.list_split(root, 0)
+        parts, names = datasets.list_folder(root, seed=0)
+        pictures = [*parts["train"], *parts["test"]]
+        is_test = np.arange(len(pictures)) >= len(parts["train"])
         tracemalloc.start()
         locking.lock_pictures(
             root,
