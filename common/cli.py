@@ -48,7 +48,7 @@ SHARED = ("dataset", "data_dir", "seed", "n_train", "n_test", "strategy", "preci
 USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 
 if TYPE_CHECKING:
-    Budget = float
+    Budget = LinfBudget = float
     Count = Natural = int
 else:
     Count, Natural = PositiveInt, NonNegativeInt
@@ -67,10 +67,22 @@ else:
                 raise ValueError(f"{value} is no budget")
             return super().__new__(cls, number)
 
-    register_type(Budget, serializer=float, deserializer=Budget)
+    class LinfBudget(Budget):
+        """An L-inf budget for images in [0, 1]: above 1 it was meant in grey levels."""
+
+        def __new__(cls, value: Any) -> "LinfBudget":
+            """Errors: `ValueError` as for `Budget`, and above 1."""
+            number = super().__new__(cls, value)
+            if number > 1:
+                raise ValueError(f"{value} is above 1; did you mean {value}/255?")
+            return number
+
+    for kind in (Budget, LinfBudget):
+        register_type(kind, serializer=float, deserializer=kind)
 
 MEANINGS = {
     Budget: "a number >= 0 or a fraction such as 8/255",
+    LinfBudget: "an L-inf budget in [0, 1] such as 8/255",
     Count: "a whole number >= 1",
     Natural: "a whole number >= 0",
     int: "a whole number",
@@ -392,7 +404,10 @@ class Script:
 
     def _refused(self, name: str, value: Any, origins: Mapping[str, str]) -> UserError:
         got = value if isinstance(value, str) else repr(value)
-        return UserError(f"{origins.get(name, name)}: expected {_meaning(self.hints[name])}, got {got[:80]}")
+        # The budget of a picture given in grey levels, as in half of the literature.
+        meant = self.hints[name] is LinfBudget and got.replace(".", "", 1).isdigit()
+        remedy = f"; did you mean {got}/255?" if meant else ""
+        return UserError(f"{origins.get(name, name)}: expected {_meaning(self.hints[name])}, got {got[:80]}{remedy}")
 
     @functools.cached_property
     def _parser(self) -> ArgumentParser:

@@ -16,7 +16,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.cli import Budget, CommonOptions, Count, alias, script
+from common.cli import Budget, CommonOptions, Count, LinfBudget, alias, script
 from common.errors import UserError
 from common.runs import Run
 
@@ -42,6 +42,8 @@ class LockOptions(CommonOptions):
     """L2 radius at 32 x 32 x 3, in [0, 1] units: 100 % of it."""
     sweep: tuple[Budget, ...] = (0.5, 1.0)
     """Radii of the curve."""
+    noise: LinfBudget = 0.0
+    """L-inf noise beside the lock."""
     rate: float = 0.1
     """Learning rate."""
     model: Path | None = alias("resume_path", default=None)
@@ -541,3 +543,14 @@ def test_seeds_follow_into_the_chain():
     # The folder above holds nothing but that seed's run, so a sweep of the producer may use it.
     assert train(train.options(seeds=(0, 2)))["seed"] == [0, 2]
     assert [o.seed for name, o in CALLS if name == "train"] == [2, 0]
+
+
+def test_an_linf_budget_in_grey_levels_is_refused_with_the_fraction_that_was_meant():
+    assert lock.parse(["--noise", "8/255"]).noise == 8 / 255 and lock.parse(["--noise", "1"]).noise == 1
+    for text in ("8", "1.5"):
+        with pytest.raises(
+            UserError, match=rf"^--noise: expected an L-inf budget .*got {text}; did you mean {text}/255\?$"
+        ):
+            lock.parse(["--noise", text])
+    with pytest.raises(UserError, match=r"--noise: expected an L-inf budget .*got much$"):
+        lock.parse(["--noise", "much"])
