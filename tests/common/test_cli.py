@@ -365,12 +365,12 @@ def test_help_is_quick_and_imports_no_framework(tiny):
     """G5."""
     seconds = []
     for _ in range(3):
-        begun = time.monotonic()
+        begun = sum(os.times()[2:4])
         out, err = tiny("--help", "--name", "heavy").communicate(timeout=30)
-        seconds.append(time.monotonic() - begun)
+        seconds.append(sum(os.times()[2:4]) - begun)
     assert "Seconds to wait." in out and out.endswith("[]\n") and err == ""
-    # The best of three: other work on the machine must not fail it.
-    assert min(seconds) < 1.5
+    # Processor time, and the best of three: other work on the machine must not fail it.
+    assert min(seconds) < 1.0
 
 
 def begun(process):
