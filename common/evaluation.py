@@ -2,13 +2,13 @@
 
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from common.attacks import logits_of
+from common.attacks import in_batches, logits_of, untargeted_ce
 from common.training import as_float
 
 _forward: "weakref.WeakKeyDictionary[Any, Callable]" = weakref.WeakKeyDictionary()
@@ -29,6 +29,64 @@ def predict(model: keras.Model, x: np.ndarray, *, batch_size: int = 500) -> np.n
 def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray, *, batch_size: int = 500) -> float:
     """Share of `x` (N, ...) answered with `y` (N,), in [0, 1]."""
     return float(np.mean(predict(model, x, batch_size=batch_size) == y))
+
+
+class Robustness(NamedTuple):
+    """What an attack left of a model, example by example, (N,) each.
+
+    `clean` and `robust`: answered rightly before and after, bool. `linf`, `l2`: size of the perturbation as judged.
+    `zero_gradient`: the loss has no gradient at all at the clean input, bool; many such rows mean that gradient attacks
+    are blind here and `robust` proves nothing (Athalye et al. 2018).
+    """
+
+    clean: np.ndarray
+    robust: np.ndarray
+    linf: np.ndarray
+    l2: np.ndarray
+    zero_gradient: np.ndarray
+
+
+def robustness(
+    model: keras.Model,
+    x: np.ndarray,
+    y: np.ndarray,
+    attack: Callable[..., tf.Tensor],
+    *,
+    batch_size: int = 256,
+    eight_bit: bool = True,
+    progress: bool = False,
+) -> Robustness:
+    """`attack(x, y, index=...)` on `x` (N, ...) float in [0, 1] with labels `y` (N,), judged by what `model` answers.
+
+    Images are judged as a file would hold them: rounded to 8 bits, unless `eight_bit` is False. Only what was right
+    before can be robust: `robust` implies `clean`.
+    """
+    x = np.asarray(x, np.float32)
+    changed = in_batches(attack, x, y, batch_size=batch_size, progress=progress)
+    if eight_bit:
+        changed = np.rint(changed * 255).astype(np.uint8) / np.float32(255)
+    clean = predict(model, x) == y
+    sizes = perturbation_sizes(x, changed)
+    return Robustness(
+        clean, clean & (predict(model, changed) == y), sizes["linf"], sizes["l2"], zero_gradient_rows(model, x, y)
+    )
+
+
+def zero_gradient_rows(model: keras.Model, x: np.ndarray, y: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
+    """Where the cross-entropy of `y` (N,) has not a single gradient entry at `x` (N, ...), bool (N,)."""
+    out = np.empty(len(x), bool)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, *x.shape[1:]], tf.float32), tf.TensorSpec([None], tf.int32)])
+    def blank(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            score, _ = untargeted_ce(model, labels)(images)
+        gradient = tape.gradient(score, images)
+        return tf.reduce_all(tf.reshape(gradient == 0, [tf.shape(images)[0], -1]), axis=1)
+
+    for rows in _blocks(len(x), batch_size):
+        out[rows] = blank(x[rows], np.asarray(y[rows], np.int32))
+    return out
 
 
 def perturbation_sizes(x: np.ndarray, changed: np.ndarray) -> dict[str, np.ndarray]:

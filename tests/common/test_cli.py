@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import types
 from dataclasses import dataclass
 from pathlib import Path

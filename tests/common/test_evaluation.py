@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from common import evaluation
+from common import attacks, evaluation
 
 
 def test_perturbation_sizes():
@@ -46,3 +46,28 @@ def test_predict_reads_bytes_as_unit_interval_and_any_batch_size():
     assert (evaluation.predict(model, x / np.float32(255)) == expected).all()
     assert evaluation.accuracy(model, x, expected) == 1.0
     assert evaluation.accuracy(model, x, (expected + 1) % 5) == 0.0
+
+
+def test_robustness_counts_example_by_example_on_what_is_stored():
+    """A15, B13: zero-gradient rows are counted; success is judged after rounding to 8 bits."""
+    model = keras.Sequential([keras.Input((4,)), keras.layers.ReLU(), keras.layers.Dense(2, use_bias=False)])
+    # The second class wins by the first coordinate; the third and fourth weigh nothing.
+    model.layers[-1].set_weights([np.array([[-10.0, 10.0], [10.0, -10.0], [0.0, 0.0], [0.0, 0.0]], np.float32)])
+
+    def fgsm(eps):
+        return lambda x, y, index: attacks.fgsm(model, x, y, eps=eps)
+
+    grid = np.float32(255)
+    x = np.array([[140, 120, 9, 9], [200, 50, 9, 9], [100, 150, 9, 9], [0, 0, 0, 0]], np.float32) / grid
+    y = np.array([1, 1, 1, 0], np.int32)
+    found = evaluation.robustness(model, x, y, fgsm(12 / 255), batch_size=3)
+    assert found.clean.tolist() == [True, True, False, True]
+    assert found.robust.tolist() == [False, True, False, True]
+    assert found.linf[:3] == pytest.approx(12 / 255)
+    assert found.l2[1] == pytest.approx(12 / 255 * np.sqrt(2), rel=1e-5)
+    assert found.zero_gradient.tolist() == [False, False, False, True]
+    # A shift of less than half a grey level is gone once the image is stored.
+    tiny = evaluation.robustness(model, x, y, fgsm(0.4 / 255))
+    assert (tiny.linf == 0).all()
+    kept = evaluation.robustness(model, x, y, fgsm(0.4 / 255), eight_bit=False)
+    assert kept.linf[0] == pytest.approx(0.4 / 255, rel=1e-4)
