@@ -16,15 +16,15 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	@touch $@
 
 demo: setup
-	$(RUN) adv_lock/train_base.py
-	$(RUN) adv_lock/lock.py
-	$(RUN) adv_lock/train.py
-	$(RUN) adv_lock/unlock.py
+	$(RUN) adv_lock/train_base.py --resume
+	$(RUN) adv_lock/lock.py --resume
+	$(RUN) adv_lock/train.py --resume
+	$(RUN) adv_lock/unlock.py --resume
 
 test: setup
 	$(RUN) -m pytest
 
-# Named runs and data sets are hours of work and stay; so does the environment of another folder.
+# Named runs and data sets are hours of work and stay.
 clean:
 	rm -rf $(VENV) runs/*/*/demo runs/*/attacks build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -66,9 +66,18 @@ def load(options: CommonOptions, image_size: int | None = None) -> "Arrays":
     return data
 
 
+def is_folder(dataset: str) -> bool:
+    """Whether `dataset` is a folder of pictures; a name goes before a folder that is called like it."""
+    from common import datasets
+
+    return dataset not in datasets.NAMES and Path(dataset).is_dir()
+
+
 def _folder_size(dataset: str) -> int | None:
+    from common import datasets
+
     path = Path(dataset)
-    return FOLDER_SIZE if path.exists() and path.suffix != ".npz" else None
+    return FOLDER_SIZE if dataset not in datasets.NAMES and path.exists() and path.suffix != ".npz" else None
 
 
 def fit(
@@ -96,7 +105,7 @@ def fit(
     from common.models import build
 
     if not options.momentum < 1:
-        raise UserError(f"momentum: must be below 1; received {options.momentum}")
+        raise UserError(f"--momentum: must be below 1; received {options.momentum}")
     strategy = devices.prepare(options.strategy, options.precision)
     # Ten thousand images are plenty for a mean and spare a float copy of the whole set.
     scaled = x[:: max(len(x) // 10_000, 1)].astype(np.float32) / 255.0
@@ -134,6 +143,7 @@ def fit(
         callbacks=curve_callbacks(run),
         checkpoint_folder=run.checkpoints,
         resume=True,
+        chief=run.chief,
         seed=seed,
         strategy=strategy,
     )

@@ -4,13 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from adv_lock.fitting import load
+from adv_lock.fitting import is_folder, load
 from adv_lock.train_base import train_base
 from common.cli import Budget, CommonOptions, Count, alias, script
 from common.errors import UserError
 from common.runs import Run
 
 if TYPE_CHECKING:
+    import keras
+
     from adv_lock.locking import Recipe, Report
 
 _EXAMPLES = 8
@@ -47,7 +49,8 @@ class Options(CommonOptions):
     image_size: Literal["keep"] | Count = "keep"
     """Pictures of a folder keep their size, or become squares of this side in pixels."""
     attack_store: Path = Path("runs/adv_lock/attacks")
-    """Folder in which attacks are kept for other lock methods and for --resume, up to 4 GB a data set."""
+    """Folder in which attacks are kept for other lock methods and for --resume: 2 bytes a value and class map; those on
+    a folder of pictures that would take over 4 GB are not kept."""
 
 
 @script(app="adv_lock", name="lock")
@@ -57,7 +60,7 @@ def lock(options: Options, run: Run) -> None:
     from common import plots
 
     _check(options)
-    if Path(options.dataset).is_dir():
+    if is_folder(options.dataset):
         report, examples = _lock_folder(options, run)
     else:
         report, examples = _lock_arrays(options, run)
@@ -132,6 +135,14 @@ def _examples(originals: list, stored: list) -> dict:
     return {"original": before, "locked": after, "difference x 10": added}
 
 
+def _warn(run: Run, success: float) -> None:
+    if success < 0.5:
+        run.say(
+            f"the base classifier sees the wrong class in only {100 * success:.0f} % of the locked pictures, so the"
+            " lock is weak: raise --eps or --attack-steps, or give a --model that was trained on more such pictures"
+        )
+
+
 def _record(options: Options, run: Run, report: "Report", key_bytes_ratio: float) -> None:
     import numpy as np
 
@@ -142,7 +153,9 @@ def _record(options: Options, run: Run, report: "Report", key_bytes_ratio: float
     }
     for metric, hits in rates.items():
         split = "train" if metric.endswith("train") else "test"
-        run.rate(metric, float(hits.mean()), len(hits), attack=options.lock_method, norm="l2", split=split)
+        run.rate(
+            metric, float(hits.mean()), len(hits), attack=options.lock_method, norm="l2", eps=options.eps, split=split
+        )
         run.metrics(**{metric: float(hits.mean()), f"{metric}_n": len(hits)})
     quality = {
         "psnr_mean": report.of("psnr").mean(),
@@ -155,12 +168,16 @@ def _record(options: Options, run: Run, report: "Report", key_bytes_ratio: float
     for metric, value in quality.items():
         run.row(attack=options.lock_method, norm="l2", eps=options.eps, metric=metric, value=float(value))
     run.metrics(**{metric: float(value) for metric, value in quality.items()})
+    _warn(run, float(rates["success_train"].mean()))
 
 
 def produced(lock_data: Path | None, options: CommonOptions, run: Run) -> Path:
     """The lock run that another script works on: `lock_data`, or the one of the same name, made if need be."""
     # Locked data that are named bring their own data set and seed; only those found by default must match.
-    must_match = ("dataset", "seed") if lock_data is None else ()
+    sizes = [name for name in ("n_train", "n_test") if getattr(options, name) is not None]
+    must_match = ("dataset", "seed", *sizes) if lock_data is None else ()
+    if lock_data is not None and options.dataset != lock.options().dataset:
+        raise UserError("--dataset: the locked pictures come with --lock-data; leave it out")
     return lock.produce(lock_data, options, must_match, say=run.say)
 
 
@@ -169,16 +186,20 @@ def _check(options: Options) -> None:
         raise UserError(f"--eps: must be above 0; received {options.eps:g}. It is an L2 radius, 0.5 to 1.5 are usual")
     if not options.attack_lr > 0:
         raise UserError(f"--attack-lr: must be above 0; received {options.attack_lr:g}")
+    if options.image_size != "keep" and not is_folder(options.dataset):
+        raise UserError(f"--image-size: is for folders of pictures; {options.dataset} is locked at its own size")
     for name in ("alpha", "lambd"):
         if not getattr(options, name) <= 1:
             raise UserError(f"--{name}: is a share and at most 1; received {getattr(options, name):g}")
 
 
 def _recipe(options: Options, run: Run, classes: int) -> "Recipe":
+    import numpy as np
+
     from adv_lock.class_maps import MAPS_NEEDED, class_maps
     from adv_lock.locking import Recipe
     from adv_lock.targeted import targeted_attack
-    from common import checkpoints
+    from common import attacks, checkpoints
 
     # Before the base classifier is trained: a method that the class count forbids need not cost those minutes.
     maps = class_maps(options.class_maps, classes, MAPS_NEEDED[options.lock_method], options.seed)
@@ -187,11 +208,19 @@ def _recipe(options: Options, run: Run, classes: int) -> "Recipe":
     model = checkpoints.load_model(path)
     if len(model.input_shape) != 4 or len(model.output_shape) != 2:
         raise UserError(f"{path}: maps {model.input_shape} to {model.output_shape}; a lock needs a picture classifier")
-    answered = 2 if model.output_shape[-1] == 1 else model.output_shape[-1]
+    try:
+        answered = attacks.check_logits(model, np.random.default_rng(0).random((8, *_shape(model)), np.float32))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
     if answered != classes:
         raise UserError(f"{path}: tells {answered} classes apart, the data have {classes}; give another --model")
     attack = targeted_attack(model, eps=options.eps, alpha=options.attack_lr, steps=options.attack_steps)
-    return Recipe(options.lock_method, options.alpha, options.lambd, maps, options.eps, attack)
+    return Recipe(options.lock_method, options.alpha, options.lambd, maps, options.eps, options.seed, attack)
+
+
+def _shape(model: "keras.Model") -> tuple[int, ...]:
+    """The shape of one picture; a fully convolutional classifier takes any size, and is asked at 32 pixels."""
+    return tuple(size or 32 for size in model.input_shape[1:])
 
 
 if __name__ == "__main__":

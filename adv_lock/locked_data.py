@@ -24,10 +24,17 @@ class Key(NamedTuple):
     path: Path
     about: dict[str, Any]
     class_maps: np.ndarray
+    archive: np.lib.npyio.NpzFile
 
     def difference(self, name: str) -> np.ndarray:
-        """The 8-bit difference of one locked picture of a folder, uint8 (H, W, 3)."""
-        return NpzStream(self.path, f"difference/{name}").read()
+        """The 8-bit difference of one locked picture of a folder, uint8 (H, W, 3).
+
+        Errors: `UserError` for a picture that the key does not know.
+        """
+        member = f"difference/{name}"
+        if member not in self.archive.files:
+            raise UserError(f"{self.path}: knows no {name}; it is the key of other pictures")
+        return self.archive[member]
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,8 @@ def read_key(path: Path) -> Key:
         if name not in headers:
             raise UserError(f"{path}: holds no {name}; expected the key.npz of lock.py")
     about = json.loads(NpzStream(path, "about").read().tobytes())
-    return Key(path, about, NpzStream(path, "class_maps").read())
+    # The headers are checked above, once: doing so for every picture would read a folder's key over and over.
+    return Key(path, about, NpzStream(path, "class_maps").read(), np.load(path, allow_pickle=False))
 
 
 def original_blocks(locked: Path, key: Key, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:

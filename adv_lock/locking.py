@@ -4,7 +4,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -30,17 +31,18 @@ _PIXELS_AT_ONCE = 2 * 2**20
 _STORE_BYTES = 4 * 2**30
 # What PSNR, infinite there, counts as for a picture that the lock left as it was.
 _PSNR_UNCHANGED = 100.0
-_TIMED_STEPS = 2
+_TIMED_STEPS, _TIMED_SIZES = 2, 3
 
 
 class Recipe(NamedTuple):
-    """How pictures are locked: method, its shares, class maps int32 (maps, classes), L2 radius and the attack."""
+    """How pictures are locked: method, its shares, class maps int32 (maps, classes), L2 radius, seed and attack."""
 
     method: str
     alpha: float
     lambd: float
     class_maps: np.ndarray
     eps: float
+    seed: int
     attack: Attack
 
 
@@ -78,7 +80,7 @@ def lock_arrays(data: Arrays, recipe: Recipe, folder: Path, store_folder: Path, 
     splits = {"train": (data.x_train, data.y_train), "test": (data.x_test, data.y_test)}
     hashes = {split: hashlib.sha256() for split in splits}
     count = len(data.x_train) + len(data.x_test)
-    say(_announcement(recipe, [(data.x_train[:_BLOCK], count)]))
+    say(_announcement(recipe, {data.x_train.shape[1:3]: count}, lambda size: data.x_train[:_BLOCK]))
     bar = Progbar(count, unit_name="picture")
     with NpzWriter(folder / LOCKED / ARRAYS) as shared, NpzWriter(folder / KEY) as key:
         for split, (x, y) in splits.items():
@@ -130,19 +132,17 @@ def lock_pictures(
         block for block in blocks if not all(_finished(folder, parts, names[i], pictures[i].path) for i in block)
     ]
     if waiting:
-        firsts = {sizes[block[0]]: block for block in reversed(waiting)}
-        examples = [
-            (_read(pictures, block[:1], image_size)[0], sum(len(b) for b in waiting if sizes[b[0]] == size))
-            for size, block in firsts.items()
-        ]
-        say(_announcement(recipe, examples))
+        counts = Counter(sizes[i] for block in waiting for i in block)
+        examples = {sizes[block[0]]: block[:1] for block in reversed(waiting)}
+        say(_announcement(recipe, counts, lambda size: _read(pictures, examples[size], image_size)[0]))
     bar = Progbar(len(pictures), unit_name="picture")
+    due = {block[0] for block in waiting}
     for block in blocks:
-        if block in waiting:
+        if block[0] in due:
             _lock_files(recipe, store, pictures, block, names, folder, parts, is_test, image_size)
         bar.add(len(block))
     _join_parts(recipe, report, folder, parts, names, is_test)
-    report.seconds = float(sum(files.read_npz(_part(parts, name))["seconds"] for name in names))
+    _remove_strangers(folder / LOCKED, names)
     entries = [
         {"file": name, "split": SPLITS[int(test)], "label": int(picture.label)}
         for name, picture, test in zip(names, pictures, is_test, strict=True)
@@ -152,13 +152,18 @@ def lock_pictures(
 
 
 def locked_names(root: Path, pictures: Sequence[PicturePath]) -> list[str]:
-    """`<class>/<stem>.png` for each picture, or `<class>/<stem>_<suffix>.png` where two would share that name."""
+    """`<class>/<stem>.png` for each picture; where two would share that name, with a suffix that tells them apart."""
     plain = [picture.path.relative_to(root).with_suffix(".png").as_posix() for picture in pictures]
-    taken = {name for name in plain if plain.count(name) == 1} if len(set(plain)) < len(plain) else set(plain)
+    count = Counter(plain)
+    taken = {name for name in plain if count[name] == 1}
     names = []
     for picture, name in zip(pictures, plain, strict=True):
-        path = picture.path.relative_to(root)
-        names.append(name if name in taken else f"{path.with_suffix('').as_posix()}_{path.suffix[1:].lower()}.png")
+        if count[name] > 1:
+            stem = f"{name.removesuffix('.png')}_{picture.path.suffix[1:].lower()}"
+            tries = (f"{stem}{number}.png" for number in ("", *range(2, len(plain) + 2)))
+            name = next(candidate for candidate in tries if candidate not in taken)
+            taken.add(name)
+        names.append(name)
     return names
 
 
@@ -183,7 +188,8 @@ def _lock_block(recipe: Recipe, store: Store, split: str, x: np.ndarray, y: np.n
     distances = mixing.distances(x, stored)
     report.measured[split].append(
         Measured(
-            success=(seen == wanted).any(axis=0),
+            # The paper's maps have fixed points: an answer that did not change is no success.
+            success=((seen == wanted) & (wanted != classes)).any(axis=0),
             psnr=np.minimum(evaluation.psnr(x, stored), _PSNR_UNCHANGED),
             ssim=evaluation.ssim(x, stored),
             l2=distances,
@@ -238,6 +244,7 @@ def _join_parts(
             originals[name] = part["original"].tobytes().decode()
             report.measured[SPLITS[int(test)]].append(Measured(*(part[name] for name in Measured._fields)))
             report.base_right.append(part["base_right"])
+            report.seconds += float(part["seconds"])
         _write_key(key, recipe, originals)
 
 
@@ -261,20 +268,30 @@ def _read(pictures: Sequence[PicturePath], block: Sequence[int], image_size: int
     return np.stack(rgb), alphas, [picture.metadata for picture in read]
 
 
-def _announcement(recipe: Recipe, examples: Sequence[tuple[np.ndarray, int]]) -> str:
-    """How long it will take: a few steps of the attack timed on one block for each size of picture."""
-    total, per_picture = 0.0, []
-    for images, count in examples:
+def _announcement(
+    recipe: Recipe, counts: Mapping[tuple[int, int], int], example: Callable[[tuple[int, int]], np.ndarray]
+) -> str:
+    """How long it will take: a few steps of the attack timed on the commonest sizes, the others by their pixels.
+
+    `counts`: pictures of each (height, width); `example`: such a size -> pictures to time.
+    """
+    pixels = seconds = 0.0
+    shown = []
+    for size in sorted(counts, key=lambda size: -counts[size])[:_TIMED_SIZES]:
+        images = example(size)
         targets = np.zeros(len(images), np.int32)
         recipe.attack.towards(images, targets, steps=1)
         started = time.perf_counter()
         recipe.attack.towards(images, targets, steps=_TIMED_STEPS)
         step = (time.perf_counter() - started) / _TIMED_STEPS / len(images)
-        seconds = step * recipe.attack.steps * len(recipe.class_maps)
-        per_picture.append(f"{images.shape[2]} x {images.shape[1]}: about {_duration(seconds)} a picture")
-        total += seconds * count
-    shown = per_picture[:3] + [f"and {len(per_picture) - 3} other sizes"] * (len(per_picture) > 3)
-    pictures = sum(count for _, count in examples)
+        per_picture = step * recipe.attack.steps * len(recipe.class_maps)
+        shown.append(f"{size[1]} x {size[0]}: about {_duration(per_picture)} a picture")
+        pixels += math.prod(size)
+        seconds += per_picture
+    total = seconds / pixels * sum(math.prod(size) * count for size, count in counts.items())
+    if len(counts) > _TIMED_SIZES:
+        shown.append(f"and {len(counts) - _TIMED_SIZES} other sizes")
+    pictures = sum(counts.values())
     return f"locking {pictures} pictures ({'; '.join(shown)}), about {_duration(total)} in all unless attacked before"
 
 
@@ -282,6 +299,13 @@ def _duration(seconds: float) -> str:
     if seconds < 1:
         return f"{1000 * seconds:.3g} ms"
     return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min"
+
+
+def _remove_strangers(locked: Path, names: Sequence[str]) -> None:
+    """What an earlier, interrupted lock of other pictures left must not be shared with these."""
+    known = {files.inside(locked, name) for name in names}
+    for path in [path for path in locked.rglob("*") if path.is_file() and path not in known]:
+        path.unlink()
 
 
 def _part(parts: Path, name: str) -> Path:
@@ -297,7 +321,7 @@ def _finished(folder: Path, parts: Path, name: str, source: Path) -> bool:
 
 
 def _write_key(key: NpzWriter, recipe: Recipe, originals: dict[str, str]) -> None:
-    about = {"method": recipe.method, "alpha": recipe.alpha, "lambd": recipe.lambd, "eps": recipe.eps}
+    about = {name: getattr(recipe, name) for name in ("method", "alpha", "lambd", "eps", "seed")}
     for name, array in {
         "class_maps": recipe.class_maps,
         "about": _text(json.dumps({**about, "originals_sha256": originals}, sort_keys=True)),

@@ -1,13 +1,13 @@
 """Train on locked pictures as a thief would, and measure what the model is worth on clean ones."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from adv_lock.fitting import FOLDER_SIZE, FittingOptions, fit
 from adv_lock.lock import produced
 from common import runs
-from common.cli import script
+from common.cli import CommonOptions, script
 from common.errors import UserError
 from common.runs import Run
 
@@ -29,7 +29,8 @@ class Options(FittingOptions):
     train_on: Literal["locked", "original"] = "locked"
     """What the model is trained on; the originals, restored with the key, give the reference."""
     reference: Path | None = None
-    """Run folder of this script with --train-on original, to compare with; by default made inside this run."""
+    """Run folder of this script with --train-on original, to compare with; by default made inside this run,
+    which doubles its time."""
 
 
 @script(app="adv_lock", name="train")
@@ -42,7 +43,7 @@ def train(options: Options, run: Run) -> None:
     data = read_locked(source, options.image_size or FOLDER_SIZE)
     run.data(data.name, data.sha256)
     on_locked = options.train_on == "locked"
-    reference = _reference(options, run, source) if on_locked else None
+    reference = _reference(options, run, source, data.sha256) if on_locked else None
 
     def evaluate(model) -> dict[str, float]:
         return {
@@ -72,7 +73,16 @@ def train(options: Options, run: Run) -> None:
     if reference is not None:
         metrics["reference_accuracy"] = reference
     for metric, value in metrics.items():
-        run.rate(metric, value, len(data.y_test), model=options.arch, attack=data.method, norm="l2", eps=data.eps)
+        run.rate(
+            metric,
+            value,
+            len(data.y_test),
+            model=options.arch,
+            attack=data.method,
+            norm="l2",
+            eps=data.eps,
+            split="test",
+        )
         run.metrics(**{metric: value, f"{metric}_n": len(data.y_test)})
     levels = {} if reference is None else {"reference trained on originals": reference}
     if run.chief:
@@ -103,7 +113,7 @@ def _metrics(options: Options, model, history: list[dict[str, float]], data: "Lo
     return metrics
 
 
-def _reference(options: Options, run: Run, source: Path) -> float:
+def _reference(options: Options, run: Run, source: Path, sha256: str) -> float:
     """The last-epoch accuracy of the same recipe on the originals: what there was to learn."""
     if options.reference is not None:
         results = runs.read_results(options.reference)
@@ -111,8 +121,15 @@ def _reference(options: Options, run: Run, source: Path) -> float:
         run.say("reference: the same network and recipe on the original pictures")
         wanted = replace(options, train_on="original", lock_data=source, out=run.folder / "reference", seeds=None)
         results = train(replace(wanted, resume=not options.force))
-    if results["config"].get("train_on") != "original":
+    config = results["config"]
+    if config.get("train_on") != "original":
         raise UserError(f"--reference: {options.reference} is no run of train.py with --train-on original")
+    if results["data_sha256"] != sha256:
+        raise UserError(f"--reference: {options.reference} was trained on other data than {source} locks")
+    for name in (f.name for f in fields(FittingOptions) if f.name not in CommonOptions.__annotations__):
+        ours = getattr(options, name)
+        if config.get(name) != (list(ours) if isinstance(ours, tuple) else ours):
+            raise UserError(f"--reference: {options.reference} has {name} {config.get(name)}, this run {ours}")
     return results["metrics"]["original_accuracy"]
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,8 @@ def load_model(path: Path | str) -> keras.Model:
         raise UserError(f"{path}: no such model file; expected a .keras")
     if path.suffix != ".keras":
         raise UserError(f"{path}: expected a .keras model; save it with model.save('name.keras')")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: not a model that can be loaded safely (no .keras inside, or cut short)")
     try:
         return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises anything from ValueError to KeyError and zip errors here
@@ -86,12 +89,6 @@ def restore(folder: Path, model: keras.Model, optimizer: keras.Optimizer) -> Che
     if unreadable is not None:
         raise unreadable
     return None
-
-
-def discard(folder: Path) -> None:
-    """Remove the checkpoints of a finished training."""
-    for name in (_NEWEST, _PREVIOUS):
-        (folder / name).unlink(missing_ok=True)
 
 
 def _assign(path: Path, kind: str, variables: list[Any], arrays: dict[str, np.ndarray]) -> None:

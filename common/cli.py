@@ -136,7 +136,7 @@ class CommonOptions:
     resume: bool = False
     """Go on with an unfinished run of the same options."""
     force: bool = False
-    """Start anew in the folder of an earlier run; its results, tables, log and checkpoints are removed."""
+    """Start anew in the folder of an earlier run; what that one wrote goes once this one is finished."""
 
 
 class Script:
@@ -285,7 +285,7 @@ class Script:
         if options.config is not None:
             filed = self._filed(options.config, sections_only=True)
             if consumer is not None:
-                base = consumer.options(**consumer._filed(options.config))
+                base = consumer.options(**consumer._filed(options.config, sections_only=True))
         changed = {name: getattr(options, name) for name in SHARED if getattr(options, name) != getattr(base, name)}
         values = filed | {name: value for name, value in changed.items() if name in self.fields} | overrides
         place = {"config": options.config, "name": options.name, "out": None, "seeds": None}
@@ -297,7 +297,9 @@ class Script:
             with _quiet_start_up():
                 import tensorflow as tf
 
-                tf.config.list_physical_devices()
+                # Before anything computes, or TensorFlow takes all of a GPU's memory at once.
+                for gpu in tf.config.list_physical_devices("GPU"):
+                    tf.config.experimental.set_memory_growth(gpu, True)
             # A run with several models has many functions traced once each, which is no fault.
             tf.get_logger().setLevel("ERROR")
         self.body(options, run)

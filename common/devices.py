@@ -1,4 +1,4 @@
-"""Where a run computes: GPU memory, number precision and the distribution strategy, chosen once per script."""
+"""Where a run computes: number precision and the distribution strategy."""
 
 import json
 import os
@@ -10,15 +10,13 @@ from common.errors import UserError
 
 
 def prepare(strategy: str = "none", precision: str = "float32") -> tf.distribute.Strategy:
-    """Set the precision of layers built from now on, let GPU memory grow on demand, and return the strategy.
+    """Set the precision of layers built from now on, and return the strategy.
 
     `strategy`: `none` one device; `mirrored` all GPUs of this machine; `multiworker` all machines in `TF_CONFIG`.
-    Models and optimisers must be built in the returned strategy's scope. Call before anything else computes.
+    Models and optimisers must be built in the returned strategy's scope.
 
     Errors: `UserError` for `multiworker` without a usable `TF_CONFIG`.
     """
-    for gpu in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, True)
     keras.config.set_dtype_policy(precision)
     if strategy == "mirrored":
         return tf.distribute.MirroredStrategy()

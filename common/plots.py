@@ -46,10 +46,8 @@ def accuracy_curves(
     save(figure, path)
 
 
-def picture_rows(
-    rows: Mapping[str, Sequence[np.ndarray]], path: Path | str, *, captions: Sequence[str] = (), title: str = ""
-) -> None:
-    """Named rows of pictures, uint8 or float in [0, 1], (H, W, 3) or (H, W, 1), with a caption over each column."""
+def picture_rows(rows: Mapping[str, Sequence[np.ndarray]], path: Path | str, *, title: str = "") -> None:
+    """Named rows of pictures, uint8 or float in [0, 1], (H, W, 3) or (H, W, 1)."""
     columns = max(len(pictures) for pictures in rows.values())
     figure = Figure(figsize=(1.45 * columns + 1.0, 1.55 * len(rows) + 0.5))
     grid = figure.subplots(len(rows), columns, squeeze=False)
@@ -60,8 +58,6 @@ def picture_rows(
             grey = picture.shape[-1] == 1
             axes.imshow(picture[..., 0] if grey else picture, cmap="gray" if grey else None, interpolation="nearest")
         line[0].text(-0.08, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
-    for axes, caption in zip(grid[0], captions, strict=False):
-        axes.set_title(caption, fontsize=8)
     if title:
         figure.suptitle(title, fontsize=10)
     figure.tight_layout()

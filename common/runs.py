@@ -36,6 +36,10 @@ NUMBERS = ("value", "n", "low", "high")
 # Where a run lies and where its data lie: two runs that differ in these alone have the same results.
 UNCOMPARED = ("out", "name", "data_dir")
 
+# What every run writes, the results first; `--force` sets it aside until the new run is finished.
+_WRITTEN = ("results.json", "table.csv", "metrics.csv", "log.txt", "checkpoints", "tensorboard", "config.yaml")
+_BEFORE = ".before"
+
 
 def wilson(successes_or_rate: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a rate over `n` independent trials, as fractions in [0, 1].
@@ -191,9 +195,10 @@ def execute(
 ) -> dict[str, Any]:
     """Run `body` in `folder`, or return what a finished run with the same config has stored there.
 
-    `force` starts anew in a folder that has a config of the same script, and removes only what such a run wrote:
-    results, tables, log, checkpoints and the artifacts that its results name. Everything else there is left alone,
-    and nothing outside is touched.
+    `force` starts anew in a folder that has a config of the same script. What the earlier run wrote (results, tables,
+    log, checkpoints and the artifacts that its results name) is set aside in `.before` and goes once the new run is
+    finished. Everything else there is left alone, and nothing outside is touched. Input that is refused before there is
+    anything to go on from leaves the folder as it was.
 
     Errors: `UserError` for a folder of something else, of another config (naming the field), of an unfinished run
     without `resume`, of a run that goes on now, or one that cannot be written.
@@ -213,10 +218,17 @@ def execute(
         # Another process may have finished between the look and the lock.
         if (results := stored()) is not None:
             return _finished_before(folder, results)
-        begin(folder, identity, config, force=force)
+        begun = begin(folder, identity, config, force=force)
         run = Run(folder, identity, config)
-        body(run)
-        return run.finish()
+        try:
+            body(run)
+        except UserError:
+            if begun and not run.checkpoints.exists() and not (folder / "metrics.csv").exists():
+                _step_back(folder)
+            raise
+        results = run.finish()
+        _remove(folder / _BEFORE)
+        return results
 
 
 def execute_seeds(
@@ -242,7 +254,7 @@ def execute_seeds(
             # All of them now: an interrupted run must not go on with seeds that were finished before it.
             for seed in seeds:
                 if read_owner(folder / f"seed-{seed}") == identity[:2]:
-                    _clear(folder / f"seed-{seed}")
+                    _set_aside(folder / f"seed-{seed}")
         if chief:
             # Settled above: the old config is this one, perhaps with fewer seeds.
             begin(folder, identity, config, force=True)
@@ -255,6 +267,7 @@ def execute_seeds(
             rows = [row for seed in seeds for row in _read_csv(folder / f"seed-{seed}" / "table.csv")]
             _write_csv(folder / "table.csv", COLUMNS, rows)
             _write_results(folder, results)
+            _remove(folder / _BEFORE)
     return results
 
 
@@ -301,17 +314,18 @@ def settle(
     return read_results(folder)
 
 
-def begin(folder: Path, identity: Identity, config: Mapping[str, Any], *, force: bool) -> None:
-    """Make `folder` this run's: under `force` remove what the last one wrote, and write `config.yaml`.
+def begin(folder: Path, identity: Identity, config: Mapping[str, Any], *, force: bool) -> bool:
+    """Make `folder` this run's: under `force` set aside what the last one wrote, and write `config.yaml`.
 
-    An unfinished run that goes on keeps its config and its files.
+    An unfinished run that goes on keeps its config and its files; then the answer is False.
     """
     if read_owner(folder) is not None:
         if not force:
-            return
-        _clear(folder)
+            return False
+        _set_aside(folder)
     header = f"# {identity.app}/{identity.script}: the options of this run, as --config takes them\n"
     write_text(folder / "config.yaml", header + dump(config))
+    return True
 
 
 @contextlib.contextmanager
@@ -473,26 +487,57 @@ def _joined(identity: Identity, config: Mapping[str, Any], seeds: list[int], chi
     }
 
 
-def _clear(folder: Path) -> None:
+def _set_aside(folder: Path) -> None:
+    """Move what an earlier run wrote to `.before`, and drop what an interrupted one left since."""
+    finished = (folder / "results.json").exists()
     artifacts: list[str] = []
     with contextlib.suppress(UserError, AttributeError):
-        # Artifacts of the single seeds are their runs' to clear.
+        # Artifacts of the single seeds are their runs' to replace.
         named = [str(name) for name in read_results(folder).get("artifacts", {}).values()]
         artifacts = [name for name in named if read_owner(folder.joinpath(*Path(name).parts[:1])) is None]
+    if finished:
+        _remove(folder / _BEFORE)
     # The results go first: from there on the run counts as unfinished, whatever happens to the other files.
-    for name in ("results.json", "table.csv", "metrics.csv", "log.txt", "checkpoints", *artifacts):
+    for name in (*_WRITTEN, *artifacts):
         path = folder / name
-        if folder.resolve() not in path.resolve().parents or path.resolve() == (folder / ".lock").resolve():
+        if folder.resolve() not in path.resolve().parents or path.name in (".lock", _BEFORE) or not path.exists():
             continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+        if finished:
+            target = folder / _BEFORE / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
         else:
-            path.unlink(missing_ok=True)
+            _remove(path)
+
+
+def _step_back(folder: Path) -> None:
+    """Undo `begin`: the folder is as it was before the input was refused."""
+    for name in _WRITTEN:
+        _remove(folder / name)
+    before = folder / _BEFORE
+    # The results come last: a run counts as finished only once all of it is back.
+    for path in sorted(before.rglob("*"), key=lambda path: path.name == "results.json"):
+        if path.is_file():
+            target = folder / path.relative_to(before)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+    _remove(before)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _ours(entry: Path) -> bool:
     """Whether an entry of a folder without config is what runs leave: the lock, a cut-off write, another run."""
-    return entry.name == ".lock" or (entry.name.startswith(".") and entry.suffix == ".part") or bool(read_owner(entry))
+    return (
+        entry.name in (".lock", _BEFORE)
+        or (entry.name.startswith(".") and entry.suffix == ".part")
+        or bool(read_owner(entry))
+    )
 
 
 def _finished_before(folder: Path, results: dict[str, Any]) -> dict[str, Any]:

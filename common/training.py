@@ -55,6 +55,9 @@ def learning_rate(
     """A schedule in optimiser steps: `base` throughout, times `factor` at each of `milestones` (epochs), or a cosine
     to zero at the last step, after a linear rise over `warmup_epochs`."""
     if kind == "step":
+        milestones = sorted(milestones)
+        if not milestones:
+            raise UserError("--lr-schedule step: needs --lr-epochs, the epochs at which the learning rate falls")
         boundaries = [epoch * steps_per_epoch for epoch in milestones]
         values = [base * factor**k for k in range(len(boundaries) + 1)]
         return keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
@@ -122,6 +125,7 @@ def train(
     resume: bool = False,
     seed: int = 0,
     strategy: tf.distribute.Strategy | None = None,
+    chief: bool = True,
     verbose: bool = True,
 ) -> list[dict[str, float]]:
     """Train `model` in place for `epochs`; the logged means of every epoch.
@@ -129,7 +133,8 @@ def train(
     `weight_decay` is L2 in the loss, 0.5 * weight_decay * ||w||^2 over every trainable variable, as in torch.optim.SGD;
     Keras optimisers' own decay is decoupled from momentum and some ten times weaker. `evaluate` runs after each epoch;
     what it measures is logged, never used. `callbacks` are Keras callbacks. With `checkpoint_folder` every epoch is
-    saved there, and `resume` goes on after the last: the weights become those of an undisturbed run.
+    saved there, and `resume` goes on after the last: the weights become those of an undisturbed run. Of several workers
+    only the `chief` saves, in a folder that all of them can read.
 
     Errors: `UserError` when the loss stops being finite, when a checkpoint does not fit, when there is no batch.
     """
@@ -154,7 +159,7 @@ def train(
         history.append(logs)
         # Listeners first: a curve may then hold an epoch that the checkpoint does not, but never lack one that it has.
         listeners.on_epoch_end(epoch, dict(logs))
-        if checkpoint_folder and _is_chief(strategy):
+        if checkpoint_folder and chief:
             checkpoints.save(checkpoint_folder, model, optimizer, history)
         if model.stop_training:
             break
@@ -247,16 +252,3 @@ def _bar(title: str, total: int | None, verbose: bool) -> Iterator[Callable[[int
         count, sums = final
         bar.stateful_metrics = set(sums)
         bar.update(count, [(name, float(value) / count) for name, value in sums.items()], finalize=True)
-
-
-def _is_chief(strategy: tf.distribute.Strategy) -> bool:
-    resolver = strategy.cluster_resolver
-    return (
-        resolver is None
-        or not resolver.task_type
-        or (resolver.task_type, resolver.task_id)
-        in {
-            ("chief", 0),
-            ("worker", 0),
-        }
-    )

@@ -1,6 +1,6 @@
 """Gradient attacks: one loop (`search`), what to raise, where to stand, how to move, which iterate to keep."""
 
-from common.attacks.logits import inference, logits_of
+from common.attacks.logits import check_logits, inference, logits_of
 from common.attacks.loop import Objective, Rank, Result, highest, merge, search, strongest
 from common.attacks.named import bim, fftgsm, fgsm, iftgsm, in_batches, mi_fgsm, pgd, r_step_ll, step_ll
 from common.attacks.objectives import cosine_to, least_likely, targeted_ce, untargeted_ce
@@ -15,6 +15,7 @@ __all__ = [
     "Space",
     "ascent",
     "bim",
+    "check_logits",
     "cosine_to",
     "fftgsm",
     "fgsm",

@@ -224,3 +224,40 @@ def test_an_output_that_cannot_be_written_is_refused(workplace, base_model):
     with pytest.raises(UserError, match="file"):
         lock(lock.options(**LOCK, model=base_model, out=workplace / "file" / "run"))
     assert (workplace / "file").read_text() == ""
+
+
+def test_refused_input_leaves_the_finished_run_and_its_key(workplace, base_model):
+    """Nothing lost: not by --force with a bad option, and a first try with one does not claim the folder."""
+    with pytest.raises(UserError, match="eps: must be above 0"):
+        lock(lock.options(**{**LOCK, "eps": 0}, model=base_model))
+    lock(lock.options(**LOCK, model=base_model))
+    run = workplace / "runs/adv_lock/lock/demo"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="eps: must be above 0"):
+        lock(lock.options(**{**LOCK, "eps": 0}, model=base_model, force=True))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    again = lock(lock.options(**{**LOCK, "eps": 0.8}, model=base_model, force=True))
+    assert again["metrics"]["l2_max"] <= 0.8 and not (run / ".before").exists()
+
+
+def test_a_reference_of_another_recipe_is_refused(workplace, base_model):
+    lock(lock.options(**LOCK, model=base_model))
+    source = workplace / "runs/adv_lock/lock/demo"
+    fitting = {"lock_data": source, "batch_size": 32, "epochs": 1}
+    train(train.options(**fitting, train_on="original", name="reference"))
+    reference = workplace / "runs/adv_lock/train/reference"
+    with pytest.raises(UserError, match="has epochs 1, this run 2"):
+        train(train.options(**{**fitting, "epochs": 2}, reference=reference))
+    results = train(train.options(**fitting, reference=reference))
+    assert not (workplace / "runs/adv_lock/train/demo/reference").exists()
+    assert results["metrics"]["reference_accuracy"] >= 0
+
+
+def test_models_that_hide_their_softmax_are_refused(workplace):
+    import keras
+
+    inputs = keras.Input((32, 32, 3))
+    logits = keras.layers.Dense(10)(keras.layers.Flatten()(keras.layers.AveragePooling2D(8)(inputs)))
+    keras.Model(inputs, keras.ops.softmax(logits)).save(workplace / "hidden.keras")
+    with pytest.raises(UserError, match=r"hidden\.keras: the model answers with probabilities"):
+        lock(lock.options(**LOCK, model=workplace / "hidden.keras"))

@@ -13,7 +13,7 @@ from adv_lock.locked_data import read_locked
 from adv_lock.targeted import Attack
 from adv_lock.unlock import unlock
 from common import datasets
-from common.datasets.readers import read_picture
+from common.datasets.readers import PicturePath, read_picture
 from common.errors import UserError
 
 LOCK = {"attack_steps": 2, "attack_lr": 0.5, "eps": 1.0}
@@ -145,7 +145,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch)
         return np.full(images.shape, 0.004, np.float16)
 
     attack = Attack(towards, lambda images: np.zeros(len(images), np.int32), 1, "fake")
-    recipe = locking.Recipe("basic", 0.5, 0.5, np.array([[1, 0]], np.int32), 1.0, attack)
+    recipe = locking.Recipe("basic", 0.5, 0.5, np.array([[1, 0]], np.int32), 1.0, 0, attack)
 
     def peak(count):
         root = tmp_path / f"in{count}"
@@ -210,3 +210,40 @@ def test_two_classes_refuse_what_needs_two_maps(workplace, photos, base_model_of
 
 def test_the_budget_of_a_photograph_scales_with_its_size():
     assert mixing.budget(1.0, (3000, 4000, 3)) == pytest.approx(np.sqrt(3000 * 4000 / 1024))
+
+
+def test_names_never_collide(tmp_path):
+    (tmp_path / "a").mkdir()
+    names = ["x.JPG", "x.jpg", "x.png", "x_jpg.png", "y.jpg"]
+    pictures = [PicturePath(tmp_path / "a" / name, 0, "a", 1, 1) for name in names]
+    locked = locking.locked_names(tmp_path, pictures)
+    assert len(set(locked)) == 5 and locked[-1] == "a/y.png" and locked[3] == "a/x_jpg.png"
+
+
+def test_pictures_of_an_earlier_try_are_not_shared(workplace, photos, base_model_of_two, monkeypatch):
+    real, calls = locking._lock_files, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(locking, "_lock_files", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        locked_run(photos, base_model_of_two, name="run")
+    run = workplace / "runs/adv_lock/lock/run"
+    done = next((run / "locked").rglob("*.png"))
+    _source(photos, done.relative_to(run / "locked").as_posix()).unlink()
+    monkeypatch.setattr(locking, "_lock_files", real)
+    locked_run(photos, base_model_of_two, name="run", resume=True)
+    manifest = json.loads((run / "locked/manifest.json").read_text())
+    listed = {entry["file"] for entry in manifest["files"]} | {"manifest.json"}
+    assert {
+        path.relative_to(run / "locked").as_posix() for path in (run / "locked").rglob("*") if path.is_file()
+    } == listed
+
+
+def test_image_size_is_for_folders(workplace, base_model):
+    with pytest.raises(UserError, match="--image-size: is for folders"):
+        lock(lock.options(**LOCK, n_train=20, n_test=10, model=base_model, image_size=16))

@@ -84,7 +84,7 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TF_CONFIG", raising=False)
     # Scripts start TensorFlow up before their body; a stand-in spares every test those seconds.
-    config = types.SimpleNamespace(list_physical_devices=list, get_visible_devices=lambda kind: [])
+    config = types.SimpleNamespace(list_physical_devices=lambda kind: [], get_visible_devices=lambda kind: [])
     logger = types.SimpleNamespace(setLevel=lambda level: None)
     monkeypatch.setitem(sys.modules, "tensorflow", types.SimpleNamespace(config=config, get_logger=lambda: logger))
     CALLS.clear()
@@ -313,7 +313,7 @@ def test_help_gives_meaning_unit_choices_default_and_alias(capsys):
 
 STAND_IN = """
 import logging, types
-config = types.SimpleNamespace(list_physical_devices=list, get_visible_devices=lambda kind: [])
+config = types.SimpleNamespace(list_physical_devices=lambda kind: [], get_visible_devices=lambda kind: [])
 get_logger = logging.getLogger
 """
 SCRIPT = '''"""A tiny script."""
