@@ -78,7 +78,8 @@ def grouped_bars(
     width = 0.8 / len(bars)
     for place, (colour, (name, values)) in enumerate(zip(COLOURS, bars.items(), strict=False)):
         drawn = axes.bar(np.arange(len(groups)) + place * width, values, width, color=colour, label=name)
-        axes.bar_label(drawn, labels=[f"{100 * value:.0f}" for value in values], fontsize=8)
+        inside = {"label_type": "center", "color": "white", "fontsize": 8}
+        axes.bar_label(drawn, labels=[f"{100 * value:.0f}" for value in values], **inside)
     for colour, (name, value) in zip(COLOURS[len(bars) :], (levels or {}).items(), strict=False):
         axes.axhline(value, color=colour, linestyle="--", linewidth=1.5, label=name)
     axes.set_xticks(np.arange(len(groups)) + 0.4 - width / 2, groups)
