@@ -203,7 +203,9 @@ def _recipe(options: Options, run: Run, classes: int) -> "Recipe":
 
     # Before the base classifier is trained: a method that the class count forbids need not cost those minutes.
     maps = class_maps(options.class_maps, classes, MAPS_NEEDED[options.lock_method], options.seed)
-    path = train_base.produce(options.model, options, say=run.say)
+    # A model that is named may have learnt elsewhere; one found by default must be that of these data.
+    must_match = ("dataset", "seed") if options.model is None else ()
+    path = train_base.produce(options.model, options, must_match, say=run.say)
     path = path / "model.keras" if path.is_dir() else path
     model = checkpoints.load_model(path)
     if len(model.input_shape) != 4 or len(model.output_shape) != 2:

@@ -214,6 +214,16 @@ def test_bad_options_are_refused(workplace, base_model, settings, message):
         lock(lock.options(**{**LOCK, "model": base_model, **settings}))
 
 
+def test_a_named_base_model_may_have_learnt_elsewhere(workplace):
+    train_base(train_base.options(epochs=1, batch_size=32, **SMALL, seed=5, name="elsewhere"))
+    base = workplace / "runs/adv_lock/train_base/elsewhere"
+    for given in (base, base / "model.keras"):
+        lock(lock.options(**LOCK, model=given, name=given.name))
+    train_base(train_base.options(epochs=1, batch_size=32, **SMALL, seed=5))
+    with pytest.raises(UserError, match="was run with seed 5, this run has 0"):
+        lock(lock.options(**LOCK))
+
+
 def test_a_base_model_of_another_class_count_is_refused(workplace, base_model_of_two):
     with pytest.raises(UserError, match="tells 2 classes apart, the data have 10"):
         lock(lock.options(**LOCK, model=base_model_of_two))
