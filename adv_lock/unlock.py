@@ -4,12 +4,15 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from adv_lock.lock import produced
 from common.cli import CommonOptions, script
 from common.errors import UserError
 from common.runs import Run
+
+if TYPE_CHECKING:
+    from adv_lock.locked_data import Key
 
 
 @dataclass(kw_only=True)
@@ -39,9 +42,7 @@ def unlock(options: Options, run: Run) -> None:
     key = locked_data.read_key(path)
     out = run.folder / "original"
     restore = _arrays if (locked / locking.ARRAYS).is_file() else _pictures
-    count, differing = restore(locked, key, manifest, out)
-    if differing:
-        raise UserError(f"{path}: is not the key of these pictures; {differing} of {count} come out other than locked")
+    count = restore(locked, key, manifest, out)
     locked_bytes = sum(file.stat().st_size for file in locked.rglob("*") if file.is_file())
     digest = hashlib.sha256(json.dumps(key.about["originals_sha256"], sort_keys=True).encode())
     run.data(source.name, digest.hexdigest())
@@ -50,14 +51,14 @@ def unlock(options: Options, run: Run) -> None:
     run.metrics(restored=1.0, restored_n=count, key_bytes_ratio=path.stat().st_size / locked_bytes)
 
 
-def _arrays(locked: Path, key, manifest: dict, out: Path) -> tuple[int, int]:
+def _arrays(locked: Path, key: "Key", manifest: dict, out: Path) -> int:
     import numpy as np
 
     from adv_lock.locked_data import original_blocks
     from adv_lock.locking import ARRAYS, SPLITS
     from common.datasets.readers import NpzStream, NpzWriter
 
-    count = differing = 0
+    count = 0
     with NpzWriter(out / "original.npz") as writer:
         for split in SPLITS:
             labels = NpzStream(locked / ARRAYS, f"y_{split}").read()
@@ -69,14 +70,13 @@ def _arrays(locked: Path, key, manifest: dict, out: Path) -> tuple[int, int]:
                 digest.update(original.tobytes())
             writer.member(f"y_{split}", labels.shape, np.int32).append(labels)
             count += len(labels)
-            differing += 0 if digest.hexdigest() == key.about["originals_sha256"].get(split) else len(labels)
-        if differing:
-            # Leaving by an exception abandons the file: nothing wrong may lie where the originals belong.
-            raise UserError(f"{key.path}: is not the key of these pictures; they come out other than they were")
-    return count, differing
+            if digest.hexdigest() != key.about["originals_sha256"].get(split):
+                # Leaving by an exception abandons the file: nothing wrong may lie where the originals belong.
+                raise UserError(f"{key.path}: is not the key of these pictures; they come out other than they were")
+    return count
 
 
-def _pictures(locked: Path, key, manifest: dict, out: Path) -> tuple[int, int]:
+def _pictures(locked: Path, key: "Key", manifest: dict, out: Path) -> int:
     from adv_lock import mixing
     from common import files
     from common.datasets.readers import read_picture, write_png
@@ -93,7 +93,12 @@ def _pictures(locked: Path, key, manifest: dict, out: Path) -> tuple[int, int]:
             differing += 1
             continue
         write_png(files.inside(out, entry["file"]), rgb, picture.alpha, picture.metadata)
-    return len(manifest["files"]), differing
+    count = len(manifest["files"])
+    if differing:
+        raise UserError(
+            f"{key.path}: is not the key of these pictures; {differing} of {count} come out other than locked"
+        )
+    return count
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from common.errors import UserError
 # Above this many declared bytes an array is refused before it is read: 64 GiB is more than any data set named here.
 MAX_DECLARED_BYTES = 64 * 2**30
 # What zipfile and NumPy raise on a file that is not the archive it claims to be.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError)
+DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError)
 
 
 @contextlib.contextmanager
@@ -85,7 +85,7 @@ def npz_headers(path: Path | str) -> dict[str, tuple[tuple[int, ...], np.dtype]]
                         " the file is damaged or hostile"
                     )
                 headers[member.filename.removesuffix(".npy")] = (shape, dtype)
-    except (*_DAMAGE, ValueError) as error:
+    except (*DAMAGE, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: not a readable .npz ({error}); it may be truncated or of another format") from error
@@ -110,7 +110,7 @@ def read_npz(path: Path | str) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in names}
-    except (*_DAMAGE, ValueError) as error:
+    except (*DAMAGE, ValueError) as error:
         raise UserError(f"{path}: not a readable .npz ({error}); it may be truncated") from error
 
 

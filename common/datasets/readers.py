@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple, Protocol, Self, TypedDict
 import numpy as np
 
 from common.errors import UserError
-from common.files import npz_headers, read_npy_header, replacing
+from common.files import DAMAGE, npz_headers, read_npy_header, replacing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -531,7 +531,7 @@ def _refusing_damage(where: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, zlib.error, NotImplementedError, RuntimeError) as error:
+    except (*DAMAGE, ValueError, RuntimeError) as error:
         raise UserError(
             f"{where}: cannot be read ({one_line(error)}); the file is damaged or hostile, get it anew"
         ) from error
