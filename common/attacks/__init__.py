@@ -1,27 +1,46 @@
 """Gradient attacks: one loop (`search`), what to raise, where to stand, how to move, which iterate to keep."""
 
+from common.attacks.dataset import Attacked, attack_dataset
+from common.attacks.elimination import eliminate
 from common.attacks.logits import check_logits, inference, logits_of
 from common.attacks.loop import Objective, Rank, Result, highest, merge, search, strongest
-from common.attacks.named import bim, fftgsm, fgsm, iftgsm, in_batches, mi_fgsm, pgd, r_step_ll, step_ll
-from common.attacks.objectives import cosine_to, least_likely, targeted_ce, untargeted_ce
-from common.attacks.rules import Rule, ascent, top_l1, unit_l2
-from common.attacks.spaces import Space, l1, l2, linf
+from common.attacks.minimal import cw_l0, cw_l2, ddn, nearest, sigma_zero
+from common.attacks.named import bim, fftgsm, fgsm, iftgsm, mi_fgsm, pgd, r_step_ll, step_ll
+from common.attacks.objectives import (
+    cosine_to,
+    divergence_from,
+    least_likely,
+    targeted_ce,
+    targeted_margin,
+    untargeted_ce,
+    untargeted_margin,
+)
+from common.attacks.rules import Rule, adam, ascent, top_l1, unit_l2
+from common.attacks.spaces import Space, box, l1, l2, linf
 
 __all__ = [
+    "Attacked",
     "Objective",
     "Rank",
     "Result",
     "Rule",
     "Space",
+    "adam",
     "ascent",
+    "attack_dataset",
     "bim",
+    "box",
     "check_logits",
     "cosine_to",
+    "cw_l0",
+    "cw_l2",
+    "ddn",
+    "divergence_from",
+    "eliminate",
     "fftgsm",
     "fgsm",
     "highest",
     "iftgsm",
-    "in_batches",
     "inference",
     "l1",
     "l2",
@@ -30,13 +49,17 @@ __all__ = [
     "logits_of",
     "merge",
     "mi_fgsm",
+    "nearest",
     "pgd",
     "r_step_ll",
     "search",
+    "sigma_zero",
     "step_ll",
     "strongest",
     "targeted_ce",
+    "targeted_margin",
     "top_l1",
     "unit_l2",
     "untargeted_ce",
+    "untargeted_margin",
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -46,54 +46,101 @@ def search(
     rank: Rank | None = None,
     stop: bool = False,
 ) -> Result:
-    """Raise `objective` from `x` (B, ...) for `steps` gradients inside `space`.
+    """Raise `objective` from `x` (B, ...) for `steps` gradients, a scalar or (B,), inside `space`.
 
     With `rank` every iterate is scored, the last one included, and the best is returned; without it, the last. With
     `stop` an example stays where it first reaches its goal, and the loop ends once all have. Works eagerly, inside
     `tf.function` and inside a training step; no variable is created or changed.
+    """
+    flight, _, _ = advance(objective, rule, space, begin(rule, x, steps), steps, rank=rank, stop=stop)
+    return land(objective, flight, rank)
+
+
+class Flight(NamedTuple):
+    """Attacks under way: where each of the B examples stands, and all that the next step needs to know.
+
+    `x` (B, ...); `best`, the iterate to keep so far; `state` of the rule; `left` (B,) int32, the gradients that an
+    example may still take: 0 once it is finished.
+    """
+
+    x: Tensor
+    best: Result
+    state: Any
+    left: Tensor
+
+
+def begin(rule: Rule, x: Tensor, steps: int | Tensor) -> Flight:
+    """Attacks that start from `x` (B, ...) and may take `steps` gradients, a scalar or (B,)."""
+    nothing = tf.fill(tf.shape(x)[:1], tf.constant(float("-inf"), tf.float32))
+    left = tf.broadcast_to(tf.cast(steps, tf.int32), tf.shape(x)[:1])
+    return Flight(x, Result(x, nothing, tf.zeros_like(nothing, tf.bool)), rule.init(x), left)
+
+
+def advance(
+    objective: Objective,
+    rule: Rule,
+    space: Space,
+    flight: Flight,
+    steps: int | Tensor,
+    *,
+    rank: Rank | None = None,
+    stop: bool = False,
+) -> tuple[Flight, Tensor, Tensor]:
+    """Up to `steps` further gradients, a scalar or (B,); ends early once no example has any left.
+
+    Also how many there were, and of the examples in each, how many were under way and not at their goal: int32 scalars.
     """
     evaluate = partial(_evaluate, objective, rule.needs_grad)
     if tf.inside_function():
         # Inlined into a loop's body, one and the same gradient takes 1.0 or 1.35 times as long as alone, by chance from
         # trace to trace (measured on convolutions with batch norm, CPU); as a function of its own it always takes 1.0.
         evaluate = tf.function(evaluate, autograph=False, experimental_attributes={"_noinline": True})
+    # With one number of steps for all and no early end, all move at every step.
+    together = not stop and tf.convert_to_tensor(steps).shape.rank == 0
 
-    def advance(step: Tensor, x: Tensor, best: Result, state, stopped: Tensor):
+    def one_step(step: Tensor, useful: Tensor, flight: Flight):
+        x, best, state, left = flight
         score, done, gradient = evaluate(x)
         if rank is not None:
             best = merge(Result(x, score, done), best, rank)
+        under_way = left > 0
+        useful += tf.reduce_sum(tf.cast(under_way & ~done, tf.int32))
+        if stop:
+            under_way &= ~done
         gradient = space.tangent(x, gradient)
         # Budgets and masks of unknown shape hide it, and a loop's variables must keep theirs.
         gradient.set_shape(x.shape)
         proposal, state = rule.step(state, x, score, done, gradient)
         moved = space.project(proposal)
-        if stop:
-            moved = tf.where(_column(done, moved), x, moved)
-            stopped = tf.reduce_all(done)
+        if not together:
+            moved = tf.where(_column(under_way, moved), moved, x)
         moved.set_shape(x.shape)
-        return step + 1, moved, best, state, stopped
+        return step + 1, useful, Flight(moved, best, state, tf.where(under_way, left - 1, 0))
 
-    nothing = tf.fill(tf.shape(x)[:1], tf.constant(float("-inf"), tf.float32))
-    best = Result(x, nothing, tf.zeros_like(nothing, tf.bool))
-    _, x, best, _, _ = tf.while_loop(
-        lambda step, x, best, state, stopped: (step < steps) & ~stopped,
-        advance,
-        (tf.constant(0), x, best, rule.init(x), tf.constant(False)),
+    taken, useful, flight = tf.while_loop(
+        lambda step, useful, flight: tf.reduce_any((step < steps) & (flight.left > 0)),
+        one_step,
+        (tf.constant(0), tf.constant(0), flight),
         parallel_iterations=1,
     )
-    last = Result(x, *objective(x))
-    return last if rank is None else merge(last, best, rank)
+    return flight, taken, useful
+
+
+def land(objective: Objective, flight: Flight, rank: Rank | None = None) -> Result:
+    """What the attacks have found: with `rank` the best iterate, for which the last is scored too; else the last."""
+    last = Result(flight.x, *objective(flight.x))
+    return last if rank is None else merge(last, flight.best, rank)
 
 
 def merge(a: Result, b: Result, rank: Rank = strongest) -> Result:
     """Per example the one of higher rank, `a` on ties; a rank that is not a number loses."""
     rank_a, rank_b = rank(*a), rank(*b)
-    take_a = (rank_a >= rank_b) | tf.math.is_nan(rank_b)
-    return Result(
-        tf.where(_column(take_a, a.x), a.x, b.x),
-        tf.where(take_a, a.score, b.score),
-        tf.where(take_a, a.done, b.done),
-    )
+    return choose((rank_a >= rank_b) | tf.math.is_nan(rank_b), a, b)
+
+
+def choose(first: Tensor, a: Result, b: Result) -> Result:
+    """`a` where `first` (B,) is true, else `b`."""
+    return Result(*(tf.where(_column(first, of_a), of_a, of_b) for of_a, of_b in zip(a, b, strict=True)))
 
 
 def _evaluate(objective: Objective, needs_grad: bool, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

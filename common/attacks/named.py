@@ -14,7 +14,8 @@ Errors: `ValueError` for input outside the box, not finite or not floating, a bu
 label out of range, a shape that does not fit.
 """
 
-import weakref
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -22,25 +23,31 @@ import numpy as np
 import tensorflow as tf
 
 from common.attacks import objectives, randomness, rules, spaces
+from common.attacks.calls import (
+    Array,
+    Model,
+    as_float32,
+    check_box,
+    check_broadcast,
+    check_finite,
+    check_labels,
+    compiled,
+)
 from common.attacks.geometry import align
-from common.attacks.logits import check_logits
-from common.attacks.loop import Result, merge, search, strongest
+from common.attacks.loop import Objective, Rank, Result, choose, merge, search, strongest
 
 Tensor = tf.Tensor
-Array = np.ndarray | tf.Tensor
-Model = Callable[[Tensor], Tensor]
 Norm = Literal["linf", "l2", "l1"]
 
 _SPACES = {"linf": spaces.linf, "l2": spaces.l2, "l1": spaces.l1}
 # Share of the coordinates that an L1 step moves.
 _L1_SHARE = 0.01
-_compiled: "weakref.WeakKeyDictionary[Any, dict]" = weakref.WeakKeyDictionary()
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """What decides the graph: everything else enters it as a tensor."""
 
-    objective: Literal["untargeted_ce", "targeted_ce", "cosine_to"]
+    objective: str
     norm: Norm
     start: Literal["clean", "uniform", "corner"]
     keep: Literal["last", "best"] = "last"
@@ -50,7 +57,7 @@ class _Plan(NamedTuple):
     masked: bool = False
 
 
-class _Tensors(NamedTuple):
+class Tensors(NamedTuple):
     """What enters the graph."""
 
     x: Tensor
@@ -68,14 +75,39 @@ class _Tensors(NamedTuple):
     high: Tensor
 
 
+class Prepared(NamedTuple):
+    """An attack on a batch, checked and ready to run."""
+
+    plan: Plan
+    model: Model
+    tensors: Tensors
+
+
+class NamedAttack:
+    """An attack that is called by its paper's name. `prepare` takes the same arguments and only gets it ready."""
+
+    def __init__(self, prepare: Callable[..., Prepared]) -> None:
+        functools.update_wrapper(self, prepare)
+        self.prepare = prepare
+        self.__signature__ = inspect.signature(prepare).replace(return_annotation=Tensor)
+
+    def __call__(self, *args: Any, **options: Any) -> Tensor:
+        plan, model, tensors = self.prepare(*args, **options)
+        if tf.inside_function():
+            return _graph(plan, model, tensors)
+        return call(_graph, plan, model, tensors)
+
+
+@NamedAttack
 def fgsm(
     model: Model, x: Array, y: Array, *, eps, norm: Norm = "linf", targeted: bool = False, mask=None, low=0.0, high=1.0
-) -> Tensor:
+) -> Prepared:
     """One step of size `eps` along the gradient's sign (Goodfellow et al. 2015); `targeted`: towards the class `y`."""
-    plan = _Plan(_cross_entropy(targeted), norm, "clean")
-    return _attack(plan, model, x, y, eps=eps, alpha=eps, steps=1, mask=mask, low=low, high=high)
+    plan = Plan(_objective(targeted), norm, "clean")
+    return _prepare(plan, model, x, y, eps=eps, alpha=eps, steps=1, mask=mask, low=low, high=high)
 
 
+@NamedAttack
 def bim(
     model: Model,
     x: Array,
@@ -90,12 +122,13 @@ def bim(
     mask=None,
     low=0.0,
     high=1.0,
-) -> Tensor:
+) -> Prepared:
     """`steps` steps of size `alpha` from the clean input (Kurakin et al. 2017, basic iterative method)."""
-    plan = _Plan(_cross_entropy(targeted), norm, "clean", stop=stop)
-    return _attack(plan, model, x, y, eps=eps, alpha=alpha, steps=steps, mask=mask, low=low, high=high)
+    plan = Plan(_objective(targeted), norm, "clean", stop=stop)
+    return _prepare(plan, model, x, y, eps=eps, alpha=alpha, steps=steps, mask=mask, low=low, high=high)
 
 
+@NamedAttack
 def mi_fgsm(
     model: Model,
     x: Array,
@@ -111,14 +144,15 @@ def mi_fgsm(
     mask=None,
     low=0.0,
     high=1.0,
-) -> Tensor:
+) -> Prepared:
     """BIM along the running sum of normalised gradients, decayed by `momentum` (Dong et al. 2018)."""
-    plan = _Plan(_cross_entropy(targeted), norm, "clean", momentum=True, stop=stop)
-    return _attack(
+    plan = Plan(_objective(targeted), norm, "clean", momentum=True, stop=stop)
+    return _prepare(
         plan, model, x, y, eps=eps, alpha=alpha, steps=steps, momentum=momentum, mask=mask, low=low, high=high
     )
 
 
+@NamedAttack
 def pgd(
     model: Model,
     x: Array,
@@ -133,24 +167,28 @@ def pgd(
     restarts: int = 1,
     keep: Literal["last", "best"] = "last",
     stop: bool = False,
+    loss: Literal["ce", "margin"] = "ce",
     seed: int | Tensor = 0,
     index: Array | None = None,
     mask=None,
     low=0.0,
     high=1.0,
-) -> Tensor:
+) -> Prepared:
     """BIM from a random point of the space (Madry et al. 2018, section 2.1).
 
     Of several `restarts` each example keeps its strongest: success first, then loss. `keep="best"` does the same over
-    all iterates. `stop` leaves an example where it first succeeds.
+    all iterates. `stop` leaves an example where it first succeeds. `loss="margin"` raises the difference of logits in
+    place of the cross-entropy, whose gradient vanishes where the logits lie some hundred apart.
     """
     if restarts < 1:
         raise ValueError(f"restarts must be at least 1; received {restarts}")
     if keep not in ("last", "best"):
         raise ValueError(f"keep must be 'last' or 'best'; received {keep!r}")
+    if loss not in ("ce", "margin"):
+        raise ValueError(f"loss must be 'ce' or 'margin'; received {loss!r}")
     start = "uniform" if random_start else "clean"
-    plan = _Plan(_cross_entropy(targeted), norm, start, keep, restarts=restarts > 1, stop=stop)
-    return _attack(
+    plan = Plan(_objective(targeted, loss), norm, start, keep, restarts=restarts > 1, stop=stop)
+    return _prepare(
         plan,
         model,
         x,
@@ -167,12 +205,14 @@ def pgd(
     )
 
 
-def step_ll(model: Model, x: Array, *, eps, mask=None, low=0.0, high=1.0) -> Tensor:
+@NamedAttack
+def step_ll(model: Model, x: Array, *, eps, mask=None, low=0.0, high=1.0) -> Prepared:
     """One step of size `eps` towards the least likely class (Kurakin et al. 2017, step l.l.)."""
     target = _least_likely(model, x)
-    return fgsm(model, x, target, eps=eps, targeted=True, mask=mask, low=low, high=high)
+    return fgsm.prepare(model, x, target, eps=eps, targeted=True, mask=mask, low=low, high=high)
 
 
+@NamedAttack
 def r_step_ll(
     model: Model,
     x: Array,
@@ -184,7 +224,7 @@ def r_step_ll(
     mask=None,
     low=0.0,
     high=1.0,
-) -> Tensor:
+) -> Prepared:
     """`start_eps` (half of `eps`) to a random corner, the rest by Step-LL (Tramer et al. 2018, R+Step-LL).
 
     The least likely class is that of the clean input.
@@ -193,9 +233,9 @@ def r_step_ll(
     start_eps = eps / 2 if start_eps is None else tf.cast(start_eps, tf.float32)
     if not tf.inside_function() and bool(tf.reduce_any(start_eps > eps)):
         raise ValueError(f"start_eps must be at most eps; received {start_eps.numpy().max()}")
-    plan = _Plan("targeted_ce", "linf", "corner")
+    plan = Plan("targeted_ce", "linf", "corner")
     target = _least_likely(model, x)
-    return _attack(
+    return _prepare(
         plan,
         model,
         x,
@@ -211,12 +251,14 @@ def r_step_ll(
     )
 
 
-def fftgsm(embed: Model, x: Array, target: Array, *, eps, mask=None, low=0.0, high=1.0) -> Tensor:
+@NamedAttack
+def fftgsm(embed: Model, x: Array, target: Array, *, eps, mask=None, low=0.0, high=1.0) -> Prepared:
     """One step of size `eps` that raises the cosine of `embed(x)` to `target` (B, D) (MTER: fast feature target)."""
-    plan = _Plan("cosine_to", "linf", "clean")
-    return _attack(plan, embed, x, target, eps=eps, alpha=eps, steps=1, mask=mask, low=low, high=high)
+    plan = Plan("cosine_to", "linf", "clean")
+    return _prepare(plan, embed, x, target, eps=eps, alpha=eps, steps=1, mask=mask, low=low, high=high)
 
 
+@NamedAttack
 def iftgsm(
     embed: Model,
     x: Array,
@@ -229,13 +271,13 @@ def iftgsm(
     mask=None,
     low=0.0,
     high=1.0,
-) -> Tensor:
+) -> Prepared:
     """FFTGSM in `steps` steps of size `alpha` (MTER: iterative feature target).
 
     With `threshold` (scalar or (B,)) an example stops once its cosine is above it.
     """
-    plan = _Plan("cosine_to", "linf", "clean", stop=threshold is not None)
-    return _attack(
+    plan = Plan("cosine_to", "linf", "clean", stop=threshold is not None)
+    return _prepare(
         plan,
         embed,
         x,
@@ -250,47 +292,21 @@ def iftgsm(
     )
 
 
-def in_batches(
-    attack: Callable[..., Tensor],
-    x: np.ndarray,
-    y: np.ndarray,
-    *,
-    batch_size: int = 256,
-    progress: bool = False,
-) -> np.ndarray:
-    """`attack(x, y, index=...)` over a data set of any size; float32 array of the shape of `x`.
-
-    `attack` is e.g. `functools.partial(pgd, model, eps=8/255, alpha=2/255, steps=40)`, or, where nothing is random or a
-    budget belongs to each example, `lambda x, y, index: fgsm(model, x, y, eps=eps[index])`. The batch size changes no
-    result.
-    """
-    from keras.utils import Progbar
-
-    bar = Progbar(len(x)) if progress else None
-    out = np.empty(np.shape(x), np.float32)
-    for first in range(0, len(x), batch_size):
-        rows = slice(first, min(first + batch_size, len(x)))
-        out[rows] = attack(x[rows], y[rows], index=np.arange(rows.start, rows.stop, dtype=np.int32))
-        if bar:
-            bar.update(rows.stop)
-    return out
-
-
-def _cross_entropy(targeted: bool) -> Literal["targeted_ce", "untargeted_ce"]:
-    return "targeted_ce" if targeted else "untargeted_ce"
+def _objective(targeted: bool, loss: str = "ce") -> str:
+    return f"{'targeted' if targeted else 'untargeted'}_{loss}"
 
 
 def _least_likely(model: Model, x: Array) -> Tensor:
-    x = _float32(x)
+    x = as_float32(x)
     if tf.inside_function():
         return objectives.least_likely(model, x)
-    _check_finite(x)
+    check_finite(x)
     signature = [tf.TensorSpec([None, *x.shape[1:]], x.dtype)]
-    return _compile(model, ("least_likely", x.shape[1:], x.dtype), objectives.least_likely, signature)(x)
+    return compiled(model, ("least_likely", x.shape[1:], x.dtype), objectives.least_likely, signature)(x)
 
 
-def _attack(
-    plan: _Plan,
+def _prepare(
+    plan: Plan,
     model: Model,
     x: Array,
     y: Array,
@@ -306,12 +322,12 @@ def _attack(
     threshold: float | Tensor = 1.0,
     seed: int | Tensor = 0,
     index: Array | None = None,
-) -> Tensor:
+) -> Prepared:
     if plan.norm not in _SPACES:
         raise ValueError(f"norm must be one of {', '.join(_SPACES)}; received {plan.norm!r}")
-    x = _float32(x)
+    x = as_float32(x)
     plan = plan._replace(masked=mask is not None)
-    tensors = _Tensors(
+    tensors = Tensors(
         x=x,
         y=tf.cast(y, tf.float32 if plan.objective == "cosine_to" else tf.int32),
         eps=align(eps, x),
@@ -326,16 +342,34 @@ def _attack(
         low=align(low, x),
         high=align(high, x),
     )
-    if tf.inside_function():
-        return _graph(plan, model, tensors)
-    _check(plan, model, tensors)
-    signature = [tf.TensorSpec([None] * t.shape.rank, t.dtype) for t in tensors]
-    signature[0] = tf.TensorSpec([None, *x.shape[1:]], x.dtype)
-    key = (plan, *((spec.shape.as_list(), spec.dtype) for spec in signature))
-    return _compile(model, repr(key), lambda model, *flat: _graph(plan, model, _Tensors(*flat)), signature)(*tensors)
+    if not tf.inside_function():
+        _check(plan, model, tensors)
+    return Prepared(plan, model, tensors)
 
 
-def _graph(plan: _Plan, model: Model, t: _Tensors) -> Tensor:
+def call(function: Callable, plan: Plan, model: Model, t: Tensors, *extra: Tensor) -> Any:
+    """`function(plan, model, tensors, *extra)`, compiled once for what is not a tensor and not a batch size."""
+    signature = [tf.TensorSpec([None] * value.shape.rank, value.dtype) for value in t]
+    signature[0] = tf.TensorSpec([None, *t.x.shape[1:]], t.x.dtype)
+    signature += [tf.TensorSpec([None, *value.shape[1:]] if value.shape.rank else [], value.dtype) for value in extra]
+    key = (function.__name__, plan, *((spec.shape.as_list(), spec.dtype) for spec in signature))
+
+    def whole(model: Model, *flat: Tensor) -> Any:
+        return function(plan, model, Tensors(*flat[: len(t)]), *flat[len(t) :])
+
+    return compiled(model, repr(key), whole, signature)(*t, *extra)
+
+
+class Parts(NamedTuple):
+    """What a plan plugs into the loop."""
+
+    objective: Objective
+    rule: rules.Rule
+    space: spaces.Space
+    rank: Rank | None
+
+
+def parts(plan: Plan, model: Model, t: Tensors) -> Parts:
     space = _SPACES[plan.norm](t.x, t.eps, t.low, t.high, t.mask if plan.masked else None)
     if plan.objective == "cosine_to":
         objective = objectives.cosine_to(model, t.y, t.threshold)
@@ -343,52 +377,48 @@ def _graph(plan: _Plan, model: Model, t: _Tensors) -> Tensor:
         objective = getattr(objectives, plan.objective)(model, t.y)
     direction = {"linf": tf.sign, "l2": rules.unit_l2, "l1": rules.top_l1(_L1_SHARE)}[plan.norm]
     rule = rules.ascent(direction, t.alpha, t.momentum if plan.momentum else None)
+    return Parts(objective, rule, space, strongest if plan.keep == "best" else None)
 
-    def run(restart: Tensor) -> Result:
-        seeds = randomness.example_seeds(tf.random.fold_in(t.seed, restart), t.index)
-        x = t.x
-        if plan.start == "uniform":
-            x = space.start(seeds)
-        elif plan.start == "corner":
-            corner = tf.sign(randomness.uniform(seeds, tf.shape(t.x)[1:], -1.0, 1.0))
-            x = space.project(t.x + (t.eps - t.alpha) * corner)
-        x = tf.ensure_shape(x, t.x.shape)
-        return search(
-            objective, rule, space, x, t.steps, rank=strongest if plan.keep == "best" else None, stop=plan.stop
-        )
 
-    best = run(tf.constant(0))
+def first_point(plan: Plan, space: spaces.Space, t: Tensors, restart: Tensor) -> Tensor:
+    """Where a restart, counted from 0, begins: (B, ...)."""
+    seeds = randomness.example_seeds(tf.random.fold_in(t.seed, restart), t.index)
+    x = t.x
+    if plan.start == "uniform":
+        x = space.start(seeds)
+    elif plan.start == "corner":
+        corner = tf.sign(randomness.uniform(seeds, tf.shape(t.x)[1:], -1.0, 1.0))
+        x = space.project(t.x + (t.eps - t.alpha) * corner)
+    return tf.ensure_shape(x, t.x.shape)
+
+
+def _graph(plan: Plan, model: Model, t: Tensors) -> Tensor:
+    objective, rule, space, rank = parts(plan, model, t)
+
+    def run(restart: Tensor, steps: Tensor) -> Result:
+        x = first_point(plan, space, t, restart)
+        return search(objective, rule, space, x, steps, rank=rank, stop=plan.stop)
+
+    def again(restart: Tensor, best: Result) -> tuple[Tensor, Result]:
+        if not plan.stop:
+            return restart + 1, merge(run(restart, t.steps), best)
+        # What has succeeded stays, and takes no gradient of the restarts after.
+        later = merge(run(restart, tf.where(best.done, 0, t.steps)), best)
+        return restart + 1, choose(best.done, best, later)
+
+    best = run(tf.constant(0), t.steps)
     if plan.restarts:
         _, best = tf.while_loop(
-            lambda restart, best: restart < t.restarts,
-            lambda restart, best: (restart + 1, merge(run(restart), best)),
-            (tf.constant(1), best),
-            parallel_iterations=1,
+            lambda restart, best: restart < t.restarts, again, (tf.constant(1), best), parallel_iterations=1
         )
     # Through the projections and the momentum an outer tape would differentiate every step of the attack.
     return tf.stop_gradient(best.x)
 
 
-def _compile(model: Model, key, function: Callable, signature: list[tf.TensorSpec]) -> Callable:
-    """`function(model, ...)` compiled once per model and key, and forgotten with the model."""
-    functions = _compiled.setdefault(model, {})
-    if key not in functions:
-        # A strong reference from the cached function back to the model would keep both alive for ever.
-        reference = weakref.ref(model)
-        functions[key] = tf.function(
-            lambda *tensors: function(reference(), *tensors), input_signature=signature, autograph=False
-        )
-    return functions[key]
-
-
-def _check(plan: _Plan, model: Model, t: _Tensors) -> None:
-    _check_finite(t.x)
+def _check(plan: Plan, model: Model, t: Tensors) -> None:
+    check_finite(t.x)
     _check_shapes(plan, t)
-    if bool(tf.reduce_any((t.x < t.low) | (t.x > t.high))):
-        raise ValueError(
-            f"x must lie in [low, high]; received values from {float(tf.reduce_min(t.x)):.4g} to"
-            f" {float(tf.reduce_max(t.x)):.4g}. Divide 8-bit images by 255, or pass the box they live in"
-        )
+    check_box(t.x, t.low, t.high)
     for name in ("eps", "alpha"):
         value = getattr(t, name)
         if not bool(tf.reduce_all((value >= 0) & tf.math.is_finite(value))):
@@ -396,35 +426,16 @@ def _check(plan: _Plan, model: Model, t: _Tensors) -> None:
     if int(t.steps) < 0:
         raise ValueError(f"steps must be 0 or more; received {int(t.steps)}")
     if plan.objective != "cosine_to":
-        classes = check_logits(model, t.x)
-        if bool(tf.reduce_any((t.y < 0) | (t.y >= classes))):
-            raise ValueError(f"labels must be 0 to {classes - 1}; received {t.y.numpy().min()} to {t.y.numpy().max()}")
+        check_labels(model, t.x, t.y)
 
 
-def _check_shapes(plan: _Plan, t: _Tensors) -> None:
+def _check_shapes(plan: Plan, t: Tensors) -> None:
     if plan.norm != "linf" and np.prod(t.eps.shape[1:]) != 1:
         raise ValueError(f"an {plan.norm} budget is one number per example; received shape {tuple(t.eps.shape)}")
-    for name in ("eps", "alpha", "mask", "low", "high"):
-        shape = getattr(t, name).shape
-        if any(size not in (1, wanted) for size, wanted in zip(shape, t.x.shape, strict=True)):
-            raise ValueError(f"{name} must broadcast to x of shape {tuple(t.x.shape)}; received shape {tuple(shape)}")
+    check_broadcast(t.x, eps=t.eps, alpha=t.alpha, mask=t.mask, low=t.low, high=t.high)
     batch, feature = t.x.shape[0], plan.objective == "cosine_to"
     if t.y.shape[:1] != [batch] or t.y.shape.rank != 1 + feature:
         wanted = f"({batch}, features)" if feature else f"({batch},)"
         raise ValueError(f"one target or label per example, {wanted}, is wanted; received shape {tuple(t.y.shape)}")
     if t.index.shape != [batch]:
         raise ValueError(f"index must be of shape ({batch},); received shape {tuple(t.index.shape)}")
-
-
-def _float32(x: Array) -> Tensor:
-    x = tf.convert_to_tensor(x)
-    if not x.dtype.is_floating:
-        raise ValueError(
-            f"x must be floating point in [low, high]; received {x.dtype.name}. Divide 8-bit images by 255"
-        )
-    return tf.cast(x, tf.float32)
-
-
-def _check_finite(x: Tensor) -> None:
-    if not bool(tf.reduce_all(tf.math.is_finite(x))):
-        raise ValueError("x holds values that are not finite")

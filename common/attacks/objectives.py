@@ -33,6 +33,55 @@ def targeted_ce(model: Model, target: Tensor) -> Objective:
     return objective
 
 
+def untargeted_margin(model: Model, y: Tensor, confidence: float | Tensor = 0.0) -> Objective:
+    """The largest logit of another class minus that of the true class `y` (B,) (Carlini & Wagner 2017, V-A, f6).
+
+    Done when another class is answered, by at least `confidence`. Where cross-entropy saturates, it still has a slope.
+    """
+    logits = logits_of(model)
+
+    def objective(x: Tensor) -> tuple[Tensor, Tensor]:
+        z = logits(x)
+        margin = -_lead(z, y)
+        return margin, (_answer(z) != y) & (margin >= confidence)
+
+    return objective
+
+
+def targeted_margin(model: Model, target: Tensor, confidence: float | Tensor = 0.0) -> Objective:
+    """The logit of the class `target` (B,) minus the largest of another (Carlini & Wagner 2017, section V-A, f6).
+
+    Done when `target` is answered, by at least `confidence`.
+    """
+    logits = logits_of(model)
+
+    def objective(x: Tensor) -> tuple[Tensor, Tensor]:
+        z = logits(x)
+        margin = _lead(z, target)
+        return margin, (_answer(z) == target) & (margin >= confidence)
+
+    return objective
+
+
+def divergence_from(model: Model, reference: Tensor) -> Objective:
+    """Kullback-Leibler divergence of the answer to x from that of the logits `reference` (B, classes); done when
+    another class is answered (Zhang et al. 2019, TRADES, algorithm 1)."""
+    logits = logits_of(model)
+    reference = tf.stop_gradient(reference)
+
+    def objective(x: Tensor) -> tuple[Tensor, Tensor]:
+        z = logits(x)
+        return divergence(reference, z), _answer(z) != _answer(reference)
+
+    return objective
+
+
+def divergence(logits: Tensor, other: Tensor) -> Tensor:
+    """KL(softmax(`logits`) || softmax(`other`)) in nats, (B, classes) each -> (B,)."""
+    log_p, log_q = tf.nn.log_softmax(logits), tf.nn.log_softmax(other)
+    return tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=-1)
+
+
 def cosine_to(embed: Model, target: Tensor, threshold: float | Tensor = 1.0) -> Objective:
     """Cosine similarity of `embed(x)` (B, D) to `target` (B, D); done above `threshold` (MTER, feature target)."""
     forward = inference(embed)
@@ -53,6 +102,13 @@ def least_likely(model: Model, x: Tensor) -> Tensor:
 
 def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits)
+
+
+def _lead(logits: Tensor, y: Tensor) -> Tensor:
+    """The logit of the class `y` minus the largest other one."""
+    own = tf.one_hot(y, logits.shape[1], on_value=True, off_value=False)
+    others = tf.reduce_max(tf.where(own, logits.dtype.min, logits), axis=1)
+    return tf.reduce_sum(tf.where(own, logits, 0.0), axis=1) - others
 
 
 def _answer(logits: Tensor) -> Tensor:

@@ -88,6 +88,19 @@ def l1(x0: Tensor, eps: float | Tensor, low=0.0, high=1.0, mask: Tensor | None =
     return Space(project, start, tangent)
 
 
+def box(x0: Tensor, low=0.0, high=1.0, mask: Tensor | None = None) -> Space:
+    """The box alone, without a budget: for attacks that look for the smallest change."""
+    low, high = _box(x0, low, high, mask)
+
+    def project(x: Tensor) -> Tensor:
+        return tf.clip_by_value(x, low, high)
+
+    def start(seeds: Tensor) -> Tensor:
+        return project(low + (high - low) * randomness.uniform(seeds, tf.shape(x0)[1:]))
+
+    return Space(project, start, _unmasked(mask))
+
+
 def _box(x0: Tensor, low, high, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """The ends between which each coordinate may move, of the shape of `x0`: a masked one has no room at all."""
     low, high = tf.minimum(align(low, x0), x0), tf.maximum(align(high, x0), x0)

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from common.attacks import (
     Result,
     ascent,
+    attack_dataset,
     bim,
+    calls,
     cosine_to,
     fftgsm,
     fgsm,
     iftgsm,
-    in_batches,
     l2,
     linf,
     logits_of,
@@ -205,18 +206,18 @@ def test_a13_batch_size_changes_nothing(norm):
     attack = partial(pgd, net.model, eps=0.1, alpha=0.04, steps=4, norm=norm, seed=3)
     whole = attack(x, y).numpy()
     for size in (1, 4, 11, 100):
-        np.testing.assert_allclose(in_batches(attack, x, y, batch_size=size), whole, atol=ROUNDING[norm], rtol=0)
+        np.testing.assert_allclose(attack_dataset(attack, x, y, batch_size=size).x, whole, atol=ROUNDING[norm], rtol=0)
     eps = np.linspace(0, 0.2, 11, dtype=np.float32)
-    found = in_batches(lambda x, y, index: fgsm(net.model, x, y, eps=eps[index]), x, y, batch_size=4)
+    found = attack_dataset(lambda x, y, index: fgsm(net.model, x, y, eps=eps[index]), x, y, batch_size=4).x
     np.testing.assert_array_equal(found, fgsm(net.model, x, y, eps=eps))
 
 
-def test_in_batches_shows_progress_only_when_asked(capsys):
+def test_a_data_set_shows_progress_only_when_asked(capsys):
     net = net_of(1)
     x, y = net.data(3)
-    quiet = in_batches(partial(pgd, net.model, eps=0.1, alpha=0.1, steps=1), x, y, batch_size=2)
+    quiet = attack_dataset(partial(pgd, net.model, eps=0.1, alpha=0.1, steps=1), x, y, batch_size=2).x
     assert capsys.readouterr().out == ""
-    shown = in_batches(partial(pgd, net.model, eps=0.1, alpha=0.1, steps=1), x, y, batch_size=2, progress=True)
+    shown = attack_dataset(partial(pgd, net.model, eps=0.1, alpha=0.1, steps=1), x, y, batch_size=2, progress=True).x
     assert "3/3" in capsys.readouterr().out
     np.testing.assert_array_equal(shown, quiet)
 
@@ -401,7 +402,7 @@ def test_a18_the_check_passes_and_kills_its_mutant(mutant, monkeypatch):
 
 
 def traces(model) -> int:
-    return sum(f.experimental_get_tracing_count() for f in named._compiled[model].values())
+    return sum(f.experimental_get_tracing_count() for f in calls._compiled[model].values())
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -833,11 +834,11 @@ def test_compiled_attacks_are_forgotten_with_their_model():
     fgsm(net.model, x, y, eps=0.1)
     step_ll(net.model, x, eps=0.1)
     gone = weakref.ref(net.model)
-    before = len(named._compiled)
+    before = len(calls._compiled)
     del net
     gc.collect()
     assert gone() is None
-    assert len(named._compiled) < before
+    assert len(calls._compiled) < before
 
 
 def test_compiled_attacks_follow_the_weights():
@@ -864,6 +865,47 @@ def test_objectives_may_gather():
     found = search(gathering, ascent(tf.sign, 0.1), linf(x, 0.1), x, 1).x
     np.testing.assert_allclose(found, 0.5 + 0.1 * np.eye(3, 4), atol=1e-6)
     np.testing.assert_allclose(search(flat, ascent(tf.sign, 0.1), linf(x, 0.1), x, 1).x, 0.6, atol=1e-6)
+
+
+def test_b11_canary_logits_made_larger_hide_nothing_from_the_margin():
+    net = Perceptron((6,), seed=3)
+    x = np.random.default_rng(9).uniform(0.3, 0.7, (200, 6)).astype(np.float32)
+    y = np.argmax(net.model(x), axis=1).astype(np.int32)
+
+    def robust(model, loss):
+        moved = pgd(model, x, y, eps=0.25, alpha=0.05, steps=20, loss=loss)
+        return float(np.mean(np.argmax(net.model(moved), axis=1) == y))
+
+    def loud(x):
+        return 3000.0 * net.model(x)
+
+    assert 0.05 < robust(net.model, "ce") < 0.95
+    assert robust(loud, "margin") <= robust(net.model, "margin") + 0.01 <= robust(net.model, "ce") + 0.02
+    # What the canary is for: cross-entropy sees no slope, and the model looks robust.
+    assert robust(loud, "ce") > robust(net.model, "ce") + 0.2
+
+
+def test_stopping_restarts_keep_the_first_success():
+    net = Perceptron((6,), seed=3)
+    x = np.random.default_rng(9).uniform(0.0, 1.0, (200, 6)).astype(np.float32)
+    y = np.argmax(net.model(x), axis=1).astype(np.int32)
+    settings = {"eps": 0.25, "alpha": 0.1, "steps": 2, "stop": True}
+    once, often = pgd(net.model, x, y, **settings).numpy(), pgd(net.model, x, y, **settings, restarts=6).numpy()
+    fooled = np.argmax(net.model(once), axis=1) != y
+    np.testing.assert_array_equal(often[fooled], once[fooled])
+    assert (np.argmax(net.model(often), axis=1) != y).sum() > fooled.sum() > 0
+
+
+def test_steps_may_differ_between_examples():
+    net = Perceptron((6,), seed=3)
+    x = np.random.default_rng(9).uniform(0.3, 0.7, (5, 6)).astype(np.float32)
+    y = np.argmax(net.model(x), axis=1).astype(np.int32)
+    steps = tf.constant([0, 1, 2, 3, 7])
+    objective, space = untargeted_ce(net.model, y), linf(tf.constant(x), 0.2)
+    found = search(objective, ascent(tf.sign, 0.02), space, tf.constant(x), steps)
+    for row, count in enumerate(steps.numpy()):
+        alone = bim(net.model, x[row : row + 1], y[row : row + 1], eps=0.2, alpha=0.02, steps=count)
+        np.testing.assert_allclose(found.x[row], alone[0], atol=1e-6)
 
 
 def test_rules_without_gradients_run_in_the_same_loop():
