@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from adv_lock.fitting import FOLDER_SIZE, FittingOptions, fit
+from adv_lock.fitting import FOLDER_SIZE, FittingOptions
 from adv_lock.lock import produced
 from common import runs
 from common.cli import CommonOptions, script
@@ -37,7 +37,8 @@ class Options(FittingOptions):
 def train(options: Options, run: Run) -> None:
     """Train a fresh network on locked (or original) pictures with their true labels."""
     from adv_lock.locked_data import read_locked
-    from common import checkpoints, evaluation, plots
+    from adv_lock.networks import NETWORKS
+    from common import checkpoints, evaluation, fitting, plots
 
     source = produced(options.lock_data, options, run)
     data = read_locked(source, options.image_size or FOLDER_SIZE)
@@ -53,7 +54,7 @@ def train(options: Options, run: Run) -> None:
 
     pictures = data.locked_train if on_locked else data.original_train()
     title = f"training on {options.train_on} pictures"
-    model, history = fit(
+    model, history = fitting.fit(
         options,
         run,
         pictures,
@@ -62,6 +63,7 @@ def train(options: Options, run: Run) -> None:
         evaluate,
         title=title,
         seed=_THIEF_SEED + options.seed,
+        networks=NETWORKS,
     )
     if run.chief:
         checkpoints.save_model(model, run.folder / "model.keras")

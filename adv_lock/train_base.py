@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from adv_lock.fitting import FittingOptions, fit, load
+from adv_lock.fitting import FittingOptions, load
 from common.cli import script
 from common.runs import Run
 
@@ -15,11 +15,12 @@ class Options(FittingOptions):
 @script(app="adv_lock", name="train_base")
 def train_base(options: Options, run: Run) -> None:
     """Train F and save it as `model.keras`."""
-    from common import checkpoints, evaluation
+    from adv_lock.networks import NETWORKS
+    from common import checkpoints, evaluation, fitting
 
     data = load(options, options.image_size)
     run.data(data.name, data.sha256)
-    model, history = fit(
+    model, history = fitting.fit(
         options,
         run,
         data.x_train,
@@ -28,6 +29,7 @@ def train_base(options: Options, run: Run) -> None:
         lambda model: {"test_accuracy": evaluation.accuracy(model, data.x_test, data.y_test)},
         title="base classifier",
         seed=options.seed,
+        networks=NETWORKS,
     )
     if run.chief:
         checkpoints.save_model(model, run.folder / "model.keras")

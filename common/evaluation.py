@@ -1,5 +1,6 @@
 """What a model answers, how large a perturbation is, and how a changed picture compares with its original."""
 
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common.attacks import in_batches, logits_of, untargeted_ce
+from common.attacks import attack_dataset, logits_of, untargeted_ce
 from common.training import as_float
 
 _forward: "weakref.WeakKeyDictionary[Any, Callable]" = weakref.WeakKeyDictionary()
@@ -62,13 +63,22 @@ def robustness(
     before can be robust: `robust` implies `clean`.
     """
     x = np.asarray(x, np.float32)
-    changed = in_batches(attack, x, y, batch_size=batch_size, progress=progress)
-    if eight_bit:
-        changed = np.rint(changed * 255).astype(np.uint8) / np.float32(255)
+    changed = attack_dataset(attack, x, y, batch_size=batch_size, progress=progress).x
+    sizes = {name: np.empty(len(x)) for name in ("linf", "l2")}
+    # Block by block: temporary arrays of the size of the data set would take several times its memory.
+    for rows in _blocks(len(x), batch_size):
+        if eight_bit:
+            changed[rows] = np.rint(changed[rows] * 255) / np.float32(255)
+        block = perturbation_sizes(x[rows], changed[rows])
+        for name, size in sizes.items():
+            size[rows] = block[name]
     clean = predict(model, x) == y
-    sizes = perturbation_sizes(x, changed)
     return Robustness(
-        clean, clean & (predict(model, changed) == y), sizes["linf"], sizes["l2"], zero_gradient_rows(model, x, y)
+        clean,
+        clean & (predict(model, changed) == y),
+        sizes["linf"],
+        sizes["l2"],
+        zero_gradient_rows(model, x, y, batch_size=batch_size),
     )
 
 
@@ -91,7 +101,8 @@ def zero_gradient_rows(model: keras.Model, x: np.ndarray, y: np.ndarray, *, batc
 
 def perturbation_sizes(x: np.ndarray, changed: np.ndarray) -> dict[str, np.ndarray]:
     """Per example (N,): `linf`, `l2`, `l1` in the units of `x` and `l0`, the number of changed coordinates."""
-    shift = (np.asarray(changed, np.float64) - np.asarray(x, np.float64)).reshape(len(x), -1)
+    shift = np.asarray(changed, np.float64) - np.asarray(x, np.float64)
+    shift = shift.reshape(len(shift), math.prod(shift.shape[1:]))
     size = np.abs(shift)
     return {
         "linf": size.max(axis=1, initial=0.0),

@@ -78,8 +78,10 @@ def grouped_bars(
     width = 0.8 / len(bars)
     for place, (colour, (name, values)) in enumerate(zip(COLOURS, bars.items(), strict=False)):
         drawn = axes.bar(np.arange(len(groups)) + place * width, values, width, color=colour, label=name)
-        inside = {"label_type": "center", "color": "white", "fontsize": 8}
-        axes.bar_label(drawn, labels=[f"{100 * value:.0f}" for value in values], **inside)
+        # A bar that is lower than its number has it on top.
+        for kind, text, fits in (("center", "white", lambda v: v >= 0.06), ("edge", "black", lambda v: v < 0.06)):
+            labels = [f"{100 * value:.0f}" if fits(value) else "" for value in values]
+            axes.bar_label(drawn, labels=labels, label_type=kind, color=text, fontsize=8)
     for colour, (name, value) in zip(COLOURS[len(bars) :], (levels or {}).items(), strict=False):
         axes.axhline(value, color=colour, linestyle="--", linewidth=1.5, label=name)
     axes.set_xticks(np.arange(len(groups)) + 0.4 - width / 2, groups)

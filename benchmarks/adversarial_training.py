@@ -1,0 +1,136 @@
+"""Train an image classifier, plainly or adversarially, and attack it: PGD-20, and a stronger union of attacks."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from common.cli import Budget, Count, LinfBudget, script
+from common.fitting import FittingOptions
+from common.runs import Run
+
+if TYPE_CHECKING:
+    import keras
+
+    from common.adversarial_training import Method
+    from common.datasets import Arrays
+
+METHODS = ("standard", "fast", "pgd", "trades")
+
+
+@dataclass(kw_only=True)
+class Options(FittingOptions):
+    """One method; budgets are L-inf, in [0, 1]."""
+
+    method: Literal["standard", "fast", "pgd", "trades"] = "pgd"
+    """Plain training, one step from a random start (Wong 2020), PGD (Madry 2018) or TRADES (Zhang 2019)."""
+    eps: LinfBudget = 8 / 255
+    """Budget, in training and in the evaluation."""
+    alpha: LinfBudget = 2 / 255
+    """Step of pgd and trades; that of fast is 1.25 x eps."""
+    attack_steps: Count = 7
+    """Steps of pgd and trades."""
+    beta: Budget = 6.0
+    """Weight of the divergence in trades."""
+    n_watch: Count = 250
+    """Test images attacked by PGD-10 after every epoch, to see single-step training fail; never used to choose."""
+    n_strong: Count = 1000
+    """Test images for the stronger attack, the first of them."""
+
+
+@script(app="benchmarks", name="adversarial_training")
+def adversarial_training(options: Options, run: Run) -> None:
+    """Train by one method, save `model.keras`, and measure accuracy on clean and attacked test images."""
+    from common import checkpoints, datasets, evaluation, fitting, plots
+
+    data = datasets.load(
+        options.dataset,
+        data_dir=options.data_dir,
+        seed=options.seed,
+        n_train=options.n_train,
+        n_test=options.n_test,
+    )
+    run.data(data.name, data.sha256)
+    x_test = data.x_test.astype("float32") / 255.0
+
+    def evaluate(model: "keras.Model") -> dict[str, float]:
+        watched = slice(options.n_watch)
+        kept = evaluation.robustness(model, x_test[watched], data.y_test[watched], _pgd(options, model, steps=10))
+        return {
+            "test_accuracy": evaluation.accuracy(model, data.x_test, data.y_test),
+            "test_accuracy_pgd10": float(kept.robust.mean()),
+        }
+
+    model, history = fitting.fit(
+        options,
+        run,
+        data.x_train,
+        data.y_train,
+        data.classes,
+        evaluate,
+        title=f"{options.method} training",
+        seed=options.seed,
+        method=_method(options),
+    )
+    if run.chief:
+        checkpoints.save_model(model, run.folder / "model.keras")
+        run.artifact("model", run.folder / "model.keras")
+        curves = {name: [epoch[name] for epoch in history] for name in history[0] if name.startswith("test_accuracy")}
+        figure = run.folder / "accuracy.png"
+        plots.accuracy_curves(curves, figure, title=f"{options.arch}, {options.method} training")
+        run.artifact("accuracy", figure)
+    _attack(options, run, model, data, x_test)
+
+
+def _method(options: Options) -> "Method":
+    from common import adversarial_training as methods
+
+    steps = {"eps": options.eps, "alpha": options.alpha, "steps": options.attack_steps}
+    if options.method == "pgd":
+        return methods.pgd_training(**steps)
+    if options.method == "trades":
+        return methods.trades_training(**steps, beta=options.beta)
+    return methods.fast_training(eps=options.eps) if options.method == "fast" else methods.standard_training()
+
+
+def _pgd(options: Options, model: "keras.Model", **settings):
+    from functools import partial
+
+    from common.attacks import pgd
+
+    settings = {"eps": options.eps, "alpha": 2 / 255, "seed": options.seed, **settings}
+    return partial(pgd, model, **settings)
+
+
+def _attack(options: Options, run: Run, model: "keras.Model", data: "Arrays", x_test) -> None:
+    from functools import partial
+
+    import numpy as np
+
+    from common import evaluation
+    from common.attacks import fgsm
+
+    y = data.y_test
+
+    def measure(name: str, kept: np.ndarray) -> None:
+        rate = float(kept.mean())
+        run.rate(name, rate, len(kept), model=options.method, attack=name, norm="linf", eps=options.eps, split="test")
+        run.metrics(**{name: rate, f"{name}_n": len(kept)})
+
+    def robust(rows: np.ndarray, attack, title: str) -> np.ndarray:
+        run.say(f"{title}, {len(rows)} images")
+        return evaluation.robustness(model, x_test[rows], y[rows], attack, progress=True).robust
+
+    every = np.arange(len(y))
+    measure("clean", evaluation.predict(model, data.x_test) == y)
+    measure("fgsm", robust(every, partial(fgsm, model, eps=options.eps), "FGSM"))
+    measure("pgd20", robust(every, _pgd(options, model, steps=20), "PGD-20"))
+    # Cross-entropy is blind where the logits are far apart, the margin is not: an example has to withstand both.
+    standing = np.ones(min(options.n_strong, len(y)), bool)
+    for loss in ("ce", "margin"):
+        rows = np.flatnonzero(standing)
+        attack = _pgd(options, model, steps=50, restarts=5, stop=True, loss=loss)
+        standing[rows] = robust(rows, attack, f"PGD-50, 5 restarts, {loss}")
+    measure("strong", standing)
+
+
+if __name__ == "__main__":
+    adversarial_training.main()

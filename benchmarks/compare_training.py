@@ -1,0 +1,58 @@
+"""Adversarial training side by side: every method of adversarial_training.py with the same recipe, one table."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from benchmarks.adversarial_training import METHODS, adversarial_training
+from common.cli import CommonOptions, run_name, script
+from common.errors import UserError
+from common.runs import Run, read_curves, read_table
+
+ATTACKS = ("clean", "fgsm", "pgd20", "strong")
+
+
+@dataclass(kw_only=True)
+class Options(CommonOptions):
+    """The recipe stands in the section adversarial_training of --config."""
+
+    without: ClassVar[tuple[str, ...]] = ("seeds",)
+
+    methods: tuple[str, ...] = METHODS
+    """Methods to train with."""
+
+
+@script(app="benchmarks", name="compare_training")
+def compare_training(options: Options, run: Run) -> None:
+    """Train what is not there yet and join the tables."""
+    from common import plots
+
+    if not options.methods or set(options.methods) - set(METHODS):
+        raise UserError(f"--methods: expected some of {', '.join(METHODS)}; got {', '.join(options.methods) or 'none'}")
+    results, curves = {}, {}
+    for method in options.methods:
+        place = replace(options, name=f"{run_name(options)}/{method}")
+        wanted = adversarial_training.options_from(place, method=method)
+        run.say(f"-- {method}")
+        results[method] = adversarial_training(replace(wanted, force=options.force, resume=not options.force))
+        folder = adversarial_training.folder(wanted)
+        for row in read_table(folder):
+            run.row(**row)
+        curves[method] = [epoch["test_accuracy_pgd10"] for epoch in read_curves(folder)]
+    first = results[options.methods[0]]
+    run.data(first["dataset"], first["data_sha256"])
+    for method, result in results.items():
+        for attack in ATTACKS:
+            figures = {"": result["metrics"][attack], "_n": result["metrics"][f"{attack}_n"]}
+            run.metrics(**{f"{method}_{attack}{end}": value for end, value in figures.items()})
+    if run.chief:
+        bars = {attack: [result["metrics"][attack] for result in results.values()] for attack in ATTACKS}
+        figure = run.folder / "methods.png"
+        plots.grouped_bars(list(results), bars, figure, title="test accuracy after training by each method")
+        run.artifact("methods", figure)
+        figure = run.folder / "under_attack.png"
+        plots.accuracy_curves(curves, figure, title="test accuracy under PGD-10, by epoch")
+        run.artifact("under_attack", figure)
+
+
+if __name__ == "__main__":
+    compare_training.main()
