@@ -43,7 +43,7 @@ from common.runs import Run
 # They steer one call and are no part of what a run was; config.yaml leaves them out, so it can be a --config itself.
 STEERING = ("config", "resume", "force")
 # What a script hands on when it calls the one that makes its input.
-SHARED = ("dataset", "data_dir", "seed", "n_train", "n_test", "strategy", "precision")
+SHARED = ("dataset", "data_dir", "seed", "n_train", "n_test", "strategy", "precision", "deterministic")
 # What a full disk, a quota or missing rights raise: the user can put them right.
 USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 
@@ -133,6 +133,8 @@ class CommonOptions:
     """Distribution over devices of one machine (mirrored) or several machines (multiworker, by TF_CONFIG)."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     """Precision of the computation; weights stay float32."""
+    deterministic: bool = False
+    """Let TensorFlow use only operations that repeat bit for bit, on GPUs too; slower, and off with XLA."""
     resume: bool = False
     """Go on with an unfinished run of the same options."""
     force: bool = False
@@ -302,6 +304,13 @@ class Script:
                     tf.config.experimental.set_memory_growth(gpu, True)
             # A run with several models has many functions traced once each, which is no fault.
             tf.get_logger().setLevel("ERROR")
+        if options.deterministic:
+            import keras
+            import tensorflow as tf
+
+            tf.config.experimental.enable_op_determinism()
+            # Operations without a seed of their own are refused from here on unless there is a global one.
+            keras.utils.set_random_seed(options.seed)
         self.body(options, run)
 
     def _main(self, argv: Sequence[str]) -> None:

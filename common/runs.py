@@ -388,6 +388,11 @@ def read_results(folder: Path) -> dict[str, Any]:
     raise UserError(f"{path}: holds no results; --force to start anew")
 
 
+def read_curves(folder: Path) -> list[dict[str, float]]:
+    """The rows of `metrics.csv`, one for each epoch; none if the run wrote no curves."""
+    return [{name: float(value) for name, value in row.items()} for row in _read_csv(folder / "metrics.csv")]
+
+
 def read_table(folder: Path) -> list[dict[str, Any]]:
     """`table.csv` as one dictionary a row: seed int, numbers float, blank cells None, the rest text."""
     rows = _read_csv(folder / "table.csv")

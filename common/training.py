@@ -125,6 +125,7 @@ def train(
     resume: bool = False,
     seed: int = 0,
     strategy: tf.distribute.Strategy | None = None,
+    jit_compile: bool = False,
     chief: bool = True,
     verbose: bool = True,
 ) -> list[dict[str, float]]:
@@ -132,19 +133,21 @@ def train(
 
     `weight_decay` is L2 in the loss, 0.5 * weight_decay * ||w||^2 over every trainable variable, as in torch.optim.SGD;
     Keras optimisers' own decay is decoupled from momentum and some ten times weaker. `evaluate` runs after each epoch;
-    what it measures is logged, never used. `callbacks` are Keras callbacks. With `checkpoint_folder` every epoch is
-    saved there, and `resume` goes on after the last: the weights become those of an undisturbed run. Of several workers
-    only the `chief` saves, in a folder that all of them can read.
+    what it measures is logged, never used. `callbacks` are Keras callbacks; a resumed run begins them anew. With
+    `checkpoint_folder` every epoch is saved there, and `resume` goes on after the last: the weights become those of an
+    undisturbed run. Of several workers only the `chief` saves, in a folder that all of them can read. `jit_compile`
+    hands each replica's step to XLA.
 
     Errors: `UserError` when the loss stops being finite, when a checkpoint does not fit, when there is no batch.
     """
     strategy = strategy or tf.distribute.get_strategy()
     with strategy.scope():
         optimizer.build(model.trainable_variables)
-    step = _compiled_step(model, loss, optimizer, adversary, weight_decay, seed, strategy)
+    step = _compiled_step(model, loss, optimizer, adversary, weight_decay, seed, strategy, jit_compile)
     history: list[dict[str, float]] = []
     if resume and checkpoint_folder and (restored := checkpoints.restore(checkpoint_folder, model, optimizer)):
         history = list(restored.history)
+    _check_agreement(strategy, len(history))
     listeners = keras.callbacks.CallbackList([*callbacks], model=model, epochs=epochs, verbose=0)
     model.stop_training = False
     listeners.on_train_begin()
@@ -167,6 +170,22 @@ def train(
     return history
 
 
+def _check_agreement(strategy: tf.distribute.Strategy, epoch: int) -> None:
+    """Refuse workers that go on from different epochs: their weights differ, and no step would show it."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return
+
+    @tf.function
+    def sums() -> list[Tensor]:
+        own = strategy.run(lambda: (tf.constant(epoch, tf.int64), tf.constant(epoch**2, tf.int64)))
+        return [strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None) for value in own]
+
+    total, squares = map(int, sums())
+    # By Cauchy and Schwarz equal only if all are; and the same answer in every worker, so that none is left waiting.
+    if strategy.num_replicas_in_sync * squares != total**2:
+        raise UserError("the workers found checkpoints of different epochs; give all of them the same run folder")
+
+
 def _compiled_step(
     model: keras.Model,
     loss: Loss,
@@ -175,17 +194,14 @@ def _compiled_step(
     weight_decay: float,
     seed: int,
     strategy: tf.distribute.Strategy,
+    jit_compile: bool,
 ) -> Callable[[Any], dict[str, Tensor]]:
     replicas = strategy.num_replicas_in_sync
     base_seed = tf.constant([seed, 0], tf.int32)
 
-    def replica_step(batch: Batch) -> dict[str, Tensor]:
+    def backward(batch: Batch, step_seed: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
         if adversary is not None:
-            place = tf.distribute.get_replica_context().replica_id_in_sync_group
-            step_seed = tf.random.fold_in(base_seed, tf.cast(optimizer.iterations, tf.int32))
-            batch = tf.nest.map_structure(
-                tf.stop_gradient, adversary(model, batch, tf.random.fold_in(step_seed, place))
-            )
+            batch = tf.nest.map_structure(tf.stop_gradient, adversary(model, batch, step_seed))
         with tf.GradientTape() as tape:
             terms, watched = loss(model, batch)
             if weight_decay:
@@ -194,14 +210,39 @@ def _compiled_step(
             total = tf.add_n([tf.cast(term, tf.float32) for term in terms.values()])
             # Keras optimisers sum over replicas; the mean over the global batch is wanted.
             scaled = optimizer.scale_loss(total / replicas)
-        optimizer.apply(tape.gradient(scaled, model.trainable_variables), model.trainable_variables)
-        return {"loss": total, **(terms if len(terms) > 1 else {}), **watched}
+        gradients = tape.gradient(scaled, model.trainable_variables)
+        return gradients, {"loss": total, **(terms if len(terms) > 1 else {}), **watched}
+
+    if jit_compile:
+        # The optimiser stays outside: it sums over replicas, which XLA cannot reach.
+        backward = tf.function(backward, jit_compile=True, reduce_retracing=True)
+
+    def replica_step(batch: Batch) -> dict[str, Tensor]:
+        place = tf.distribute.get_replica_context().replica_id_in_sync_group
+        step_seed = tf.random.fold_in(base_seed, tf.cast(optimizer.iterations, tf.int32))
+        gradients, logs = backward(batch, tf.random.fold_in(step_seed, place))
+        if replicas > 1 and isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+            gradients = _all_or_none_finite(gradients)
+        optimizer.apply(gradients, model.trainable_variables)
+        return logs
 
     def step(batch: Any) -> dict[str, Tensor]:
         logs = strategy.run(replica_step, args=(batch,))
         return {name: strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None) for name, value in logs.items()}
 
     return tf.function(step, reduce_retracing=True)
+
+
+def _all_or_none_finite(gradients: list[Tensor]) -> list[Tensor]:
+    """`gradients`, the first of them infinite where any replica's overflowed.
+
+    A `LossScaleOptimizer` looks at the first replica of each worker alone: an overflow elsewhere would reach the
+    weights, and workers that disagree would wait for each other for ever.
+    """
+    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
+    overflows = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(~finite, tf.float32))
+    first, *others = gradients
+    return [tf.where(overflows > 0, tf.constant(math.inf, first.dtype), first), *others]
 
 
 def _run_epoch(
