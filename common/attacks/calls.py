@@ -24,7 +24,7 @@ def compiled(model: Model, key, function: Callable, signature: list[tf.TensorSpe
         reference = weakref.ref(model)
         functions[key] = tf.function(
             lambda *tensors: function(reference(), *tensors), input_signature=signature, autograph=False
-        )
+        ).get_concrete_function()
     return functions[key]
 
 
@@ -44,18 +44,23 @@ def check_finite(x: Tensor) -> None:
 
 
 def check_box(x: Tensor, low: Tensor, high: Tensor) -> None:
-    if bool(tf.reduce_any((x < low) | (x > high))):
-        raise ValueError(
-            f"x must lie in [low, high]; received values from {float(tf.reduce_min(x)):.4g} to"
-            f" {float(tf.reduce_max(x)):.4g}. Divide 8-bit images by 255, or pass the box they live in"
-        )
+    """Errors: `ValueError` for values outside [low, high], or not finite."""
+    # What is not a number is not inside either, so one look is enough between finite ends.
+    ended = np.isfinite(low.numpy()).all() and np.isfinite(high.numpy()).all()
+    if bool(tf.reduce_all((x >= low) & (x <= high))) and (ended or bool(tf.reduce_all(tf.math.is_finite(x)))):
+        return
+    check_finite(x)
+    raise ValueError(
+        f"x must lie in [low, high]; received values from {float(tf.reduce_min(x)):.4g} to"
+        f" {float(tf.reduce_max(x)):.4g}. Divide 8-bit images by 255, or pass the box they live in"
+    )
 
 
 def check_labels(model: Model, x: Tensor, y: Tensor) -> None:
     """Errors: `ValueError` for a model that answers with probabilities, and for labels that are none of its classes."""
-    classes = check_logits(model, x)
-    if bool(tf.reduce_any((y < 0) | (y >= classes))):
-        raise ValueError(f"labels must be 0 to {classes - 1}; received {y.numpy().min()} to {y.numpy().max()}")
+    classes, labels = check_logits(model, x), y.numpy()
+    if ((labels < 0) | (labels >= classes)).any():
+        raise ValueError(f"labels must be 0 to {classes - 1}; received {labels.min()} to {labels.max()}")
 
 
 def check_broadcast(x: Tensor, **tensors: Tensor) -> None:

@@ -91,8 +91,8 @@ class _Refill:
 
     def _pass(self, rows: np.ndarray, restart: int, restarts: int) -> None:
         """All of `rows` once, from the starts that belong to `restart`."""
-        slots, waiting = rows[: self.batch_size], rows[self.batch_size :]
-        (plan, model, tensors), flight = self._take_off(slots, restart)
+        waiting = _WaitingRoom(rows, self._take_off, restart, self.batch_size)
+        slots, (plan, model, tensors), flight = waiting.next_block()
         left = flight.left.numpy()
         finishing = len(slots)
         while len(slots):
@@ -107,12 +107,11 @@ class _Refill:
             if not len(leaving):
                 continue
             self._keep(named.Prepared(plan, model, tensors), flight, slots[leaving], leaving, restart, restarts)
-            fresh, waiting = waiting[: len(leaving)], waiting[len(leaving) :]
             slots = slots.copy()
             slots[leaving] = -1
-            if len(fresh):
-                places = leaving[: len(fresh)]
-                prepared, new = self._take_off(fresh, restart)
+            while len(leaving) and waiting:
+                fresh, prepared, new = waiting.take(len(leaving), self._each)
+                places, leaving = leaving[: len(fresh)], leaving[len(fresh) :]
                 put = functools.partial(tf.tensor_scatter_nd_update, indices=places[:, None])
                 tensors = self._each(lambda old, new, put=put: put(old, updates=new), tensors, prepared.tensors)
                 flight = tf.nest.map_structure(lambda old, new, put=put: put(old, updates=new), flight, new)
@@ -148,6 +147,35 @@ class _Refill:
         """`change` on the tensors that have a row for each example; the first's others."""
         changed = zip(self.own, zip(*tensors, strict=True), strict=True)
         return named.Tensors(*(change(*values) if own else values[0] for own, values in changed))
+
+
+class _WaitingRoom:
+    """The examples that wait for a place, made ready in blocks: one by one, that would take longer than a step."""
+
+    def __init__(self, rows: np.ndarray, take_off: Callable, restart: int, size: int) -> None:
+        self.rows, self.take_off, self.restart, self.size = rows, take_off, restart, size
+        self.ready: tuple[np.ndarray, named.Prepared, Flight] | None = None
+        self.used = 0
+
+    def __bool__(self) -> bool:
+        return len(self.rows) > 0 or self.ready is not None
+
+    def next_block(self) -> tuple[np.ndarray, named.Prepared, Flight]:
+        """The next `size` rows, or those that are left."""
+        rows, self.rows = self.rows[: self.size], self.rows[self.size :]
+        return rows, *self.take_off(rows, self.restart)
+
+    def take(self, most: int, each: Callable) -> tuple[np.ndarray, named.Prepared, Flight]:
+        """Up to `most` rows of the current block."""
+        if self.ready is None:
+            self.ready, self.used = self.next_block(), 0
+        rows, (plan, model, tensors), flight = self.ready
+        part = slice(self.used, self.used + most)
+        self.used += most
+        if self.used >= len(rows):
+            self.ready = None
+        cut = named.Prepared(plan, model, each(lambda value: value[part], tensors))
+        return rows[part], cut, tf.nest.map_structure(lambda value: value[part], flight)
 
 
 def _begin(plan, model, t: named.Tensors, restart: Tensor) -> Flight:

@@ -10,7 +10,7 @@ def align(value: float | Tensor, x: Tensor) -> Tensor:
 
     Errors: `ValueError` for any other rank.
     """
-    value = tf.cast(value, x.dtype)
+    value = tf.convert_to_tensor(value, x.dtype) if isinstance(value, int | float) else tf.cast(value, x.dtype)
     if value.shape.rank == x.shape.rank:
         return value
     if value.shape.rank > 1:

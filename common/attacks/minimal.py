@@ -17,7 +17,6 @@ from common.attacks.calls import (
     as_float32,
     check_box,
     check_broadcast,
-    check_finite,
     check_labels,
     compiled,
 )
@@ -265,7 +264,6 @@ def _run(key: Any, attack: Callable, model: Model, x: Array, y: Array, steps, ma
 
 
 def _check(model: Model, t: _Tensors, settings: dict[str, Any]) -> None:
-    check_finite(t.x)
     check_broadcast(t.x, mask=t.mask, low=t.low, high=t.high)
     check_box(t.x, t.low, t.high)
     if t.y.shape != t.x.shape[:1]:

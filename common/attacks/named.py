@@ -416,13 +416,12 @@ def _graph(plan: Plan, model: Model, t: Tensors) -> Tensor:
 
 
 def _check(plan: Plan, model: Model, t: Tensors) -> None:
-    check_finite(t.x)
     _check_shapes(plan, t)
     check_box(t.x, t.low, t.high)
     for name in ("eps", "alpha"):
-        value = getattr(t, name)
-        if not bool(tf.reduce_all((value >= 0) & tf.math.is_finite(value))):
-            raise ValueError(f"{name} must be finite and 0 or more; received {value.numpy().min()}")
+        value = getattr(t, name).numpy()
+        if not ((value >= 0) & np.isfinite(value)).all():
+            raise ValueError(f"{name} must be finite and 0 or more; received {value.min()}")
     if int(t.steps) < 0:
         raise ValueError(f"steps must be 0 or more; received {int(t.steps)}")
     if plan.objective != "cosine_to":

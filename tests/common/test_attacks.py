@@ -402,7 +402,7 @@ def test_a18_the_check_passes_and_kills_its_mutant(mutant, monkeypatch):
 
 
 def traces(model) -> int:
-    return sum(f.experimental_get_tracing_count() for f in calls._compiled[model].values())
+    return len(calls._compiled[model])
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -175,7 +175,7 @@ def test_a19_one_trace(name):
         ATTACKS[name](net.model, x, y, steps=3, learning_rate=0.1)
     else:
         ATTACKS[name](net.model, x, y, steps=3, gamma=0.1, initial_eps=0.5)
-    assert [f.experimental_get_tracing_count() for f in calls._compiled[net.model].values()] == [1]
+    assert len(calls._compiled[net.model]) == 1
 
 
 RULES = {
