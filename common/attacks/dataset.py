@@ -53,129 +53,159 @@ def attack_dataset(
 
     bar = Progbar(len(x)) if progress and len(x) else None
     show = bar.add if bar else lambda count: None
-    if isinstance(attack, functools.partial) and isinstance(attack.func, named.NamedAttack):
-        rows_of = functools.partial(_rows, _per_example(attack.keywords, len(x)))
-        if len(x) and _prepare(attack, x, y, np.arange(min(batch_size, len(x))), rows_of).plan.stop:
-            return _Refill(attack, x, y, batch_size, rows_of, show).run()
-    else:
-        rows_of = functools.partial(_rows, {})
+    of_rows = _Rows(attack, x, y)
     out = np.empty(np.shape(x), np.float32)
     for first in range(0, len(x), batch_size):
         rows = np.arange(first, min(first + batch_size, len(x)))
-        out[rows] = attack(*_arguments(x, y, rows), **rows_of(rows), **_place(attack, rows))
+        prepared = of_rows.prepare(rows) if of_rows.named else None
+        if prepared and prepared.plan.stop:
+            return _Refill(of_rows, batch_size, show).run()
+        out[rows] = named.run(*prepared) if prepared else of_rows.attack(rows)
         show(len(rows))
     return Attacked(out)
+
+
+class _Rows:
+    """An attack on any rows of a data set, with what belongs to them."""
+
+    def __init__(self, attack: Callable[..., Tensor], x, y) -> None:
+        self.function, self.x, self.y = attack, x, y
+        self.named = isinstance(attack, functools.partial) and isinstance(attack.func, named.NamedAttack)
+        self.budgets = _per_example(attack.keywords, len(x)) if self.named else {}
+        self.indexed = "index" in inspect.signature(attack).parameters
+
+    def arguments(self, rows: np.ndarray) -> tuple[tuple, dict[str, Any]]:
+        own = {name: np.asarray(value)[rows] for name, value in self.budgets.items()}
+        if self.indexed:
+            own["index"] = rows.astype(np.int32)
+        return (self.x[rows],) if self.y is None else (self.x[rows], self.y[rows]), own
+
+    def attack(self, rows: np.ndarray) -> Tensor:
+        arguments, own = self.arguments(rows)
+        return self.function(*arguments, **own)
+
+    def prepare(self, rows: np.ndarray) -> named.Prepared:
+        """Of a named attack: checked, not run."""
+        arguments, own = self.arguments(rows)
+        return self.function.func.prepare(*self.function.args, *arguments, **{**self.function.keywords, **own})
 
 
 class _Refill:
     """One run of a stopping attack over a data set."""
 
-    def __init__(self, attack: functools.partial, x, y, batch_size: int, rows_of: Callable, show: Callable) -> None:
-        self.attack, self.x, self.y, self.rows_of, self.show = attack, x, y, rows_of, show
-        self.batch_size = batch_size
-        shared = {"x", "y", "index", *rows_of(np.arange(1))}
-        self.own = [name in shared for name in named.Tensors._fields]
-        self.out = np.empty(np.shape(x), np.float32)
-        self.score = np.full(len(x), -np.inf, np.float32)
-        self.done = np.zeros(len(x), bool)
+    def __init__(self, of_rows: _Rows, batch_size: int, show: Callable) -> None:
+        self.of_rows, self.batch_size, self.show = of_rows, batch_size, show
+        # The fields of `Tensors` that have a row for each example.
+        self.own = tuple(name for name in named.Tensors._fields if name in {"x", "y", "index", *of_rows.budgets})
+        self.out = np.empty(np.shape(of_rows.x), np.float32)
+        self.score = np.full(len(self.out), -np.inf, np.float32)
+        self.done = np.zeros(len(self.out), bool)
         self.gradients = self.useful = 0
 
     def run(self) -> Attacked:
-        rows = np.arange(len(self.x))
-        restarts = int(_prepare(self.attack, self.x, self.y, rows[: self.batch_size], self.rows_of).tensors.restarts)
-        for restart in range(restarts):
+        rows = np.arange(len(self.out))
+        self.plan, self.model, self.shared = self.of_rows.prepare(rows[:1])
+        for restart in range(int(self.shared.restarts)):
             rows = rows[~self.done[rows]]
             if len(rows):
-                self._pass(rows, restart, restarts)
+                self._pass(rows, restart)
         return Attacked(self.out, self.gradients, self.useful / self.gradients if self.gradients else 1.0)
 
-    def _pass(self, rows: np.ndarray, restart: int, restarts: int) -> None:
+    def _pass(self, rows: np.ndarray, restart: int) -> None:
         """All of `rows` once, from the starts that belong to `restart`."""
-        waiting = _WaitingRoom(rows, self._take_off, restart, self.batch_size)
-        slots, (plan, model, tensors), flight = waiting.next_block()
-        left = flight.left.numpy()
+        waiting = _WaitingRoom(rows, functools.partial(self._take_off, restart=restart), self.batch_size)
+        places = sources = np.zeros(0, np.int32)
+        slots, under_way = waiting.first()
+        left = under_way.flight.left.numpy()
         finishing = len(slots)
         while len(slots):
             steps = _until_next_look(left[slots >= 0], finishing / len(slots))
-            flat = tf.nest.flatten(flight)
-            flight, taken, useful = named.call(_advance, plan, model, tensors, tf.constant(steps), *flat)
-            left = flight.left.numpy()
+            under_way, taken, useful = self._call(_advance, under_way, steps, places, sources, waiting.ready)
+            left = under_way.flight.left.numpy()
             self.gradients += int(taken) * len(slots)
             self.useful += int(useful)
-            leaving = np.flatnonzero((left == 0) & (slots >= 0))
+            leaving = np.flatnonzero((left == 0) & (slots >= 0)).astype(np.int32)
             finishing = max(len(leaving) / steps, finishing / 2)
+            places = sources = leaving[:0]
             if not len(leaving):
                 continue
-            self._keep(named.Prepared(plan, model, tensors), flight, slots[leaving], leaving, restart, restarts)
-            slots = slots.copy()
+            self._keep(under_way, slots[leaving], leaving, restart)
+            fresh, sources = waiting.take(len(leaving))
+            places = leaving[: len(fresh)]
+            slots, left = slots.copy(), left.copy()
             slots[leaving] = -1
-            while len(leaving) and waiting:
-                fresh, prepared, new = waiting.take(len(leaving), self._each)
-                places, leaving = leaving[: len(fresh)], leaving[len(fresh) :]
-                put = functools.partial(tf.tensor_scatter_nd_update, indices=places[:, None])
-                tensors = self._each(lambda old, new, put=put: put(old, updates=new), tensors, prepared.tensors)
-                flight = tf.nest.map_structure(lambda old, new, put=put: put(old, updates=new), flight, new)
-                slots[places], left[places] = fresh, new.left.numpy()
+            slots[places], left[places] = fresh, waiting.left[sources]
             kept = _compacted(slots, self.batch_size)
             if len(kept) < len(slots):
+                # Arrivals have the lowest of the free places, so nothing below theirs is dropped.
                 slots, left = slots[kept], left[kept]
-                pick = functools.partial(tf.gather, indices=kept)
-                tensors, flight = self._each(pick, tensors), tf.nest.map_structure(pick, flight)
+                under_way = _picked(under_way, kept)
 
-    def _take_off(self, rows: np.ndarray, restart: int) -> tuple[named.Prepared, Flight]:
-        prepared = _prepare(self.attack, self.x, self.y, rows, self.rows_of)
-        return prepared, named.call(_begin, *prepared, tf.constant(restart))
+    def _call(self, function: Callable, under_way: "_Group", *more: Any) -> Any:
+        """`function` compiled, with the tensors of `under_way` and what every example shares."""
+        flat = tf.nest.flatten([under_way.flight, *more])
+        tensors = self.shared._replace(**under_way.own)
+        return named.call(function, self.plan, self.model, tensors, *map(tf.convert_to_tensor, flat), own=self.own)
 
-    def _keep(self, prepared, flight: Flight, rows, places, restart: int, restarts: int) -> None:
+    def _take_off(self, rows: np.ndarray, restart: int) -> "_Group":
+        plan, model, tensors = self.of_rows.prepare(rows)
+        flight = named.call(_begin, plan, model, tensors, tf.constant(restart))
+        return _Group({name: getattr(tensors, name) for name in self.own}, flight)
+
+    def _keep(self, under_way: "_Group", rows: np.ndarray, places: np.ndarray, restart: int) -> None:
         """Write down what the examples `rows`, at `places` in the batch, have come to."""
-        plan, model, tensors = prepared
         self.show(len(rows) if restart == 0 else 0)
-        if plan.keep == "last" and restarts == 1:
-            self.out[rows] = tf.gather(flight.x, places).numpy()
+        if self.plan.keep == "last" and int(self.shared.restarts) == 1:
+            self.out[rows] = tf.gather(under_way.flight.x, places).numpy()
             return
         # Scores decide between iterates and between restarts. Few sizes: a new one costs a convolution a new plan.
         padded = np.resize(places, _size_for(len(places), self.batch_size))
-        pick = functools.partial(tf.gather, indices=padded)
-        tensors, flight = self._each(pick, tensors), tf.nest.map_structure(pick, flight)
-        found = named.call(_land, plan, model, tensors, *tf.nest.flatten(flight))
+        found = self._call(_land, _picked(under_way, padded))
         found = Result(*(value[: len(places)] for value in found))
         if restart:
             found = merge(found, Result(*(tf.constant(a[rows]) for a in (self.out, self.score, self.done))))
         self.out[rows], self.score[rows], self.done[rows] = (value.numpy() for value in found)
 
-    def _each(self, change: Callable, *tensors: named.Tensors) -> named.Tensors:
-        """`change` on the tensors that have a row for each example; the first's others."""
-        changed = zip(self.own, zip(*tensors, strict=True), strict=True)
-        return named.Tensors(*(change(*values) if own else values[0] for own, values in changed))
+
+class _Group(NamedTuple):
+    """Examples under way: the tensors of `named.Tensors` that are their `own`, and their `flight`."""
+
+    own: dict[str, Tensor]
+    flight: Flight
+
+
+def _picked(group: _Group, places: np.ndarray) -> _Group:
+    return tf.nest.map_structure(lambda value: tf.gather(value, places), group)
 
 
 class _WaitingRoom:
     """The examples that wait for a place, made ready in blocks: one by one, that would take longer than a step."""
 
-    def __init__(self, rows: np.ndarray, take_off: Callable, restart: int, size: int) -> None:
-        self.rows, self.take_off, self.restart, self.size = rows, take_off, restart, size
-        self.ready: tuple[np.ndarray, named.Prepared, Flight] | None = None
-        self.used = 0
+    def __init__(self, rows: np.ndarray, take_off: Callable[[np.ndarray], _Group], size: int) -> None:
+        self.later, self.take_off, self.size = rows, take_off, size
+        self.rows, self.used = rows[:0], 0
 
-    def __bool__(self) -> bool:
-        return len(self.rows) > 0 or self.ready is not None
+    def first(self) -> tuple[np.ndarray, _Group]:
+        """The first block, all of which finds a place."""
+        self._make_ready()
+        self.used = len(self.rows)
+        return self.rows, self.ready
 
-    def next_block(self) -> tuple[np.ndarray, named.Prepared, Flight]:
-        """The next `size` rows, or those that are left."""
-        rows, self.rows = self.rows[: self.size], self.rows[self.size :]
-        return rows, *self.take_off(rows, self.restart)
+    def take(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Up to `most` waiting rows, and where in `ready` they are until the next call."""
+        if most > len(self.rows) - self.used and len(self.later):
+            self._make_ready()
+        sources = np.arange(self.used, min(self.used + most, len(self.rows)), dtype=np.int32)
+        self.used += len(sources)
+        return self.rows[sources], sources
 
-    def take(self, most: int, each: Callable) -> tuple[np.ndarray, named.Prepared, Flight]:
-        """Up to `most` rows of the current block."""
-        if self.ready is None:
-            self.ready, self.used = self.next_block(), 0
-        rows, (plan, model, tensors), flight = self.ready
-        part = slice(self.used, self.used + most)
-        self.used += most
-        if self.used >= len(rows):
-            self.ready = None
-        cut = named.Prepared(plan, model, each(lambda value: value[part], tensors))
-        return rows[part], cut, tf.nest.map_structure(lambda value: value[part], flight)
+    def _make_ready(self) -> None:
+        rows, self.later = self.later[: self.size], self.later[self.size :]
+        fresh, rest = self.take_off(rows), slice(self.used, None)
+        if self.used < len(self.rows):
+            fresh = tf.nest.map_structure(lambda old, new: tf.concat([old[rest], new], axis=0), self.ready, fresh)
+        self.rows, self.ready, self.used = np.concatenate([self.rows[rest], rows]), fresh, 0
+        self.left = fresh.flight.left.numpy()
 
 
 def _begin(plan, model, t: named.Tensors, restart: Tensor) -> Flight:
@@ -183,18 +213,30 @@ def _begin(plan, model, t: named.Tensors, restart: Tensor) -> Flight:
     return begin(rule, named.first_point(plan, space, t, restart), t.steps)
 
 
-def _advance(plan, model, t: named.Tensors, steps: Tensor, *flat: Tensor) -> tuple[Flight, Tensor, Tensor]:
-    objective, rule, space, rank = named.parts(plan, model, t)
-    return advance(objective, rule, space, _packed(rule, t, flat), steps, rank=rank, stop=True)
+def _advance(plan, model, t: named.Tensors, *flat: Tensor, own: tuple[str, ...]) -> tuple[_Group, Tensor, Tensor]:
+    """Arrivals take their places, then all go on for some steps."""
+
+    def arriving(old: Tensor, new: Tensor) -> Tensor:
+        changed = tf.tensor_scatter_nd_update(old, places[:, None], tf.gather(new, sources))
+        return tf.ensure_shape(changed, old.shape)
+
+    before = _Group({name: getattr(t, name) for name in own}, _packed(plan, model, t, flat))
+    of_flight = len(tf.nest.flatten(before.flight))
+    steps, places, sources, *ready = flat[of_flight:]
+    group = tf.nest.map_structure(arriving, before, tf.nest.pack_sequence_as(before, ready))
+    objective, rule, space, rank = named.parts(plan, model, t._replace(**group.own))
+    flight, taken, useful = advance(objective, rule, space, group.flight, steps, rank=rank, stop=True)
+    return _Group(group.own, flight), taken, useful
 
 
-def _land(plan, model, t: named.Tensors, *flat: Tensor) -> Result:
-    objective, rule, _, rank = named.parts(plan, model, t)
-    return land(objective, _packed(rule, t, flat), rank)
+def _land(plan, model, t: named.Tensors, *flat: Tensor, own: tuple[str, ...]) -> Result:
+    objective, _, _, rank = named.parts(plan, model, t)
+    return land(objective, _packed(plan, model, t, flat), rank)
 
 
-def _packed(rule, t: named.Tensors, flat) -> Flight:
-    return tf.nest.pack_sequence_as(begin(rule, t.x, 0), flat)
+def _packed(plan, model, t: named.Tensors, flat) -> Flight:
+    empty = begin(named.parts(plan, model, t).rule, t.x, 0)
+    return tf.nest.pack_sequence_as(empty, flat[: len(tf.nest.flatten(empty))])
 
 
 def _until_next_look(left: np.ndarray, finishing: float) -> int:
@@ -217,23 +259,5 @@ def _size_for(count: int, batch_size: int) -> int:
     return size
 
 
-def _prepare(attack: functools.partial, x, y, rows: np.ndarray, rows_of: Callable) -> named.Prepared:
-    prepare = functools.partial(attack.func.prepare, *attack.args, **attack.keywords)
-    return prepare(*_arguments(x, y, rows), **rows_of(rows), **_place(attack, rows))
-
-
-def _arguments(x, y, rows: np.ndarray) -> tuple:
-    return (x[rows],) if y is None else (x[rows], y[rows])
-
-
-def _place(attack: Callable, rows: np.ndarray) -> dict[str, np.ndarray]:
-    wants = inspect.signature(attack).parameters
-    return {"index": rows.astype(np.int32)} if "index" in wants else {}
-
-
 def _per_example(options: Mapping[str, Any], count: int) -> dict[str, Any]:
     return {k: v for k, v in options.items() if k in _BUDGETS and np.ndim(v) and np.shape(v)[0] == count > 1}
-
-
-def _rows(options: Mapping[str, Any], rows: np.ndarray) -> dict[str, Any]:
-    return {name: np.asarray(value)[rows] for name, value in options.items()}

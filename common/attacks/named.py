@@ -92,10 +92,14 @@ class NamedAttack:
         self.__signature__ = inspect.signature(prepare).replace(return_annotation=Tensor)
 
     def __call__(self, *args: Any, **options: Any) -> Tensor:
-        plan, model, tensors = self.prepare(*args, **options)
-        if tf.inside_function():
-            return _graph(plan, model, tensors)
-        return call(_graph, plan, model, tensors)
+        return run(*self.prepare(*args, **options))
+
+
+def run(plan: Plan, model: Model, tensors: Tensors) -> Tensor:
+    """What a prepared attack finds: (B, ...)."""
+    if tf.inside_function():
+        return _graph(plan, model, tensors)
+    return call(_graph, plan, model, tensors)
 
 
 @NamedAttack
@@ -347,15 +351,15 @@ def _prepare(
     return Prepared(plan, model, tensors)
 
 
-def call(function: Callable, plan: Plan, model: Model, t: Tensors, *extra: Tensor) -> Any:
-    """`function(plan, model, tensors, *extra)`, compiled once for what is not a tensor and not a batch size."""
+def call(function: Callable, plan: Plan, model: Model, t: Tensors, *extra: Tensor, **static: Any) -> Any:
+    """`function(plan, model, tensors, *extra, **static)`, compiled once for all but tensors' values and batch sizes."""
     signature = [tf.TensorSpec([None] * value.shape.rank, value.dtype) for value in t]
     signature[0] = tf.TensorSpec([None, *t.x.shape[1:]], t.x.dtype)
     signature += [tf.TensorSpec([None, *value.shape[1:]] if value.shape.rank else [], value.dtype) for value in extra]
-    key = (function.__name__, plan, *((spec.shape.as_list(), spec.dtype) for spec in signature))
+    key = (function.__name__, plan, static, *((spec.shape.as_list(), spec.dtype) for spec in signature))
 
     def whole(model: Model, *flat: Tensor) -> Any:
-        return function(plan, model, Tensors(*flat[: len(t)]), *flat[len(t) :])
+        return function(plan, model, Tensors(*flat[: len(t)]), *flat[len(t) :], **static)
 
     return compiled(model, repr(key), whole, signature)(*t, *extra)
 

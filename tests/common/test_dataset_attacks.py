@@ -71,6 +71,17 @@ def test_a_finished_example_costs_nothing_more(task):
     assert found.gradients < 0.7 * 12 * len(x)
 
 
+def test_the_last_to_arrive_find_their_places_in_a_batch_that_shrinks(task):
+    model, x, y = task
+    order = np.argsort(np.argmax(model(x), axis=1) == y, kind="stable")
+    x, y = x[order], y[order]
+    wrong = int((np.argmax(model(x), axis=1) != y).sum())
+    last = slice(0, wrong + 2)
+    attack = partial(bim, model, eps=0.3, alpha=0.02, steps=12, stop=True)
+    found = attack_dataset(attack, x[last], y[last], batch_size=wrong)
+    np.testing.assert_allclose(found.x, attack(x[last], y[last]), atol=1e-6, rtol=0)
+
+
 def test_restarts_go_to_survivors_only(task):
     model, x, y = task
     once = attack_dataset(partial(pgd, model, eps=0.1, alpha=0.05, steps=5, stop=True), x, y, batch_size=8)
