@@ -25,6 +25,7 @@ class FittingOptions(fitting.FittingOptions):
     image_size: Count | None = None
     """Side, in pixels, to which the pictures of a folder are scaled for training; by default 32."""
 
+
 def load(options: CommonOptions, image_size: int | None = None) -> "Arrays":
     """The data set that `options` name, in memory; refuses data of a single class."""
     from common import datasets

@@ -1,52 +1,77 @@
 """Model files and training checkpoints, each complete or absent."""
 
+import contextlib
 import json
+import math
 import os
-import tempfile
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from common import files
 from common.errors import UserError
 
-_NEWEST, _PREVIOUS = "checkpoint.npz", "checkpoint.previous.npz"
+_NEWEST, _PREVIOUS, _DAMAGED = "checkpoint.npz", "checkpoint.previous.npz", "checkpoint.damaged.npz"
+# Small variables that a model has beside the weights in its file, such as the states of its random layers.
+_SLACK = 2**20
 
 
 def save_model(model: keras.Model, path: Path | str) -> None:
     """Write `model` as a `.keras` file, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Keras insists on the ending, so files.replacing cannot name the temporary file.
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".keras", dir=path.parent)
-    os.close(handle)
-    try:
+    # Keras insists on the ending.
+    with files.taking_place(path, ".keras") as temporary:
         model.save(temporary)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def load_model(path: Path | str) -> keras.Model:
     """The model in a `.keras` file, without code from it (`safe_mode`) and without its compilation.
 
-    Errors: `UserError` naming the file when it is missing, damaged, not a `.keras` or needs code to load.
+    Errors: `UserError` naming the file when it is missing, damaged, not a `.keras`, needs code to load or declares
+    weights that it does not hold.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such model file; expected a .keras")
+        raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such model file'}; expected a .keras")
     if path.suffix != ".keras":
         raise UserError(f"{path}: expected a .keras model; save it with model.save('name.keras')")
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path}: not a model that can be loaded safely (no .keras inside, or cut short)")
     try:
-        return keras.models.load_model(path, compile=False, safe_mode=True)
+        with zipfile.ZipFile(path) as archive:
+            files.check_sizes(path, archive)
+            held = sum(member.file_size for member in archive.infolist())
+        with _refusing_more_than(held + _SLACK):
+            return keras.models.load_model(path, compile=False, safe_mode=True)
+    except UserError:
+        raise
     except Exception as error:  # Keras raises anything from ValueError to KeyError and zip errors here
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a model that can be loaded safely ({reason})") from error
+
+
+@contextlib.contextmanager
+def _refusing_more_than(most: int) -> Iterator[None]:
+    """Raise `MemoryError` for variables that would need more than `most` bytes together, before they take any."""
+    declared = 0
+
+    def create(create_variable: Callable, **arguments: Any) -> Any:
+        nonlocal declared
+        value = arguments["initial_value"]
+        if callable(value):
+            # Traced and never run: that gives the shape and allocates nothing.
+            value = tf.function(value, autograph=False).get_concrete_function().structured_outputs
+        declared += math.prod(value.shape) * value.dtype.size
+        if declared > most:
+            raise MemoryError(f"it declares {declared} bytes of weights and holds less than {most}")
+        return create_variable(**arguments)
+
+    with tf.variable_creator_scope(create):
+        yield
 
 
 class Checkpoint(NamedTuple):
@@ -79,24 +104,38 @@ def restore(folder: Path, model: keras.Model, optimizer: keras.Optimizer) -> Che
             continue
         try:
             arrays = files.read_npz(folder / name)
-        except UserError as error:
-            unreadable = error
+            history = [dict(logs) for logs in json.loads(arrays["history"].tobytes())]
+        except (KeyError, TypeError, ValueError) as error:
+            unreadable = unreadable or _unreadable(folder / name, error)
             continue
         _assign(folder / name, "model", model.variables, arrays)
         _assign(folder / name, "optimizer", optimizer.variables, arrays)
-        history = json.loads(arrays["history"].tobytes())
+        if unreadable is not None:
+            # Out of the way, or the next save would put the damaged one in the place of this, the only good one. Other
+            # workers may do the same.
+            with contextlib.suppress(OSError):
+                os.replace(folder / _NEWEST, folder / _DAMAGED)
         return Checkpoint(len(history), history)
     if unreadable is not None:
         raise unreadable
     return None
 
 
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return error if isinstance(error, UserError) else UserError(f"{path}: no checkpoint of a training; use --force")
+
+
 def _assign(path: Path, kind: str, variables: list[Any], arrays: dict[str, np.ndarray]) -> None:
     stored = [arrays[name] for name in sorted(arrays) if name.startswith(kind + "_")]
-    shapes = [tuple(v.shape) for v in variables]
-    if [a.shape for a in stored] != shapes:
-        raise UserError(
-            f"{path}: belongs to another {kind} ({len(stored)} arrays, expected {len(shapes)}); use --force"
-        )
+    found, expected = [a.shape for a in stored], [tuple(v.shape) for v in variables]
+    if found != expected:
+        raise UserError(f"{path}: belongs to another {kind} ({_difference(found, expected)}); use --force")
     for variable, value in zip(variables, stored, strict=True):
         variable.assign(value)
+
+
+def _difference(found: list[tuple[int, ...]], expected: list[tuple[int, ...]]) -> str:
+    if len(found) != len(expected):
+        return f"{len(found)} arrays, expected {len(expected)}"
+    i = next(i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b)
+    return f"array {i} has shape {found[i]}, expected {expected[i]}"

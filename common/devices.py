@@ -15,14 +15,21 @@ def prepare(strategy: str = "none", precision: str = "float32") -> tf.distribute
     `strategy`: `none` one device; `mirrored` all GPUs of this machine; `multiworker` all machines in `TF_CONFIG`.
     Models and optimisers must be built in the returned strategy's scope.
 
-    Errors: `UserError` for `multiworker` without a usable `TF_CONFIG`.
+    Errors: `UserError` for `multiworker` without a usable `TF_CONFIG`, or when the cluster cannot be joined.
     """
     keras.config.set_dtype_policy(precision)
     if strategy == "mirrored":
         return tf.distribute.MirroredStrategy()
     if strategy == "multiworker":
         _check_cluster()
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        except (ValueError, tf.errors.OpError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"--strategy multiworker: cannot join the cluster of TF_CONFIG ({reason}); check the addresses and the"
+                " index of this machine"
+            ) from error
     return tf.distribute.get_strategy()
 
 

@@ -16,37 +16,44 @@ from common.errors import UserError
 
 # Above this many declared bytes an array is refused before it is read: 64 GiB is more than any data set named here.
 MAX_DECLARED_BYTES = 64 * 2**30
+# Deflate cannot shrink anything by more than 1032 to 1, so a member that claims more is lying about its size.
+MAX_DEFLATE_RATIO = 1032
 # What zipfile and NumPy raise on a file that is not the archive it claims to be.
 DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError)
 
 
 @contextlib.contextmanager
-def replacing(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path` that takes its place only once it is complete and on disk.
+def taking_place(path: Path | str, ending: str = ".part") -> Iterator[Path]:
+    """An empty temporary file beside `path`, its name ending in `ending`, for the body to write to; it takes the place
+    of `path` only once the body is through and all of it is on disk.
 
     Errors: `UserError` when the folder cannot be written; whatever the body raises leaves the old file untouched.
     """
     path = Path(path)
-    encoding = None if "b" in mode else "utf-8"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=ending, dir=path.parent)
+        os.close(handle)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
     try:
-        with os.fdopen(handle, mode, encoding=encoding) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield Path(temporary)
+        _sync(temporary)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
+        _sync(path.parent)
     except OSError as error:
-        _remove(temporary)
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-    except BaseException:
-        _remove(temporary)
-        raise
-    _sync_folder(path.parent)
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def replacing(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
+    """`taking_place` with the temporary file opened; text is UTF-8."""
+    with taking_place(path) as temporary, open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+        yield file
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -73,6 +80,7 @@ def npz_headers(path: Path | str) -> dict[str, tuple[tuple[int, ...], np.dtype]]
     headers = {}
     try:
         with zipfile.ZipFile(path) as archive:
+            check_sizes(path, archive)
             for member in archive.infolist():
                 if not member.filename.endswith(".npy"):
                     continue
@@ -85,11 +93,28 @@ def npz_headers(path: Path | str) -> dict[str, tuple[tuple[int, ...], np.dtype]]
                         " the file is damaged or hostile"
                     )
                 headers[member.filename.removesuffix(".npy")] = (shape, dtype)
-    except (*DAMAGE, ValueError) as error:
+    except (*DAMAGE, ValueError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: not a readable .npz ({error}); it may be truncated or of another format") from error
     return headers
+
+
+def check_sizes(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse an archive whose directory claims sizes that cannot come out of the file.
+
+    Errors: `UserError` naming the member.
+    """
+    size = path.stat().st_size
+    for member in archive.infolist():
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UserError(f"{path}[{member.filename}]: not stored or deflated; save it with NumPy or Keras")
+        most = member.compress_size * (1 if member.compress_type == zipfile.ZIP_STORED else MAX_DEFLATE_RATIO)
+        if member.compress_size > size or member.file_size > most + 1024:
+            raise UserError(
+                f"{path}[{member.filename}]: {member.file_size} bytes cannot come out of"
+                f" {min(member.compress_size, size)}; the file is damaged or hostile"
+            )
 
 
 def read_npy_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype]:
@@ -110,7 +135,7 @@ def read_npz(path: Path | str) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in names}
-    except (*DAMAGE, ValueError) as error:
+    except (*DAMAGE, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: not a readable .npz ({error}); it may be truncated") from error
 
 
@@ -135,13 +160,9 @@ def _umask() -> int:
     return mask
 
 
-def _remove(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path | str) -> None:
+    """Wait until the file, or the names in the folder, are on disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

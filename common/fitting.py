@@ -79,10 +79,11 @@ def fit(
     scaled = x[:: max(len(x) // 10_000, 1)].astype(np.float32) / 255.0
     mean = tuple(float(v) for v in scaled.mean(axis=(0, 1, 2)))
     std = tuple(max(float(v), 1e-3) for v in scaled.std(axis=(0, 1, 2)))
-    batch_size, devices_used = min(options.batch_size, len(x)), strategy.num_replicas_in_sync
-    if batch_size % devices_used:
+    replicas = strategy.num_replicas_in_sync
+    if options.batch_size % replicas:
         # Each device counts the same in the mean, so each needs the same number of images.
-        raise UserError(f"--batch-size: expected a multiple of the {devices_used} devices; received {batch_size}")
+        raise UserError(f"--batch-size: expected a multiple of the {replicas} devices; received {options.batch_size}")
+    batch_size = min(options.batch_size, max(len(x) - len(x) % replicas, replicas))
     rate = training.learning_rate(
         options.lr_schedule,
         options.learning_rate,

@@ -141,9 +141,16 @@ def train(
     Errors: `UserError` when the loss stops being finite, when a checkpoint does not fit, when there is no batch.
     """
     strategy = strategy or tf.distribute.get_strategy()
-    with strategy.scope():
-        optimizer.build(model.trainable_variables)
-    step = _compiled_step(model, loss, optimizer, adversary, weight_decay, seed, strategy, jit_compile)
+    step = compiled_step(
+        model,
+        loss,
+        optimizer,
+        adversary=adversary,
+        weight_decay=weight_decay,
+        seed=seed,
+        strategy=strategy,
+        jit_compile=jit_compile,
+    )
     history: list[dict[str, float]] = []
     if resume and checkpoint_folder and (restored := checkpoints.restore(checkpoint_folder, model, optimizer)):
         history = list(restored.history)
@@ -186,16 +193,21 @@ def _check_agreement(strategy: tf.distribute.Strategy, epoch: int) -> None:
         raise UserError("the workers found checkpoints of different epochs; give all of them the same run folder")
 
 
-def _compiled_step(
+def compiled_step(
     model: keras.Model,
     loss: Loss,
     optimizer: keras.Optimizer,
-    adversary: Adversary | None,
-    weight_decay: float,
-    seed: int,
-    strategy: tf.distribute.Strategy,
-    jit_compile: bool,
+    *,
+    adversary: Adversary | None = None,
+    weight_decay: float = 0.0,
+    seed: int = 0,
+    strategy: tf.distribute.Strategy | None = None,
+    jit_compile: bool = False,
 ) -> Callable[[Any], dict[str, Tensor]]:
+    """One step of `train`, with its arguments: a batch, or a distributed one, -> the means that are logged."""
+    strategy = strategy or tf.distribute.get_strategy()
+    with strategy.scope():
+        optimizer.build(model.trainable_variables)
     replicas = strategy.num_replicas_in_sync
     base_seed = tf.constant([seed, 0], tf.int32)
 

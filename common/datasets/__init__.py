@@ -15,7 +15,6 @@ from common.datasets.readers import (
     NpzStream,
     Picture,
     PicturePath,
-    array_headers,
     iterate_tar,
     list_pictures,
     list_tar,
@@ -24,6 +23,7 @@ from common.datasets.readers import (
 )
 from common.datasets.scenes import CLASS_NAMES, scenes
 from common.errors import UserError
+from common.files import npz_headers
 
 NAMES = ("scenes", *NAMED)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
@@ -149,7 +149,7 @@ def _named(
 def _npz(
     path: Path, counts: dict[str, int | None], class_names: tuple[str, ...] | None = None
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    keys = array_headers(path)
+    keys = npz_headers(path)
     for key in ("x_train", "y_train", "x_test", "y_test"):
         if key not in keys:
             raise UserError(f"{path}: no array {key!r}; expected the Keras keys x_train, y_train, x_test, y_test")

@@ -191,7 +191,7 @@ def test_a_budget_is_parsed_and_never_evaluated(text):
         assert 0 <= value < float("inf")
 
 
-# What is refused (G7)
+# What is refused
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_a_budget_is_parsed_and_never_evaluated(text):
         (["--config", "."], "--config"),
     ],
 )
-def test_a_bad_command_line_is_one_line_that_names_the_option(argv, named, capsys):
+def test_g7_a_bad_command_line_is_one_line_that_names_the_option(argv, named, capsys):
     assert named in refused(argv, capsys)
     assert not Path("runs").exists()
 
@@ -252,12 +252,11 @@ def test_a_bad_command_line_is_one_line_that_names_the_option(argv, named, capsy
         ("eps: 1\nlock: {eps: 1}", "config.yaml: eps: stands beside sections"),
     ],
 )
-def test_a_bad_file_is_one_line_that_names_the_key(text, named, capsys):
+def test_g7_a_bad_file_is_one_line_that_names_the_key(text, named, capsys):
     assert named in refused(file(text), capsys)
 
 
-def test_a_python_tag_in_yaml_is_refused_and_not_run(capsys):
-    """E2."""
+def test_e2_a_python_tag_in_yaml_is_refused_and_not_run(capsys):
     line = refused(file("name: !!python/object/apply:os.system ['touch pwned']"), capsys)
     assert "python/object/apply" in line and not Path("pwned").exists()
 
@@ -360,8 +359,7 @@ def tiny(tmp_path):
     return start
 
 
-def test_help_is_quick_and_imports_no_framework(tiny):
-    """G5."""
+def test_g5_help_is_quick_and_imports_no_framework(tiny):
     seconds = []
     for _ in range(3):
         begun = sum(os.times()[2:4])
@@ -376,8 +374,7 @@ def begun(process):
     assert process.stdout.readline() == "begun\n", process.stderr.read()
 
 
-def test_ctrl_c_ends_with_130_and_keeps_the_checkpoint(tiny):
-    """G8."""
+def test_g8_ctrl_c_ends_with_130_and_keeps_the_checkpoint(tiny):
     process = tiny("--wait", "30")
     begun(process)
     process.send_signal(signal.SIGINT)
@@ -388,8 +385,8 @@ def test_ctrl_c_ends_with_130_and_keeps_the_checkpoint(tiny):
     assert "--resume to go on or --force" in err and out == ""
 
 
-def test_a_killed_run_goes_on_with_resume_and_two_at_once_are_refused(tiny):
-    """D6; and no lock outlives its process."""
+def test_d6_a_killed_run_goes_on_with_resume_and_two_at_once_are_refused(tiny):
+    """And no lock outlives its process."""
     first = tiny("--wait", "30", "--name", "x")
     begun(first)
     out, err = tiny("--wait", "30", "--name", "x", "--resume").communicate(timeout=10)
@@ -437,8 +434,7 @@ def test_a_bug_keeps_its_traceback():
         lock.main(["--rate", "0.25"])
 
 
-def test_a_full_disk_is_one_line(capsys):
-    """D2."""
+def test_d2_a_full_disk_is_one_line(capsys):
     status, _, err = ended(["--rate", "0.75"], capsys)
     assert status == 2 and err.count("\n") == 1 and "No space left on device" in err
 

@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -262,15 +263,15 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_npz_refusals(tmp_path, case):
-    """E2 (object arrays), and arrays that are not what they should be."""
+def test_e2_npz_refusals(tmp_path, case):
+    """Object arrays, and arrays that are not what they should be."""
     change, words = HOSTILE[case]
     path = save(tmp_path / "bad.npz", **change(keras_arrays()))
     refused(lambda: load(str(path)), str(path), *words)
 
 
 @pytest.mark.parametrize("keep", [0, 10, 0.3, 0.7, 0.99])
-def test_truncated_npz(tmp_path, keep):
+def test_d4_truncated_npz(tmp_path, keep):
     path = save(tmp_path / "a.npz", **keras_arrays())
     data = path.read_bytes()
     path.write_bytes(data[: int(keep if keep > 1 else keep * len(data))])
@@ -312,8 +313,8 @@ def lying_npz(path, declared, claimed=None):
 
 
 @pytest.mark.parametrize("claimed", [None, 2**32 - 2**20])
-def test_declared_size_bomb(tmp_path, claimed):
-    """E3: gigabytes declared in a file of a kilobyte, by the array and then by the zip directory too."""
+def test_e3_declared_size_bomb(tmp_path, claimed):
+    """Gigabytes declared in a file of a kilobyte, by the array and then by the zip directory too."""
     path = lying_npz(tmp_path / "bomb.npz", 3 * 2**30 if claimed else 10 * 2**30, claimed)
     assert path.stat().st_size < 1024
     tracemalloc.start()
@@ -647,7 +648,7 @@ def test_a_photograph_with_a_second_view_is_read(tmp_path):
     assert read_picture(tmp_path / "a.jpg").rgb[0, 0, 0] > 200
 
 
-def test_decompression_bomb(tmp_path, recwarn):
+def test_e3_decompression_bomb(tmp_path, recwarn):
     """A PNG header of 30,000 x 30,000 pixels over a few bytes is refused before a pixel is unpacked."""
     data = bytearray(png_bytes())
     struct.pack_into(">II", data, 16, 30_000, 30_000)
@@ -779,8 +780,8 @@ BAD_MEMBERS = {
 
 
 @pytest.mark.parametrize("case", BAD_MEMBERS)
-def test_tar_refuses_what_leaves_its_folder(tmp_path, case):
-    """E2: `../`, absolute names, hard links, symbolic links and devices; nothing is written."""
+def test_e2_tar_refuses_what_leaves_its_folder(tmp_path, case):
+    """`../`, absolute names, hard links, symbolic links and devices; nothing is written."""
     name, content = BAD_MEMBERS[case]
     path = pack(tmp_path / "a.tar", {"cat/a.png": png_bytes(), "dog/a.png": png_bytes(), name: content or png_bytes()})
     refused(lambda: load(str(path)), str(path), name)
@@ -868,8 +869,8 @@ def known(monkeypatch, name, *files):
     monkeypatch.setitem(named.NAMED, name, named.NAMED[name]._replace(sources=sources))
 
 
-def test_named_sets_from_local_files(tmp_path, monkeypatch):
-    """E4: a file with the known hash is used offline."""
+def test_e4_named_sets_from_local_files(tmp_path, monkeypatch):
+    """A file with the known hash is used offline."""
     digits = save(tmp_path / "mnist.npz", **keras_arrays(shape=(28, 28), classes=4))
     known(monkeypatch, "mnist", ("mnist.npz", digits.read_bytes()))
     arrays = load("mnist", data_dir=tmp_path, n_train=5)
@@ -900,8 +901,8 @@ def test_named_sets_from_local_files(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", named.NAMED)
-def test_wrong_hash_is_refused_and_the_file_stays(tmp_path, name):
-    """E4: another file under the known name."""
+def test_e4_wrong_hash_is_refused_and_the_file_stays(tmp_path, name):
+    """Another file under the known name."""
     path = tmp_path / named.NAMED[name].sources[0].file
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"not the data")
@@ -909,10 +910,16 @@ def test_wrong_hash_is_refused_and_the_file_stays(tmp_path, name):
     assert path.read_bytes() == b"not the data"
 
 
-def test_every_download_has_a_sha256():
-    """E4."""
+def test_e4_every_download_has_a_sha256_and_goes_through_fetch():
     for source in (source for data_set in named.NAMED.values() for source in data_set.sources):
         assert len(bytes.fromhex(source.sha256)) == 32 and source.url.startswith("https://")
+    # `fetch` takes a file that is there with the known hash, so each has a way without a network.
+    root = Path(named.__file__).resolve().parents[2]
+    apps = {path.parent for path in root.glob("*/__init__.py")}
+    reaching = r"\b(urlopen|urlretrieve|get_file|pooch|requests|httpx|aiohttp)\b *[.(]|import (pooch|requests|urllib)"
+    assert {path for app in apps for path in app.rglob("*.py") if re.search(reaching, path.read_text("utf-8"))} == {
+        Path(named.__file__).resolve()
+    }
 
 
 @pytest.fixture
@@ -934,8 +941,8 @@ def server(tmp_path):
         thread.join()
 
 
-def test_download(tmp_path, server):
-    """E4: a right download is kept and then used offline; a wrong one is refused and leaves nothing."""
+def test_e4_download(tmp_path, server):
+    """A right download is kept and then used offline; a wrong one is refused and leaves nothing."""
     folder, url = server
     (folder / "a.bin").write_bytes(b"content")
     source = Source("sub/a.bin", f"{url}/a.bin", hashlib.sha256(b"content").hexdigest())
@@ -950,13 +957,13 @@ def test_download(tmp_path, server):
     assert not list((tmp_path / "data").glob("wrong/*"))
 
 
-def test_failed_download_names_the_url_and_the_remedy(tmp_path):
+def test_e4_failed_download_names_the_url_and_the_remedy(tmp_path):
     source = Source("a.npz", "http://127.0.0.1:9/a.npz", "0" * 64)
     refused(lambda: fetch(source, tmp_path), source.url, f"put the file at {tmp_path / 'a.npz'}", "npz with Keras keys")
 
 
-def test_importing_is_light():
-    """G5: `--help` must not wait for TensorFlow, Pillow or Pooch."""
+def test_g5_importing_is_light():
+    """`--help` must not wait for TensorFlow, Pillow or Pooch."""
     heavy = "tensorflow keras PIL pooch"
     program = f"import sys, common.datasets; sys.exit(any(name in sys.modules for name in {heavy.split()}))"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -234,9 +234,7 @@ def test_confidence_is_kept(task):
     model, x, y = task
     margin = {}
     for confidence in (0.0, 0.5):
-        found = cw_l2(
-            model, x, y, steps=80, search_steps=6, constant=1.0, learning_rate=0.05, confidence=confidence
-        )
+        found = cw_l2(model, x, y, steps=80, search_steps=6, constant=1.0, learning_rate=0.05, confidence=confidence)
         won = fooled(model, found, y)
         assert won.mean() >= 0.5
         margin[confidence] = untargeted_margin(model, y)(found)[0].numpy()[won]

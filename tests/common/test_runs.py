@@ -57,8 +57,7 @@ LABELS = st.text(st.characters(codec="utf-8"))
 # What is recorded
 
 
-def test_results_are_as_the_design_has_them(tmp_path):
-    """C9."""
+def test_c9_results_are_as_the_design_has_them(tmp_path):
 
     def body(run: Run) -> None:
         run.data("scenes-v1", "ab" * 32)
@@ -85,7 +84,7 @@ def test_results_are_as_the_design_has_them(tmp_path):
     assert runs.read_config(tmp_path / "deep/x") == CONFIG
 
 
-def test_the_commit_is_of_this_repository():
+def test_c9_the_commit_is_of_this_repository():
     git = subprocess.run(["git", "-C", str(runs.ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
     expected = git.stdout.strip() if git.returncode == 0 and (runs.ROOT / ".git").exists() else "unknown"
     assert runs.commit().removesuffix("+dirty") == expected
@@ -196,8 +195,7 @@ def test_a_finished_run_returns_what_is_stored(tmp_path, capsys):
 
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize("resume", [True, False])
-def test_another_config_is_refused_and_the_field_named_with_both_values(tmp_path, finished, resume):
-    """D3."""
+def test_d3_another_config_is_refused_and_the_field_named_with_both_values(tmp_path, finished, resume):
     folder = tmp_path / "x"
     execute(folder) if finished else unfinished(folder)
     before = content(folder)
@@ -300,8 +298,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
             execute(folder, pytest.fail)
 
 
-def test_damaged_files_of_a_run_are_named(tmp_path):
-    """D4."""
+def test_d4_damaged_files_of_a_run_are_named(tmp_path):
     execute(tmp_path / "x")
     for damage in ("", '{"metrics": ', "[]"):
         (tmp_path / "x/results.json").write_text(damage)
@@ -318,8 +315,7 @@ def test_damaged_files_of_a_run_are_named(tmp_path):
 # The disk and other processes
 
 
-def test_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch):
-    """D2."""
+def test_d2_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch):
 
     def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -345,8 +341,7 @@ def test_results_come_last(tmp_path, monkeypatch):
     assert written == ["config.yaml", "metrics.csv", "table.csv", "results.json"]
 
 
-def test_two_runs_in_one_folder(tmp_path):
-    """D6."""
+def test_d6_two_runs_in_one_folder(tmp_path):
 
     def body(run: Run) -> None:
         with pytest.raises(UserError, match=rf"{tmp_path}/x/\.lock: process {os.getpid()} is writing"):
