@@ -14,6 +14,22 @@ SMALLEST = {
     "adv_lock/lock.py": [*TINY, "--attack-steps", "2"],
     "adv_lock/train.py": FIT,
     "adv_lock/unlock.py": TINY,
+    "benchmarks/adversarial_training.py": [*FIT, "--attack-steps", "2", "--n-watch", "10", "--n-strong", "10"],
+    "benchmarks/compare_training.py": [
+        "--config",
+        str(ROOT / ".ci/smallest_benchmarks.yaml"),
+        "--methods",
+        "standard,fast",
+    ],
+    "benchmarks/parity.py": ["--n-train", "100", "--n-test", "8", "--epochs", "1", "--steps", "2"],
+    "benchmarks/attacks.py": [
+        *("--rows", "fgsm_scenes,scenes_linf,ddn_scenes", "--repeats", "1"),
+        *("--n-test", "8", "--n-train", "200", "--epochs", "1"),
+    ],
+    "benchmarks/training.py": [
+        *("--archs", "small_cnn", "--batches", "2", "--batch-size", "32"),
+        *("--repeats", "1", "--attack-steps", "1"),
+    ],
     "adv_lock/run_all.py": ["--config", str(ROOT / ".ci/smallest.yaml"), "--methods", "basic"],
 }
 MOST_SECONDS = 60
