@@ -106,7 +106,7 @@ class Options(CommonOptions):
     slow_seconds: Budget = 300
     """A contender that takes longer than this, in seconds, is run once only."""
     n_test: Count | None = None
-    """Number of test images of every row; null takes each row's own number, 128 to 1024 of MNIST and 64 or 128 of CIFAR-10."""
+    """Number of test images of every row; null takes each row's own, from 64 to 1024."""
     batch_size: Count = 128
     """Images a batch, for all contenders alike."""
     n_train: Count | None = 2000
