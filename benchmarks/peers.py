@@ -370,7 +370,7 @@ class BareTorch(OnTorch):
     needs = ("torch",)
 
 
-PEERS: tuple[type[Peer], ...] = (CleverHans, Foolbox, FoolboxDropping, Art, TorchAttacks, FoolboxOnTorch, BareTorch)
+PEERS: tuple[type[Peer], ...] = (CleverHans, Foolbox, FoolboxDropping, TorchAttacks, FoolboxOnTorch, BareTorch, Art)
 
 
 class TorchSide:

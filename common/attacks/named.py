@@ -341,7 +341,7 @@ def _prepare(
         restarts=tf.cast(restarts, tf.int32),
         threshold=tf.cast(threshold, tf.float32),
         seed=randomness.seed_pair(seed),
-        index=tf.range(tf.shape(x)[0]) if index is None else tf.cast(index, tf.int32),
+        index=_places(x) if index is None else tf.cast(index, tf.int32),
         mask=align(1.0 if mask is None else mask, x),
         low=align(low, x),
         high=align(high, x),
@@ -349,6 +349,11 @@ def _prepare(
     if not tf.inside_function():
         _check(plan, model, tensors)
     return Prepared(plan, model, tensors)
+
+
+def _places(x: Tensor) -> Tensor:
+    # The shape as a tensor would cost an eager call more than all other arguments together.
+    return tf.range(tf.shape(x)[0] if x.shape[0] is None else x.shape[0])
 
 
 def call(function: Callable, plan: Plan, model: Model, t: Tensors, *extra: Tensor, **static: Any) -> Any:
