@@ -1,7 +1,8 @@
 """Run the commands and Python examples of the READMEs, as a newcomer would, in the repository root.
 
-Blocks fenced as `sh` and `python` are run in order; `sh gpu`, `sh download`, `sh cluster` and other words after the
-language are not. Pictures that a README assumes are made first.
+Blocks fenced as `sh` are run in order, then those fenced as `python`, which go on from one another, as one program; `sh
+gpu`, `sh download`, `sh cluster` and other words after the language are not. Pictures that a README assumes are made
+first.
 """
 
 import re
@@ -37,14 +38,14 @@ def photos(root: Path) -> None:
 def main(readmes: list[str]) -> None:
     photos(Path("my_photos"))
     for readme in readmes:
-        for language, code in FENCE.findall(Path(readme).read_text("utf-8")):
-            if language == "python":
-                _run([sys.executable, "-c", code], f"{readme}: Python example")
-                continue
+        blocks = FENCE.findall(Path(readme).read_text("utf-8"))
+        for code in (code for language, code in blocks if language == "sh"):
             for line in code.replace("\\\n", " ").splitlines():
                 command = line.split("  #")[0].strip()
                 if command and not command.startswith("#") and command not in ELSEWHERE:
                     _run(["bash", "-c", command], f"{readme}: {command}")
+        if examples := "".join(code for language, code in blocks if language == "python"):
+            _run([sys.executable, "-c", examples], f"{readme}: Python examples")
 
 
 def _run(command: list[str], title: str) -> None:
