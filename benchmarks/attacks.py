@@ -89,6 +89,15 @@ ROWS = {
     "robust_l2": _fixed("robust", "pgd", "l2", "0.5", 128, alpha=0.1, steps=40),
 }
 EMBEDDED = tuple(name for name, row in ROWS.items() if row.subject == "scenes" and row.attack != "cw_l2")
+LIBRARIES = (
+    "cleverhans",
+    "foolbox",
+    "foolbox_dropping",
+    "torchattacks",
+    "foolbox_torch",
+    "bare_torch",
+    "art",
+)
 # How many times as fast as the fastest library, at equal robust accuracy.
 SPEEDUPS = {"mnist_linf": 2.5, "cifar_linf": 5.0, "robust_linf": 1.5, "robust_l2": 1.5, "cw_mnist": 1.5}
 
@@ -103,6 +112,8 @@ class Options(CommonOptions):
     """Rows to measure; those on scenes need no data, the others --mnist or --cifar10 and a model."""
     repeats: Count = 7
     """Repetitions, of which the median counts; each runs every contender once."""
+    libraries: tuple[Literal[*LIBRARIES], ...] = LIBRARIES
+    """Libraries to compare with, of those installed; bare_torch is PyTorch's gradient alone."""
     slow_seconds: Budget = 300
     """A contender that takes longer than this, in seconds, is run once only."""
     n_test: Count | None = None
@@ -140,7 +151,8 @@ def attacks(options: Options, run: Run) -> None:
     met: list[float] = []
     for key in dict.fromkeys(row.subject for _, row in wanted):
         subject = _subject(options, run, key, data)
-        with libraries.opened(subject.model, subject.path, batch_size=options.batch_size, seed=options.seed) as peers:
+        with libraries.opened(subject.model, subject.path, batch_size=options.batch_size, seed=options.seed) as found:
+            peers = {name: peer for name, peer in found.items() if name in options.libraries}
             if "bare_torch" in peers:
                 run.row(
                     model=subject.label,
@@ -262,7 +274,7 @@ def _measure(
     contenders = _contenders(options, row, subject, peers, x, y)
     for kind in PEERS:
         if kind.name not in peers:
-            report.add(kind.name, "left out: not installed", 0)
+            report.add(kind.name, f"left out: not {'asked for' if kind.available() else 'installed'}", 0)
     run.say(f"{name}: {len(x)} images, {row.gradients} gradients each; {', '.join(contenders)}")
     bar = Progbar((options.repeats + 1) * len(contenders))
     answers: dict[str, Timed] = {}
