@@ -104,11 +104,13 @@ class CommonOptions:
     """What every entry script understands.
 
     A subclass leaves out what it does not use with `without = ("strategy",)`, and names what does not change its
-    results with `unhashed = ("batch_size",)`: a finished run is still good when only those differ.
+    results with `unhashed = ("batch_size",)`: a finished run is still good when only those differ. One whose script
+    computes without TensorFlow says `needs_tensorflow = False` and is spared the seconds and the memory of its import.
     """
 
     without: ClassVar[tuple[str, ...]] = ()
     unhashed: ClassVar[tuple[str, ...]] = ()
+    needs_tensorflow: ClassVar[bool] = True
     owner: ClassVar["Script | None"] = None
 
     config: Path | None = None
@@ -295,7 +297,7 @@ class Script:
 
     def _begin(self, options: CommonOptions, run: Run) -> None:
         # Here and no sooner: a refusal or the look at a finished run needs no TensorFlow.
-        if "tensorflow" not in sys.modules:
+        if options.needs_tensorflow and "tensorflow" not in sys.modules:
             with _quiet_start_up():
                 import tensorflow as tf
 

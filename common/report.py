@@ -25,7 +25,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from common.errors import UserError
 from common.files import write_text
-from common.runs import COLUMNS, NUMBERS, ROOT, read_results, read_table, wilson
+from common.runs import COLUMNS, NUMBERS, ROOT, is_bound, read_results, read_table, wilson
 
 BLOCK = re.compile(
     r"(<!-- begin: (?P<recipe>\S+) -->\n)(?P<body>.*?)(?P<end><!-- (?:end|begin: \S+) -->|\Z)", re.DOTALL
@@ -45,8 +45,10 @@ def console(folder: Path, results: Mapping[str, Any], table: Sequence[Mapping[st
     lines = [f"{results['app']}/{results['script']} on {results['dataset']}, seed {results['seed']}"]
     shown = []
     for key, value in metrics.items():
-        if not (key.endswith("_n") and key[:-2] in metrics) and not (key.endswith("_std") and key[:-4] in metrics):
-            figure = Value(value, std=metrics.get(f"{key}_std"), n=metrics.get(f"{key}_n"))
+        beside = any(key.endswith(ending) and key.removesuffix(ending) in metrics for ending in ("_n", "_std"))
+        if not beside and not is_bound(key, metrics):
+            known = {name: metrics.get(f"{key}_{name}") for name in ("std", "n", "low", "high")}
+            figure = Value(value, **known)
             shown.append([key, *_figure(figure)])
     lines += _aligned(shown)
     if 0 < len(table) <= CONSOLE_ROWS:

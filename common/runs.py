@@ -106,6 +106,12 @@ class Run:
         """
         self._metrics |= {key: _finite(key, value) for key, value in values.items()}
 
+    def intervals(self, measured: Mapping[str, tuple[float, int, float, float]]) -> None:
+        """Set headline rates with intervals of their own: (rate, number of trials, low, high) by key; for trials that
+        are not independent, of which Wilson's interval would promise too much."""
+        for key, values in measured.items():
+            self.metrics(**dict(zip((key, *(key + ending for ending in ("_n", "_low", "_high"))), values, strict=True)))
+
     def row(self, **columns: Any) -> None:
         """Add a measurement to `table.csv`; `value` is required, `seed` is filled in, `n` counts the trials of a rate.
 
@@ -399,6 +405,11 @@ def read_table(folder: Path) -> list[dict[str, Any]]:
     return [{key: _parsed(key, text) for key, text in row.items()} for row in rows]
 
 
+def is_bound(key: str, metrics: Mapping[str, float]) -> bool:
+    """Whether a metric is an end of another one's interval; over several seeds the spread takes its place."""
+    return any(key.endswith(ending) and key.removesuffix(ending) in metrics for ending in ("_low", "_high"))
+
+
 def is_chief(strategy: str) -> bool:
     """Whether this process writes: always, but in a worker that `TF_CONFIG` names beside the chief.
 
@@ -458,7 +469,7 @@ def _joined(identity: Identity, config: Mapping[str, Any], seeds: list[int], chi
     """Results over seeds: the mean of each metric that every seed has, with its sample standard deviation."""
     metrics: dict[str, float] = {}
     for key in children[0]["metrics"]:
-        if not all(key in child["metrics"] for child in children):
+        if not all(key in child["metrics"] for child in children) or is_bound(key, children[0]["metrics"]):
             continue
         values = [child["metrics"][key] for child in children]
         mean = statistics.fmean(values)

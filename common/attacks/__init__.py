@@ -1,7 +1,7 @@
 """Gradient attacks: one loop (`search`), what to raise, where to stand, how to move, which iterate to keep."""
 
 from common.attacks.dataset import Attacked, attack_dataset
-from common.attacks.elimination import eliminate
+from common.attacks.elimination import eliminate, salient
 from common.attacks.logits import check_logits, inference, logits_of
 from common.attacks.loop import Objective, Rank, Result, highest, merge, search, strongest
 from common.attacks.minimal import cw_l0, cw_l2, ddn, nearest, sigma_zero
@@ -52,6 +52,7 @@ __all__ = [
     "nearest",
     "pgd",
     "r_step_ll",
+    "salient",
     "search",
     "sigma_zero",
     "step_ll",

@@ -40,7 +40,7 @@ def eliminate(
         found = attack(allowed, tf.where(allowed != 0, best.x, x))
         count = tf.reduce_sum(tf.cast(_changed(found.x, x, mask), tf.float32), axis=per_example(x))
         better = going & found.done & (count <= fewest)
-        left = free & _kept(tf.where(free, saliency(found.x), 0.0), drop)
+        left = free & salient(tf.where(free, saliency(found.x), 0.0), drop)
         left = tf.where(align(tf.cast(better, x.dtype), x) != 0, left, free)
         left.set_shape(free.shape)
         # Without a unit to change, the next attack could only fail.
@@ -68,8 +68,9 @@ def _changed(moved: Tensor, x: Tensor, mask: Tensor) -> Tensor:
     return tf.reduce_any(moved != x, axis=shared, keepdims=True)
 
 
-def _kept(saliency: Tensor, drop: float | Tensor) -> Tensor:
-    """Without the units of no saliency and, of those left, the share `drop` of least saliency."""
+def salient(saliency: Tensor, drop: float | Tensor) -> Tensor:
+    """The units to keep, bool of the shape of `saliency` (B, ...): not those without any and, of those left, not the share
+    `drop`, at least one, of least saliency."""
     flat = tf.reshape(saliency, [tf.shape(saliency)[0], -1])
     count = tf.reduce_sum(tf.cast(flat > 0, tf.float32), axis=1, keepdims=True)
     lost = tf.maximum(tf.floor(drop * count), 1.0)

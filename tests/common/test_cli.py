@@ -57,6 +57,17 @@ class WorkerOptions(CommonOptions):
     """Model."""
 
 
+@dataclass(kw_only=True)
+class PrepareOptions(CommonOptions):
+    without = ("deterministic",)
+    needs_tensorflow = False
+
+
+@script(app="adv_lock", name="prepare_toy")
+def prepare_toy(options: PrepareOptions, run: Run) -> None:
+    run.metrics(trips=3)
+
+
 @script(app="adv_lock", name="train")
 def train(options: TrainOptions, run: Run) -> None:
     CALLS.append(("train", options))
@@ -437,6 +448,17 @@ def test_a_bug_keeps_its_traceback():
 def test_d2_a_full_disk_is_one_line(capsys):
     status, _, err = ended(["--rate", "0.75"], capsys)
     assert status == 2 and err.count("\n") == 1 and "No space left on device" in err
+
+
+def test_a_script_that_needs_no_tensorflow_is_spared_it(monkeypatch):
+    """It is imported for every other script, before the body."""
+    # Nothing can be imported anew from here on.
+    monkeypatch.delitem(sys.modules, "tensorflow")
+    monkeypatch.setattr(sys, "meta_path", [])
+    assert prepare_toy(prepare_toy.options(name="spared"))["metrics"] == {"trips": 3}
+    with pytest.raises(ModuleNotFoundError, match="tensorflow"):
+        lock(lock.options())
+    assert not CALLS
 
 
 def test_the_function_returns_its_results_and_names_its_folder():
