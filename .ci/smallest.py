@@ -33,6 +33,14 @@ SMALLEST = {
     "adv_lock/run_all.py": ["--config", str(ROOT / ".ci/smallest.yaml"), "--methods", "basic"],
 }
 MOST_SECONDS = 60
+TRIPS = str(ROOT / ".ci/smallest_trips.yaml")
+SMALLEST |= {
+    f"mobility_humid/{name}.py": ["--config", TRIPS]
+    for name in (
+        *("prepare", "train", "siamese_attack", "fast_adversarial_train"),
+        *("classification", "classification_attack"),
+    )
+}
 
 
 def main() -> None:

@@ -1,0 +1,70 @@
+"""Train the classifier: which of a few drivers is it?"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from common.cli import script
+from common.runs import Run
+from mobility_humid.fitting import FittingOptions, fit, network_arguments
+from mobility_humid.samples import TEST, TRAIN, VALIDATION, load_fleet
+
+# Samples a driver that the baselines are fitted to.
+_BASELINE_SAMPLES = 100
+
+
+@dataclass(kw_only=True)
+class Options(FittingOptions):
+    """The classifier."""
+
+    without: ClassVar[tuple[str, ...]] = ("unseen_share",)
+
+    num_plates: int | None = 10
+    """Number of drivers to tell apart, the first ones; null takes all."""
+
+
+@script(app="mobility_humid", name="classification")
+def classification(options: Options, run: Run) -> None:
+    """Train on the trips of a few drivers, test on later days of theirs."""
+    import numpy as np
+
+    from common import checkpoints, evaluation, plots
+    from mobility_humid import baselines, measures, naming
+    from mobility_humid.networks import Classifier
+
+    fleet = load_fleet(options, run.say, sides=1)
+    run.data(options.dataset, fleet.trips.sha256)
+    classes = len(fleet.trips.drivers)
+    validation, test = (fleet.singles(part, options.n_test) for part in (VALIDATION, TEST))
+    x_validation = fleet.samples(validation)
+    model, history = fit(
+        options,
+        run,
+        lambda: Classifier(classes=classes, **network_arguments(options, fleet)),
+        fleet.epochs(options.n_train, options.batch_size, lambda drawn: drawn.driver),
+        naming.cross_entropy,
+        lambda model: naming.watch(model, x_validation, validation.driver),
+        title=f"{options.encoder} encoder, {classes} drivers",
+    )
+    answers = {"network": evaluation.predict(model, fleet.samples(test))}
+    run.say("baselines: heat maps with logistic regression, trees on whole days")
+    fitted = fleet.sampler(TRAIN).singles(_BASELINE_SAMPLES * classes, [options.seed, 99])
+    (answers["heat_map"],) = baselines.heat_map_names(fleet.trips, fitted, [test])
+    (answers["whole_day"],) = baselines.whole_day_names(fleet.trips, fitted, [test])
+    for name, answer in answers.items():
+        rate = measures.rate(answer == test.driver, test.driver)
+        run.row(model=name, split=TEST, metric="accuracy", **rate._asdict())
+        run.intervals({"accuracy" if name == "network" else f"{name}_accuracy": rate})
+    run.metrics(
+        chance=1 / classes,
+        worst_driver=min(np.mean((answers["network"] == d)[test.driver == d]) for d in np.unique(test.driver)),
+    )
+    if run.chief:
+        checkpoints.save_model(model, run.folder / "model.keras")
+        run.artifact("model", run.folder / "model.keras")
+        curves = {name: [epoch[name] for epoch in history] for name in ("accuracy", "validation_accuracy")}
+        plots.accuracy_curves(curves, run.folder / "training.png", title=f"which of {classes} drivers")
+        run.artifact("training", run.folder / "training.png")
+
+
+if __name__ == "__main__":
+    classification.main()

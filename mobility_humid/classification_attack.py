@@ -1,0 +1,31 @@
+"""Attack the classifier: move a driver's seek trips until another one is named."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from common.cli import script
+from common.runs import Run
+from mobility_humid.attacking import AttackOptions, attack_task
+from mobility_humid.classification import Options as ClassificationOptions
+from mobility_humid.tasks import CLASSIFICATION
+
+
+@dataclass(kw_only=True)
+class Options(AttackOptions):
+    """Attacks on the classifier."""
+
+    without: ClassVar[tuple[str, ...]] = ("n_train", "strategy", "precision", "unseen_share")
+    unhashed: ClassVar[tuple[str, ...]] = ("batch_size",)
+
+    num_plates: int | None = ClassificationOptions.num_plates
+    """Number of drivers to tell apart, the first ones; null takes all."""
+
+
+@script(app="mobility_humid", name="classification_attack")
+def classification_attack(options: Options, run: Run) -> None:
+    """Attack test samples; success counts on snapped trips, among samples whose driver was named rightly."""
+    attack_task(options, run, CLASSIFICATION)
+
+
+if __name__ == "__main__":
+    classification_attack.main()

@@ -1,0 +1,191 @@
+"""Harden ST-Siamese or the classifier by adversarial training, and attack it before and after."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from common.cli import Budget, Count, script
+from common.errors import UserError
+from common.runs import Run
+from mobility_humid.attacking import Attacker, AttackOptions, Outcome, attack_all, join, load_victim
+from mobility_humid.measures import bootstrap, rate, weighted_mean
+from mobility_humid.samples import VALIDATION, Fleet, load_fleet
+from mobility_humid.tasks import TASKS, Samples, Task
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import keras
+
+METHODS = ("fast", "pgd")
+Outcomes = dict[tuple[str, str, int], Outcome]
+
+
+@dataclass(kw_only=True)
+class Options(AttackOptions):
+    """How a model is hardened, and how it is attacked then."""
+
+    without: ClassVar[tuple[str, ...]] = ()
+
+    task: Literal["siamese", "classification"] = "siamese"
+    """Harden the model of train.py or that of classification.py."""
+    methods: tuple[str, ...] = METHODS
+    """Fast ST-FGSM (fast), plain PGD adversarial training (pgd), each with --rounds gradients a batch to craft, and
+    none, which goes on training on trips as they are."""
+    rounds: Count = 4
+    """Gradients a batch takes to craft; the training step takes one more."""
+    adv_alpha: Budget | None = None
+    """Cells a step in training; by default half of eta."""
+    epochs: Count = 4
+    """Passes over --n-train samples, from the weights of the model that is hardened."""
+    n_train: Count = 4000
+    """Samples drawn for an epoch, anew each time."""
+    train_batch_size: Count = 64
+    """Samples a training step, over all devices."""
+    learning_rate: Budget = 1e-3
+    """Learning rate of Adam at its highest; it falls along a cosine."""
+    weight_decay: Budget = 0.0
+    """L2 weight decay, in the loss, over all weights."""
+    attacks: tuple[str, ...] = ("st_ifgsm_linf", "strong", "noise")
+    """Attacks before and after, as in the attack scripts."""
+    etas: tuple[Count, ...] = ()
+    """Further eta for st_ifgsm_linf and noise."""
+    n_watch: Count = 200
+    """Validation samples attacked after every epoch; the epoch that answers most of them rightly, clean and attacked,
+    is kept."""
+    jit_compile: bool = False
+    """Compile the training step with XLA; on a CPU it is then slower."""
+
+
+@script(app="mobility_humid", name="fast_adversarial_train")
+def fast_adversarial_train(options: Options, run: Run) -> None:
+    """Train on from a model with each method; attack all of them on the same test samples."""
+    from common import plots
+
+    if unknown := [name for name in options.methods if name not in (*METHODS, "none")]:
+        raise UserError(f"--methods: {unknown[0]!r} is none of {', '.join(METHODS)}, none")
+    task = TASKS[options.task]
+    fleet = load_fleet(options, run.say, sides=task.sides)
+    run.data(options.dataset, fleet.trips.sha256)
+    model, path = load_victim(options, run, task, fleet)
+    parts = {part: task.samples(fleet, part, options.n_test) for part in task.parts}
+    # The curves of all methods are written anew, also by a run that goes on.
+    run.curves_until(0)
+    found = {"before": _attacked(options, run, fleet, model, parts, "before")}
+    for method in options.methods:
+        model = _hardened(options, run, fleet, task, path, method)
+        found[method] = _attacked(options, run, fleet, model, parts, method)
+    for name, when in {"before": "before", options.methods[0]: "after"}.items():
+        _headline(options, run, found[name], when, task)
+    _differences(options, run, found)
+    drawn = {"clean": "clean", f"ST-iFGSM, {options.eta} cells": "st_ifgsm_linf", "strong": "strong"}
+    bars = {}
+    for label, attack in drawn.items():
+        of = [
+            _joined(outcomes, "st_ifgsm_linf" if attack == "clean" else attack, options.eta)
+            for outcomes in found.values()
+        ]
+        if all(of):
+            bars[label] = [float((outcome.clean if attack == "clean" else outcome.robust).mean()) for outcome in of]
+    if run.chief:
+        plots.grouped_bars(list(found), bars, run.folder / "defence.png", title=f"{task.name}, test samples")
+        run.artifact("defence", run.folder / "defence.png")
+
+
+def _headline(options: Options, run: Run, outcomes: Outcomes, when: str, task: Task) -> None:
+    """Accuracy on all test samples, and on each part, clean and under ST-iFGSM and the strong attack."""
+    for part in (None, *task.parts) if len(task.parts) > 1 else (None,):
+        ending = when if part is None else f"{when}_{part}"
+        head = _joined(outcomes, "st_ifgsm_linf", options.eta, part)
+        rates = {"clean_accuracy": (head.clean, head), "attacked_accuracy": (head.robust, head)}
+        for name, attack in (("noise_accuracy", "noise"), ("strong_accuracy", "strong")):
+            if (outcome := _joined(outcomes, attack, options.eta, part)) is not None:
+                rates[name] = (outcome.robust, outcome)
+        run.intervals({f"{name}_{ending}": rate(hits, of.samples.driver) for name, (hits, of) in rates.items()})
+
+
+def _differences(options: Options, run: Run, found: dict[str, Outcomes]) -> None:
+    """Rows for what each method gains and costs against the model before, on the same samples."""
+    import numpy as np
+
+    for name, outcomes in found.items():
+        for attack in dict.fromkeys(attack for attack, _, _ in outcomes) if name != "before" else ():
+            before, after = (_joined(of, attack, options.eta) for of in (found["before"], outcomes))
+            driver = before.samples.driver
+            gains = {"attacked_accuracy_gain": after.robust.astype(int) - before.robust}
+            gains["clean_accuracy_gain"] = after.clean.astype(int) - before.clean
+            for metric, gain in gains.items():
+                low, high = bootstrap(weighted_mean(gain), driver)
+                value = float(np.mean(gain))
+                run.row(
+                    model=name,
+                    attack=attack,
+                    eps=options.eta,
+                    metric=metric,
+                    value=value,
+                    n=len(gain),
+                    low=low,
+                    high=high,
+                )
+
+
+def _attacked(
+    options: Options, run: Run, fleet: Fleet, model: "keras.Model", parts: dict[str, Samples], name: str
+) -> Outcomes:
+    run.say(f"-- attacking the model {name}")
+    return attack_all(options, run, Attacker(options, model, fleet), parts, name)
+
+
+def _hardened(options: Options, run: Run, fleet: Fleet, task: Task, path: "Path", method: str) -> "keras.Model":
+    """The model in `path`, trained on by `method`, and saved as `model_<method>.keras`."""
+    import numpy as np
+
+    from common import checkpoints
+    from mobility_humid import hardening
+    from mobility_humid.fitting import fit
+    from mobility_humid.trip_attacks import attack
+
+    grid = fleet.trips.grid.width, fleet.trips.grid.height
+    settings = {"eta": options.eta, "alpha": options.adv_alpha or options.eta / 2, "rounds": options.rounds}
+    make = {"fast": hardening.fast_st_fgsm, "pgd": hardening.pgd_on_trips}.get(method)
+    validation = task.samples(fleet, VALIDATION, options.n_test)
+    watched = validation.first(options.n_watch)
+
+    def evaluate(model: "keras.Model") -> dict[str, float]:
+        from common.evaluation import predict
+
+        moved = attack("st_ifgsm_linf", model, fleet.layout, watched.x, watched.y, grid, eta=options.eta, steps=10)
+        clean = predict(model, watched.x) == watched.y
+        measured = task.watch(model, validation)
+        measured["validation_attacked_accuracy"] = float(np.mean(clean & (predict(model, moved) == watched.y)))
+        both = measured["validation_accuracy"] + measured["validation_attacked_accuracy"]
+        return {**measured, "validation_error": 1 - both / 2}
+
+    model, history = fit(
+        replace(options, batch_size=options.train_batch_size),
+        run,
+        lambda: checkpoints.load_model(path),
+        fleet.epochs(options.n_train, options.train_batch_size, task.label),
+        task.loss,
+        evaluate,
+        title=f"{method} adversarial training" if make else "training on",
+        adversary=make(fleet.layout, grid, **settings) if make else None,
+        best="validation_error",
+        checkpoints=run.checkpoints / method,
+    )
+    for epoch, logs in enumerate(history):
+        run.curve(method=options.methods.index(method), epoch=epoch + 1, **logs)
+    task.settle(model, validation)
+    if run.chief:
+        checkpoints.save_model(model, run.folder / f"model_{method}.keras")
+        run.artifact(f"model_{method}", run.folder / f"model_{method}.keras")
+    return model
+
+
+def _joined(outcomes: Outcomes, attack: str, eta: int, part: str | None = None) -> Outcome | None:
+    """The outcomes of one attack on all parts, or on one, as one; None if it was not run."""
+    found = [o for (name, of, e), o in outcomes.items() if (name, e) == (attack, eta) and part in (None, of)]
+    return join(found) if found else None
+
+
+if __name__ == "__main__":
+    fast_adversarial_train.main()

@@ -1,0 +1,27 @@
+"""Attack ST-Siamese: move the seek trips of one driver so that two are taken for one (impersonation) or one for two."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from common.cli import script
+from common.runs import Run
+from mobility_humid.attacking import AttackOptions, attack_task
+from mobility_humid.tasks import SIAMESE
+
+
+@dataclass(kw_only=True)
+class Options(AttackOptions):
+    """Attacks on the verifier."""
+
+    without: ClassVar[tuple[str, ...]] = ("n_train", "strategy", "precision")
+    unhashed: ClassVar[tuple[str, ...]] = ("batch_size",)
+
+
+@script(app="mobility_humid", name="siamese_attack")
+def siamese_attack(options: Options, run: Run) -> None:
+    """Attack test pairs of seen and unseen drivers; success counts on snapped trips, among pairs that were right."""
+    attack_task(options, run, SIAMESE)
+
+
+if __name__ == "__main__":
+    siamese_attack.main()
