@@ -6,7 +6,8 @@
 
 A table stands between `<!-- begin: adv_lock/results/cifar10_cpu -->` and `<!-- end -->`. Its template
 `adv_lock/results/cifar10_cpu.md.j2` sees `results` (results.json), `table` (rows of table.csv), `published`
-(adv_lock/published.yaml), the function `value` and the filters `percent` and `interval`.
+(adv_lock/published.yaml), the function `value` and the filters `percent` and `interval`; it may include templates that
+lie beside it.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import FileSystemLoader, StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
 from common.errors import UserError
@@ -153,7 +154,8 @@ def render(recipe: str, root: Path = ROOT) -> str:
             names["published"] = yaml.safe_load(published.read_text(encoding="utf-8"))
         except (ValueError, yaml.YAMLError) as error:
             raise UserError(f"{published}: not plain YAML ({error})") from error
-    environment = SandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    beside = FileSystemLoader(template.parent)
+    environment = SandboxedEnvironment(loader=beside, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": percent, "interval": interval}
     try:
         return environment.from_string(template.read_text(encoding="utf-8")).render(names).strip()

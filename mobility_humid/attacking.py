@@ -123,11 +123,15 @@ def check_attacks(options: AttackOptions) -> tuple[str, ...]:
 def load_victim(options: AttackOptions, run: Run, task: Task, fleet: Fleet) -> "tuple[keras.Model, Path]":
     """The model to attack, that of the task's training script unless named, and its file.
 
-    Errors: `UserError` when it does not fit the samples of `fleet` or the labels of the task.
+    Errors: `UserError` when it does not fit the samples of `fleet` or the labels of the task, and, before anything is
+    trained, for attacks that there are not and trips that none may move.
     """
     from common import attacks, checkpoints
     from mobility_humid.networks import TripModel
+    from mobility_humid.trip_attacks import check_movable
 
+    check_attacks(options)
+    check_movable(fleet.layout)
     # Sampled alike, or the test days of the attack may be days that the model was trained on.
     outputs, fields = task.outputs(fleet), [name for name in SAMPLE_FIELDS if name in task.producer.fields]
     path = task.producer.produce(options.model, options, fields, say=run.say)

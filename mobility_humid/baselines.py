@@ -24,13 +24,14 @@ from mobility_humid.trips import SLOT, SLOTS, SPEED, TripSet, X, Y
 SCALES = (1, 2, 4, 8)
 # Squares that the fleet never visits count as if this share of its points lay there.
 RARE = 1e-5
-# Squares of a map by which a driver is named, at most.
-SQUARES = 2000
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 # Two hours, in slots.
 HOURS = 24
 # Pairs whose maps are held at a time.
 BLOCK = 1000
+# Of a fit. They are small: where others use the cores too, several threads wait for one another for many times as long
+# as they work.
+THREADS = 1
 
 
 def heat_map_scores(trips: TripSet, train: Pairs, tests: Sequence[Pairs]) -> list[np.ndarray]:
@@ -49,17 +50,22 @@ def heat_map_scores(trips: TripSet, train: Pairs, tests: Sequence[Pairs]) -> lis
 def heat_map_names(trips: TripSet, train: Singles, tests: Sequence[Singles]) -> list[np.ndarray]:
     """The driver of each sample, one of those in `train`, int32 (n,) for each of `tests`, from where the trips went.
 
-    Multinomial logistic regression on the square roots of the shares of at most `SQUARES` squares by kind of trip.
+    Multinomial logistic regression on the square roots of the shares of squares of the two finest scales, by kind of
+    trip; squares that no trip of `train` visits are left out.
     """
-    cells = trips.grid.width * trips.grid.height
-    scale = next(scale for scale in range(1, cells + 1) if cells <= SQUARES * scale**2)
-    chart = _Charts(trips, train.trips, scale)
+    charts = [_Charts(trips, train.trips, scale) for scale in SCALES[:2]]
 
     def features(singles: Singles) -> sparse.csr_array:
-        kinds = range(singles.trips.shape[1])
-        return sparse.hstack([chart.of(singles.trips[:, kind]).sqrt() for kind in kinds], format="csr")
+        maps = [
+            chart.of(singles.trips[:, kind])[:, np.flatnonzero(fleet)]
+            for chart in charts
+            for kind, fleet in enumerate(chart.fleet)
+        ]
+        return sparse.hstack(maps, format="csr").sqrt()
 
-    model = LogisticRegression(C=10.0, max_iter=1000).fit(features(train), train.driver)
+    model = LogisticRegression(C=1.0, max_iter=300)
+    with threadpool_limits(THREADS):
+        model.fit(features(train), train.driver)
     return [model.predict(features(singles)).astype(np.int32) for singles in tests]
 
 
@@ -77,8 +83,7 @@ def whole_day_scores(trips: TripSet, train: Pairs, tests: Sequence[Pairs]) -> li
     model = HistGradientBoostingClassifier(
         learning_rate=0.05, max_iter=200, max_leaf_nodes=8, min_samples_leaf=40, max_features=0.3, random_state=0
     )
-    # Where others use the cores too, its threads wait for one another many times as long as they work.
-    with threadpool_limits(1, user_api="openmp"):
+    with threadpool_limits(THREADS):
         model.fit(features(train), train.same)
         return [model.predict_proba(features(pairs))[:, 1] for pairs in tests]
 

@@ -8,8 +8,8 @@ The difficulty was fixed once, on clean accuracy alone. With 5 seek and 5 serve 
 LSTM encoders and a symmetric head, trained for 10 epochs of 4,000 pairs of 60 drivers on 7 days, is right on 0.86 of
 1,000 pairs of 20 other drivers; the heat maps of the same trips on 0.81, and statistics of the whole days on 0.94.
 
-The city lies where there is only sea, and its clocks show UTC. Tracks are the same bits on the same machine; another CPU
-may round a logarithm differently.
+The city lies where there is only sea, and its clocks show UTC. Tracks are the same bits on the same machine; another
+CPU may round a logarithm differently.
 """
 
 from collections.abc import Iterator

@@ -31,13 +31,13 @@ class Options(AttackOptions):
     methods: tuple[str, ...] = METHODS
     """Fast ST-FGSM (fast), plain PGD adversarial training (pgd), each with --rounds gradients a batch to craft, and
     none, which goes on training on trips as they are."""
-    rounds: Count = 4
+    rounds: Count = 3
     """Gradients a batch takes to craft; the training step takes one more."""
     adv_alpha: Budget | None = None
     """Cells a step in training; by default half of eta."""
     epochs: Count = 4
     """Passes over --n-train samples, from the weights of the model that is hardened."""
-    n_train: Count = 4000
+    n_train: Count = 2500
     """Samples drawn for an epoch, anew each time."""
     train_batch_size: Count = 64
     """Samples a training step, over all devices."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from common.plots import COLOURS, save
 from mobility_humid.layout import Layout
@@ -108,6 +108,7 @@ def success_against_points(outcomes: Outcomes, layout: Layout, path: Path) -> No
 
 
 def _finish(figure: Figure, axes: Any, path: Path) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 from common.errors import UserError
 from mobility_humid.trips import SLOT, X, Y
@@ -21,6 +20,9 @@ def auc(scores: np.ndarray, same: np.ndarray) -> float:
 
     `scores` (n,), higher for the same driver; `same` (n,) of 0 and 1. Errors: `UserError` when only one of them occurs.
     """
+    # Here, for it takes seconds that no script's --help should take.
+    from sklearn.metrics import roc_auc_score
+
     return float(roc_auc_score(_both_kinds(same), scores))
 
 

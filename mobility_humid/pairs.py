@@ -138,14 +138,6 @@ class Sampler:
         days = self._draw_days(driver, np.zeros(count, bool), rng)
         return Singles(self._draw_trips(driver, days, rng)[:, 0], driver[:, 0], days[:, 0])
 
-    def every_single(self, seed: int | Sequence[int], times: int = 1) -> Singles:
-        """Every driver on every day that it has, `times` draws of trips each (sides of one day only)."""
-        driver = np.repeat(self.drivers, [len(self._days[int(d)]) for d in self.drivers])
-        days = np.concatenate([self._days[int(d)] for d in self.drivers])
-        driver, days = np.tile(driver, times)[:, None], np.tile(days, times).astype(np.int32)[:, None, None]
-        drawn = self._draw_trips(driver, days, np.random.default_rng(seed))
-        return Singles(drawn[:, 0], driver[:, 0], days[:, 0])
-
     def _draw_days(self, driver: np.ndarray, same: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """int32 (n, sides, days_per_side), in order within a side; disjoint where `same`."""
         most = max(map(len, self._days.values()))

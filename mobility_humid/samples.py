@@ -1,5 +1,4 @@
-"""From a data set's name to samples: the options that decide which trips make one, and the fleet that they come
-from."""
+"""From a data set's name to samples: which trips make one, and the fleet that they come from."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -102,10 +102,7 @@ def attack(
     """
     if name not in ATTACKS:
         raise UserError(f"{name!r}: no such attack; choose of {', '.join(ATTACKS)}")
-    if layout.moving is None:
-        raise UserError(
-            "--traj-type serve: where a served trip goes is the passenger's choice; an attack needs seek trips"
-        )
+    check_movable(layout)
     normed = name.endswith(("_l2", "_l1")) and not name.startswith("cw")
     if normed and radius is None:
         raise UserError(f"{name}: needs --radius, in cells")
@@ -132,6 +129,14 @@ def attack(
         if bar is not None:
             bar.add(1)
     return out
+
+
+def check_movable(layout: Layout) -> None:
+    """Errors: `UserError` when passengers fix all trips of a sample."""
+    if layout.moving is None:
+        raise UserError(
+            "--traj-type serve: where a served trip goes is the passenger's choice; an attack needs seek trips"
+        )
 
 
 def attack_batch(

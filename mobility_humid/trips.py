@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,8 +159,3 @@ def padded(trips: TripSet, length: int, *, speed: bool = False) -> np.ndarray:
         reach = np.flatnonzero(lengths > column)
         table[reach, length - 1 - column] = trips.points[ends[reach] - 1 - column, :features]
     return table
-
-
-def select_drivers(trips: TripSet, drivers: Sequence[int]) -> np.ndarray:
-    """Which trips belong to one of `drivers`, bool (T,)."""
-    return np.isin(trips.driver, np.asarray(drivers))

@@ -69,7 +69,7 @@ def _changed(moved: Tensor, x: Tensor, mask: Tensor) -> Tensor:
 
 
 def salient(saliency: Tensor, drop: float | Tensor) -> Tensor:
-    """The units to keep, bool of the shape of `saliency` (B, ...): not those without any and, of those left, not the share
+    """The units to keep, bool of the shape of `saliency` (B, ...): none without any and, of those left, not the share
     `drop`, at least one, of least saliency."""
     flat = tf.reshape(saliency, [tf.shape(saliency)[0], -1])
     count = tf.reduce_sum(tf.cast(flat > 0, tf.float32), axis=1, keepdims=True)
