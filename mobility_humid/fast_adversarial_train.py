@@ -35,9 +35,9 @@ class Options(AttackOptions):
     """Gradients a batch takes to craft; the training step takes one more."""
     adv_alpha: Budget | None = None
     """Cells a step in training; by default half of eta."""
-    epochs: Count = 4
+    epochs: Count = 3
     """Passes over --n-train samples, from the weights of the model that is hardened."""
-    n_train: Count = 2500
+    n_train: Count = 2000
     """Samples drawn for an epoch, anew each time."""
     train_batch_size: Count = 64
     """Samples a training step, over all devices."""
@@ -49,6 +49,10 @@ class Options(AttackOptions):
     """Attacks before and after, as in the attack scripts."""
     etas: tuple[Count, ...] = ()
     """Further eta for st_ifgsm_linf and noise."""
+    n_test: Count = 400
+    """Samples to test on, of each part."""
+    n_slow: Count = 60
+    """Samples of each part for the attacks that take many gradients: L0, CW and strong."""
     n_watch: Count = 200
     """Validation samples attacked after every epoch; the epoch that answers most of them rightly, clean and attacked,
     is kept."""
@@ -77,7 +81,11 @@ def fast_adversarial_train(options: Options, run: Run) -> None:
     for name, when in {"before": "before", options.methods[0]: "after"}.items():
         _headline(options, run, found[name], when, task)
     _differences(options, run, found)
-    drawn = {"clean": "clean", f"ST-iFGSM, {options.eta} cells": "st_ifgsm_linf", "strong": "strong"}
+    drawn = {
+        "clean": "clean",
+        f"ST-iFGSM, {options.eta} cells": "st_ifgsm_linf",
+        f"strong, first {options.n_slow}": "strong",
+    }
     bars = {}
     for label, attack in drawn.items():
         of = [
