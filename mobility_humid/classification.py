@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from common.cli import script
+from common.cli import Count, script
 from common.runs import Run
 from mobility_humid.fitting import FittingOptions, fit, network_arguments
 from mobility_humid.samples import TEST, TRAIN, VALIDATION, load_fleet
@@ -20,6 +20,8 @@ class Options(FittingOptions):
 
     num_plates: int | None = 10
     """Number of drivers to tell apart, the first ones; null takes all."""
+    epochs: Count = 20
+    """Passes over --n-train samples."""
 
 
 @script(app="mobility_humid", name="classification")
