@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from common.cli import Count, script
+from common.cli import Budget, Count, script
 from common.runs import Run
 from mobility_humid.fitting import FittingOptions, fit, network_arguments
 from mobility_humid.samples import TEST, TRAIN, VALIDATION, load_fleet
@@ -20,8 +20,10 @@ class Options(FittingOptions):
 
     num_plates: int | None = 10
     """Number of drivers to tell apart, the first ones; null takes all."""
-    epochs: Count = 20
+    epochs: Count = 12
     """Passes over --n-train samples."""
+    dropout: Budget = 0.5
+    """Share of what the naming sees that is left out in training, in [0, 1)."""
 
 
 @script(app="mobility_humid", name="classification")
