@@ -20,6 +20,12 @@ demo: setup
 	$(RUN) adv_lock/lock.py --resume
 	$(RUN) adv_lock/train.py --resume
 	$(RUN) adv_lock/unlock.py --resume
+	$(RUN) mobility_humid/prepare.py --resume
+	$(RUN) mobility_humid/train.py --resume
+	$(RUN) mobility_humid/siamese_attack.py --resume
+	$(RUN) mobility_humid/fast_adversarial_train.py --resume
+	$(RUN) mobility_humid/classification.py --resume
+	$(RUN) mobility_humid/classification_attack.py --resume
 
 test: setup
 	$(RUN) -m pytest

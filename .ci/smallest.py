@@ -30,6 +30,10 @@ SMALLEST = {
         *("--archs", "small_cnn", "--batches", "2", "--batch-size", "32"),
         *("--repeats", "1", "--attack-steps", "1"),
     ],
+    "benchmarks/mobility.py": [
+        *("--batch-size", "4", "--steps", "1", "--train-steps", "1", "--repeats", "1"),
+        *("--per-kind", "1", "--padding-length", "8", "--units", "8,8,4"),
+    ],
     "adv_lock/run_all.py": ["--config", str(ROOT / ".ci/smallest.yaml"), "--methods", "basic"],
 }
 MOST_SECONDS = 60
