@@ -59,7 +59,7 @@ def rendered(name: str, folder: Path, root: Path) -> str:
     return report.render(f"benchmarks/results/{name}", root)
 
 
-@pytest.mark.parametrize("name", ["attacks", "parity", "training"])
+@pytest.mark.parametrize("name", ["attacks", "mobility", "parity", "training"])
 def test_help_needs_no_tensorflow(name):
     """G5."""
     code = f"""import sys
