@@ -37,7 +37,7 @@ class Options(AttackOptions):
     """Cells a step in training; by default half of eta."""
     epochs: Count = 3
     """Passes over --n-train samples, from the weights of the model that is hardened."""
-    n_train: Count = 2000
+    n_train: Count = 1500
     """Samples drawn for an epoch, anew each time."""
     train_batch_size: Count = 64
     """Samples a training step, over all devices."""
@@ -49,9 +49,9 @@ class Options(AttackOptions):
     """Attacks before and after, as in the attack scripts."""
     etas: tuple[Count, ...] = ()
     """Further eta for st_ifgsm_linf and noise."""
-    n_test: Count = 400
+    n_test: Count = 300
     """Samples to test on, of each part."""
-    n_slow: Count = 60
+    n_slow: Count = 40
     """Samples of each part for the attacks that take many gradients: L0, CW and strong."""
     n_watch: Count = 200
     """Validation samples attacked after every epoch; the epoch that answers most of them rightly, clean and attacked,
