@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,13 @@ MARKED = "# App\n\n<!-- begin: adv_lock/results/demo -->\n{}<!-- end -->\n\nAfte
 RENDERED = "| attack | paper | ours |\n|---|---|---|\n| none | 91.0 | 50.0 |\n| pgd | 10.0 | - |\n"
 
 
+def test_the_console_shows_the_interval_that_a_metric_brings():
+    metrics = {"rate": 0.5, "rate_n": 40, "rate_low": 0.2, "rate_high": 0.8, "other": 0.5, "other_n": 40}
+    text = console(Path("x"), results(metrics=metrics), [])
+    assert re.search(r"rate +50.0 % +\[20.0, 80.0\] +40", text) and "rate_low" not in text
+    assert re.search(r"other +50.0 % +\[35.2, 64.8\] +40", text)
+
+
 @pytest.fixture
 def root(tmp_path):
     """A checkout with one app, one finished run that is collected, a template, and a stale README."""
@@ -163,6 +171,16 @@ def test_readmes_are_rendered_and_check_tells_the_stale_one(root, capsys):
     inode = readme.stat().st_ino
     assert report.main(["--check"], root) == report.main(["--readme"], root) == 0
     assert readme.stat().st_ino == inode, "written although nothing changed"
+
+
+def test_a_template_may_include_another_beside_it(root):
+    results = root / "adv_lock/results"
+    (results / "_shared.md.j2").write_text(TEMPLATE)
+    (results / "demo.md.j2").write_text('{% include "_shared.md.j2" %}')
+    assert report.main(["--readme"], root) == 0
+    assert (root / "adv_lock/README.md").read_text() == MARKED.format(RENDERED)
+    (results / "demo.md.j2").write_text('{% include "../published.yaml" %}')
+    assert report.main(["--readme"], root) == 2
 
 
 def refused(argv, root, capsys):

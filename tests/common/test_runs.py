@@ -449,6 +449,23 @@ def test_seeds_are_joined_by_mean_and_sample_deviation(tmp_path):
     assert [line[:2] for line in lines] == ["se", "0,", "1,", "2,"] and lines[3] == "2,,,,,,rate,0.8,100,,"
 
 
+def test_a_rate_may_bring_an_interval_of_its_own(tmp_path):
+    """Of pairs that share a driver Wilson's would promise too much; over seeds the spread takes its place."""
+    found = execute(tmp_path / "one", lambda run: run.intervals({"rate": (0.5, 40, 0.2, 0.8)}))["metrics"]
+    assert found == {"rate": 0.5, "rate_n": 40, "rate_low": 0.2, "rate_high": 0.8}
+
+    def child(seed, place):
+        def body(run):
+            run.intervals({"rate": (0.4 + 0.2 * seed, 40, 0.2, 0.8)})
+            run.metrics(far_low=1.0)
+
+        return execute(place, body, CONFIG | {"seed": seed})
+
+    joined = runs.execute_seeds(tmp_path / "many", WHO, CONFIG | {"seeds": [0, 1]}, child)["metrics"]
+    assert set(joined) == {"rate", "rate_std", "rate_n", "far_low", "far_low_std"}
+    assert joined["rate"] == pytest.approx(0.5)
+
+
 def test_finished_seeds_are_kept_and_more_may_follow(tmp_path):
     ran = []
     first = sweep(tmp_path / "x", (0, 1), ran=ran)
