@@ -51,9 +51,9 @@ class Options(AttackOptions):
     """Further eta for st_ifgsm_linf and noise."""
     n_test: Count = 300
     """Samples to test on, of each part."""
-    n_slow: Count = 40
+    n_slow: Count = 30
     """Samples of each part for the attacks that take many gradients: L0, CW and strong."""
-    n_watch: Count = 200
+    n_watch: Count = 100
     """Validation samples attacked after every epoch; the epoch that answers most of them rightly, clean and attacked,
     is kept."""
     jit_compile: bool = False
