@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from common import files
-from common.errors import UserError
+from common.errors import UserError, one_line
 
 _NEWEST, _PREVIOUS, _DAMAGED = "checkpoint.npz", "checkpoint.previous.npz", "checkpoint.damaged.npz"
 # Small variables that a model has beside the weights in its file, such as the states of its random layers.
@@ -50,8 +50,7 @@ def load_model(path: Path | str) -> keras.Model:
     except UserError:
         raise
     except Exception as error:  # Keras raises anything from ValueError to KeyError and zip errors here
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a model that can be loaded safely ({reason})") from error
+        raise UserError(f"{path}: not a model that can be loaded safely ({one_line(error, 200)})") from error
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import os
 import keras
 import tensorflow as tf
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 
 
 def prepare(strategy: str = "none", precision: str = "float32") -> tf.distribute.Strategy:
@@ -25,7 +25,7 @@ def prepare(strategy: str = "none", precision: str = "float32") -> tf.distribute
         try:
             return tf.distribute.MultiWorkerMirroredStrategy()
         except (ValueError, tf.errors.OpError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise UserError(
                 f"--strategy multiworker: cannot join the cluster of TF_CONFIG ({reason}); check the addresses and the"
                 " index of this machine"

@@ -7,3 +7,8 @@ class UserError(ValueError):
     The message is one line that names the file or field, what was expected, what was received and the remedy.
     Entry scripts print it on stderr and end with status 2; everything else keeps its traceback.
     """
+
+
+def one_line(error: BaseException, most: int | None = None) -> str:
+    """What an exception says, on one line of at most `most` characters."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:most]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from common.cli import Budget, Count, alias
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.runs import Run
 from mobility_humid import measures
 from mobility_humid.layout import Layout
@@ -76,7 +76,7 @@ class Attacker:
 
     def __init__(self, options: AttackOptions, model: "keras.Model", fleet: Fleet) -> None:
         self.options, self.model, self.layout = options, model, fleet.layout
-        self.grid = fleet.trips.grid.width, fleet.trips.grid.height
+        self.grid = fleet.trips.grid.size
         self.radius = options.radius
 
     def run(self, name: str, samples: Samples, *, eta: int | None = None, progress: bool = True) -> Outcome:
@@ -150,7 +150,7 @@ def load_victim(options: AttackOptions, run: Run, task: Task, fleet: Fleet) -> "
         if not isinstance(model, TripModel):
             attacks.check_logits(model, some)
     except (ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(f"{path}: does not take samples of {fleet.layout.shape}: {reason}") from error
     if len(answer.shape) != 2 or answer.shape[1] not in outputs:
         wanted = " or ".join(map(str, outputs))

@@ -31,7 +31,7 @@ def classification(options: Options, run: Run) -> None:
     """Train on the trips of a few drivers, test on later days of theirs."""
     import numpy as np
 
-    from common import checkpoints, evaluation, plots
+    from common import checkpoints, evaluation, plots, training
     from mobility_humid import baselines, measures, naming
     from mobility_humid.networks import Classifier
 
@@ -45,7 +45,7 @@ def classification(options: Options, run: Run) -> None:
         run,
         lambda: Classifier(classes=classes, **network_arguments(options, fleet)),
         fleet.epochs(options.n_train, options.batch_size, lambda drawn: drawn.driver),
-        naming.cross_entropy,
+        training.cross_entropy,
         lambda model: naming.watch(model, x_validation, validation.driver),
         title=f"{options.encoder} encoder, {classes} drivers",
     )

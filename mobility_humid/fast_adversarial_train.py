@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import keras
 
 METHODS = ("fast", "pgd")
+# Steps of the attack after every epoch.
+_WATCH_STEPS = 10
 Outcomes = dict[tuple[str, str, int], Outcome]
 
 
@@ -145,26 +147,20 @@ def _attacked(
 
 def _hardened(options: Options, run: Run, fleet: Fleet, task: Task, path: "Path", method: str) -> "keras.Model":
     """The model in `path`, trained on by `method`, and saved as `model_<method>.keras`."""
-    import numpy as np
-
     from common import checkpoints
     from mobility_humid import hardening
     from mobility_humid.fitting import fit
-    from mobility_humid.trip_attacks import attack
 
-    grid = fleet.trips.grid.width, fleet.trips.grid.height
+    grid = fleet.trips.grid.size
     settings = {"eta": options.eta, "alpha": options.adv_alpha or options.eta / 2, "rounds": options.rounds}
     make = {"fast": hardening.fast_st_fgsm, "pgd": hardening.pgd_on_trips}.get(method)
     validation = task.samples(fleet, VALIDATION, options.n_test)
     watched = validation.first(options.n_watch)
 
     def evaluate(model: "keras.Model") -> dict[str, float]:
-        from common.evaluation import predict
-
-        moved = attack("st_ifgsm_linf", model, fleet.layout, watched.x, watched.y, grid, eta=options.eta, steps=10)
-        clean = predict(model, watched.x) == watched.y
-        measured = task.watch(model, validation)
-        measured["validation_attacked_accuracy"] = float(np.mean(clean & (predict(model, moved) == watched.y)))
+        attacker = Attacker(replace(options, steps=_WATCH_STEPS, alpha=None), model, fleet)
+        robust = attacker.run("st_ifgsm_linf", watched, progress=False).robust
+        measured = {**task.watch(model, validation), "validation_attacked_accuracy": float(robust.mean())}
         both = measured["validation_accuracy"] + measured["validation_attacked_accuracy"]
         return {**measured, "validation_error": 1 - both / 2}
 

@@ -54,7 +54,7 @@ def network_arguments(options: FittingOptions, fleet: Fleet) -> dict[str, Any]:
         raise UserError(f"--place-spacing: must be above 0; got {options.place_spacing:g}")
     return {
         "layout": fleet.layout,
-        "grid": (fleet.trips.grid.width, fleet.trips.grid.height),
+        "grid": fleet.trips.grid.size,
         "encoder": options.encoder,
         "units": options.units,
         "place_spacing": options.place_spacing,
@@ -81,7 +81,8 @@ def fit(
 
     After every epoch `evaluate(model)` is measured and written to `metrics.csv`; a run with several trainings gives
     each its folder for `checkpoints` and writes the curves itself. The training goes on where an interrupted one
-    stopped."""
+    stopped.
+    """
     import keras
 
     from common import devices, training

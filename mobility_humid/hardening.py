@@ -13,7 +13,7 @@ from common.attacks import pgd, salient, untargeted_ce
 from common.attacks.randomness import example_seeds, uniform
 from common.training import Adversary, Batch
 from mobility_humid.layout import Layout
-from mobility_humid.trip_attacks import fixed_but_moving, snap, stand
+from mobility_humid.trip_attacks import fixed_but_moving, put_back, snap, stand, through_grid
 
 Tensor = tf.Tensor
 
@@ -22,8 +22,8 @@ def fast_st_fgsm(
     layout: Layout, grid: Sequence[int], *, eta: float, alpha: float, rounds: int, drop: float = 0.2
 ) -> Adversary:
     """Fast ST-FGSM (ST-iFGSM paper, adversarial training): from a random start within `eta` cells, up to `rounds` steps
-    of
-    `alpha` cells; what fools the model gives up the share `drop` of its points, those of least gradient, and goes on.
+    of `alpha` cells; what fools the model gives up the share `drop` of its points, those of least gradient, and goes
+    on.
 
     A sample is trained on where it last fooled the model, with the fewest points, and as it is where it never did or
     was answered wrongly before. (The original updates the weights after every round, and on fooling samples alone.)
@@ -31,10 +31,8 @@ def fast_st_fgsm(
 
     def adversary(model: keras.Model, batch: Batch, seed: Tensor) -> Batch:
         x, y = batch
-        rows = layout.moving
-        ground = stand(x[:, rows], grid, eta)
-        victim = fixed_but_moving(model, layout, x)
-        objective = untargeted_ce(lambda moving: victim(moving + tf.stop_gradient(snap(moving) - moving)), y)
+        ground = stand(x[:, layout.moving], grid, eta)
+        objective = untargeted_ce(through_grid(fixed_but_moving(model, layout, x)), y)
         _, wrong = objective(ground.x)
 
         def within(moving: Tensor, points: Tensor) -> Tensor:
@@ -57,7 +55,7 @@ def fast_st_fgsm(
             weight = tf.reduce_sum(tf.abs(slope) * ground.mask, axis=-1, keepdims=True) * points
             points = tf.where(hit, tf.cast(salient(weight, drop), points.dtype), points)
             moving = within(moving, points)
-        return tf.concat([x[:, : rows.start], kept, x[:, rows.stop :]], axis=1), y
+        return put_back(layout, x, kept), y
 
     return adversary
 
@@ -68,11 +66,9 @@ def pgd_on_trips(layout: Layout, grid: Sequence[int], *, eta: float, alpha: floa
 
     def adversary(model: keras.Model, batch: Batch, seed: Tensor) -> Batch:
         x, y = batch
-        rows = layout.moving
-        ground = stand(x[:, rows], grid, eta)
-        victim = fixed_but_moving(model, layout, x)
+        ground = stand(x[:, layout.moving], grid, eta)
         moved = pgd(
-            lambda moving: victim(moving + tf.stop_gradient(snap(moving) - moving)),
+            through_grid(fixed_but_moving(model, layout, x)),
             ground.x,
             y,
             eps=eta,
@@ -83,6 +79,6 @@ def pgd_on_trips(layout: Layout, grid: Sequence[int], *, eta: float, alpha: floa
             low=ground.low,
             high=ground.high,
         )
-        return tf.concat([x[:, : rows.start], snap(moved), x[:, rows.stop :]], axis=1), y
+        return put_back(layout, x, snap(moved)), y
 
     return adversary

@@ -1,12 +1,9 @@
-"""What a classifier of drivers is worth: its loss, and its accuracy on validation days."""
+"""What a classifier of drivers is worth: its loss and accuracy on validation days."""
 
 import keras
 import numpy as np
 
-from common.training import cross_entropy
 from mobility_humid.verification import logits
-
-__all__ = ["cross_entropy", "watch"]
 
 
 def watch(model: keras.Model, x: np.ndarray, driver: np.ndarray) -> dict[str, float]:

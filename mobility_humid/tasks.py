@@ -53,9 +53,10 @@ class Task:
     @property
     def loss(self) -> Callable[..., Any]:
         """The loss of `common.training`."""
-        from mobility_humid import naming, verification
+        from common import training
+        from mobility_humid import verification
 
-        return verification.same_driver_loss if self.sides == 2 else naming.cross_entropy
+        return verification.same_driver_loss if self.sides == 2 else training.cross_entropy
 
     def watch(self, model: "keras.Model", samples: Samples) -> dict[str, float]:
         """Loss and accuracy on validation samples."""

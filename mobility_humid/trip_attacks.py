@@ -159,9 +159,7 @@ def attack_batch(
     norm = name.rsplit("_", 1)[-1]
     to_grid = _snap_into(ground, norm, budget.radius) if normed else snap
 
-    def seen(moving: Tensor) -> Tensor:
-        return victim(moving + tf.stop_gradient(to_grid(moving) - moving))
-
+    seen = through_grid(victim, to_grid)
     common = {"mask": ground.mask, "low": ground.low, "high": ground.high}
     size = budget.radius if normed else budget.eta
     if name == "noise":
@@ -184,7 +182,7 @@ def attack_batch(
     else:
         find = {"cw_l2": cw_l2, "cw_l0": lambda *args, **options: cw_l0(*args, per="pixel", **options)}[name]
         moved = find(seen, ground.x, y, steps=budget.steps, search_steps=budget.search_steps, **_CW, **common)
-    return tf.stop_gradient(tf.concat([x[:, : rows.start], to_grid(moved), x[:, rows.stop :]], axis=1))
+    return tf.stop_gradient(put_back(layout, x, to_grid(moved)))
 
 
 def stand(moving: Tensor, grid: Sequence[int], eta: float | Tensor | None) -> Ground:
@@ -206,11 +204,21 @@ def snap(moving: Tensor) -> Tensor:
     return tf.round(moving)
 
 
+def through_grid(victim: Victim, to_grid: Callable[[Tensor], Tensor] = snap) -> Victim:
+    """`victim` shown trips on whole cells, with the gradient passed straight through the rounding."""
+    return lambda moving: victim(moving + tf.stop_gradient(to_grid(moving) - moving))
+
+
+def put_back(layout: Layout, x: Tensor, moving: Tensor) -> Tensor:
+    """Samples `x` (B, ...) with `moving` (B, K, length, features) for the trips that move."""
+    rows = layout.moving
+    return tf.concat([x[:, : rows.start], moving, x[:, rows.stop :]], axis=1)
+
+
 def fixed_but_moving(model: keras.Model, layout: Layout, x: Tensor) -> Victim:
     """`model` as a function of the moving trips (B, K, length, features) alone, all else as in `x` (B, ...)."""
-    rows = layout.moving
     if not isinstance(model, TripModel):
-        return lambda moving: model(tf.concat([x[:, : rows.start], moving, x[:, rows.stop :]], axis=1), training=False)
+        return lambda moving: model(put_back(layout, x, moving), training=False)
     embedded = [tf.stop_gradient(e) for e in model.embed_all(x)]
     profiles = model.profiles(x)
 

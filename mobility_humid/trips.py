@@ -49,6 +49,11 @@ class Grid:
     time_zone: str = "UTC"
     day_start: int = 0
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in cells."""
+        return self.width, self.height
+
 
 @dataclass(frozen=True)
 class TripSet:

@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.datasets.readers import one_line
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.files import sha256
 
 TF_KERAS = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"

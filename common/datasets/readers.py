@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple, Protocol, Self, TypedDict
 
 import numpy as np
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.files import DAMAGE, npz_headers, read_npy_header, replacing
 
 if TYPE_CHECKING:
@@ -351,11 +351,6 @@ class NpzWriter:
                 self._member._file.close()
             self._archive.close()
         return self._stack.__exit__(*error)
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _is_picture(name: PurePath, where: str) -> bool:

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import GRID, MODELS, random_samples, tiny_model
+from trip_toys import GRID, MODELS, random_samples, tiny_model
 
 from mobility_humid.hardening import fast_st_fgsm, pgd_on_trips
 from mobility_humid.verification import logits

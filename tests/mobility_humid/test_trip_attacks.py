@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import CLASSES, GRID, MODELS, random_samples, tiny_model
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from trip_toys import CLASSES, GRID, MODELS, random_samples, tiny_model
 
 from common import checkpoints
 from common.attacks import bim, calls, named, randomness

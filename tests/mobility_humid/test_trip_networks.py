@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GRID, MODELS, random_samples, swapped, tiny_model
+from trip_toys import GRID, MODELS, random_samples, swapped, tiny_model
 
 from common import checkpoints
 from mobility_humid import layout as layout_module
