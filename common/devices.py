@@ -33,6 +33,22 @@ def prepare(strategy: str = "none", precision: str = "float32") -> tf.distribute
     return tf.distribute.get_strategy()
 
 
+def check_batch_size(strategy: tf.distribute.Strategy, batch_size: int) -> int:
+    """The number of devices of `strategy`; each counts the same in the mean, so each needs as many examples.
+
+    Errors: `UserError` for a batch size that is no multiple of it.
+    """
+    replicas = strategy.num_replicas_in_sync
+    if batch_size % replicas:
+        raise UserError(f"--batch-size: expected a multiple of the {replicas} devices; received {batch_size}")
+    return replicas
+
+
+def scaled_for(precision: str, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """`optimizer`, with the loss scaling that gradients in half precision need to not vanish."""
+    return keras.optimizers.LossScaleOptimizer(optimizer) if precision == "mixed_float16" else optimizer
+
+
 def _check_cluster() -> None:
     try:
         workers = json.loads(os.environ.get("TF_CONFIG", ""))["cluster"]["worker"]

@@ -79,10 +79,7 @@ def fit(
     scaled = x[:: max(len(x) // 10_000, 1)].astype(np.float32) / 255.0
     mean = tuple(float(v) for v in scaled.mean(axis=(0, 1, 2)))
     std = tuple(max(float(v), 1e-3) for v in scaled.std(axis=(0, 1, 2)))
-    replicas = strategy.num_replicas_in_sync
-    if options.batch_size % replicas:
-        # Each device counts the same in the mean, so each needs the same number of images.
-        raise UserError(f"--batch-size: expected a multiple of the {replicas} devices; received {options.batch_size}")
+    replicas = devices.check_batch_size(strategy, options.batch_size)
     batch_size = min(options.batch_size, max(len(x) - len(x) % replicas, replicas))
     rate = training.learning_rate(
         options.lr_schedule,
@@ -95,8 +92,7 @@ def fit(
     with strategy.scope():
         model = build(options.arch, x.shape[1:], classes, networks=networks or NETWORKS, mean=mean, std=std, seed=seed)
         optimizer = keras.optimizers.SGD(rate, momentum=options.momentum, nesterov=True)
-        if options.precision == "mixed_float16":
-            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        optimizer = devices.scaled_for(options.precision, optimizer)
     crop = augmentation.crop_and_flip()
     augment = {
         "none": None,

@@ -81,7 +81,6 @@ class Attacker:
 
     def run(self, name: str, samples: Samples, *, eta: int | None = None, progress: bool = True) -> Outcome:
         """The outcome of the attack `name`; an L2 or L1 attack needs `radius`."""
-        from common.evaluation import predict
         from mobility_humid.trip_attacks import attack
 
         options = self.options
@@ -106,6 +105,12 @@ class Attacker:
             batch_size=options.batch_size,
             progress=progress,
         )
+        return self.judge(samples, moved)
+
+    def judge(self, samples: Samples, moved: np.ndarray) -> Outcome:
+        """The outcome of trips (n, ...) that were moved, be it for this model or for another."""
+        from common.evaluation import predict
+
         clean = predict(self.model, samples.x) == samples.y
         return Outcome(samples, clean, clean & (predict(self.model, moved) == samples.y), moved)
 

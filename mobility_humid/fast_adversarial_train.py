@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from common.cli import Budget, Count, script
 from common.errors import UserError
 from common.runs import Run
-from mobility_humid.attacking import Attacker, AttackOptions, Outcome, attack_all, join, load_victim
+from mobility_humid.attacking import Attacker, AttackOptions, Outcome, attack_all, join, load_victim, record
 from mobility_humid.measures import bootstrap, rate, weighted_mean
 from mobility_humid.samples import VALIDATION, Fleet, load_fleet
 from mobility_humid.tasks import TASKS, Samples, Task
@@ -80,6 +80,7 @@ def fast_adversarial_train(options: Options, run: Run) -> None:
     for method in options.methods:
         model = _hardened(options, run, fleet, task, path, method)
         found[method] = _attacked(options, run, fleet, model, parts, method)
+        _transfer(options, run, Attacker(options, model, fleet), found["before"], method)
     for name, when in {"before": "before", options.methods[0]: "after"}.items():
         _headline(options, run, found[name], when, task)
     _differences(options, run, found)
@@ -143,6 +144,15 @@ def _attacked(
 ) -> Outcomes:
     run.say(f"-- attacking the model {name}")
     return attack_all(options, run, Attacker(options, model, fleet), parts, name)
+
+
+def _transfer(options: Options, run: Run, attacker: Attacker, before: Outcomes, name: str) -> None:
+    """Rows for how the model `name` answers on trips that were moved against the model before: a white-box attack has
+    to do better than that."""
+    for (attack, part, eta), outcome in before.items():
+        if (attack, eta) == ("st_ifgsm_linf", options.eta):
+            moved = attacker.judge(outcome.samples, outcome.moved)
+            record(run, moved, attacker.layout, model=name, attack="transfer", eta=eta, split=part, radius=None)
 
 
 def _hardened(options: Options, run: Run, fleet: Fleet, task: Task, path: "Path", method: str) -> "keras.Model":

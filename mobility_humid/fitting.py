@@ -89,9 +89,7 @@ def fit(
     from common.fitting import curve_callbacks
 
     strategy = devices.prepare(options.strategy, options.precision)
-    replicas = strategy.num_replicas_in_sync
-    if options.batch_size % replicas:
-        raise UserError(f"--batch-size: expected a multiple of the {replicas} devices; received {options.batch_size}")
+    devices.check_batch_size(strategy, options.batch_size)
     steps = max(options.n_train // options.batch_size, 1)
     rate = training.learning_rate(
         "cosine",
@@ -103,7 +101,7 @@ def fit(
     with strategy.scope():
         model = build()
         # LSTM gradients through sixty points have rare, large peaks.
-        optimizer = keras.optimizers.Adam(rate, clipnorm=1.0)
+        optimizer = devices.scaled_for(options.precision, keras.optimizers.Adam(rate, clipnorm=1.0))
     folder = checkpoints or run.checkpoints
     run.say(f"{title}: {model.count_params():,} weights, {steps * options.batch_size} samples, {options.epochs} epochs")
     history = training.train(

@@ -31,7 +31,8 @@ class TripEncoder(keras.layers.Layer):
     """
 
     def __init__(self, units: Sequence[int], scale: Sequence[float], seed: int, **arguments: Any) -> None:
-        super().__init__(**arguments)
+        # In half precision points would lose their place before they are scaled.
+        super().__init__(autocast=False, **arguments)
         self.units, self.scale, self.seed = tuple(units), tuple(scale), seed
         seeds = _seeds(seed)
         for place, name in enumerate(("lstm_1", "lstm_2")):
@@ -67,11 +68,11 @@ class PlaceEncoder(keras.layers.Layer):
 
     The places lie `spacing` cells apart all over the map, a point counts for those around it by a Gaussian of their
     distance, and the hours of the day likewise: a heat map with a gradient. The places' shares of the time sum to 1,
-    and so do the hours'; without any trip all are 0.
+    and so do the hours'; without any trip all are 0. Float32 under every policy: the shares are small.
     """
 
     def __init__(self, grid: Sequence[int], spacing: float, **arguments: Any) -> None:
-        super().__init__(**arguments)
+        super().__init__(**{"dtype": "float32", **arguments})
         self.grid, self.spacing = tuple(grid), float(spacing)
         # Beyond the last cell too, or what is spent at the rim would count less.
         self._lines = [np.arange(0, size - 1 + self.spacing, self.spacing, np.float32) for size in self.grid]
@@ -120,11 +121,11 @@ class Likeness(keras.layers.Layer):
 
     At four scales, each twice as coarse as the one before, and for the hours: the Bhattacharyya coefficient, sum of
     sqrt(a b), and the cosine of what is peculiar to each side, sqrt(a) - sqrt(m) and (a - m) / sqrt(m). m, the map of
-    the mean driver, is what `adapt` was given.
+    the mean driver, is what `adapt` was given. Float32 under every policy, as the maps are.
     """
 
     def __init__(self, across: int, up: int, **arguments: Any) -> None:
-        super().__init__(**arguments)
+        super().__init__(**{"dtype": "float32", **arguments})
         self.across, self.up = across, up
 
     def build(self, *shapes) -> None:
@@ -169,7 +170,10 @@ def _alike(a, b, middle):
 
 
 class TripModel(keras.Model):
-    """What both networks share: encoders, and one vector for each side of a sample."""
+    """What both networks share: encoders, and one vector for each side of a sample.
+
+    Weights are float32, and a file opens in the precision that is set when it is opened.
+    """
 
     def __init__(
         self,
@@ -185,7 +189,7 @@ class TripModel(keras.Model):
         seed: int,
         **arguments: Any,
     ) -> None:
-        super().__init__(**arguments)
+        super().__init__(autocast=False, **arguments)
         self.layout = layout if isinstance(layout, Layout) else Layout.of(layout)
         self._arguments = {
             "layout": self.layout.config(),

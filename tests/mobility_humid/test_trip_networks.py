@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from trip_toys import GRID, MODELS, random_samples, swapped, tiny_model
 
 from common import checkpoints
@@ -235,6 +237,71 @@ def test_every_feature_that_is_there_counts(name):
     z = answers(model, np.concatenate([x, *others.values()])).reshape(len(others) + 1, 6, -1)
     for what, found in zip(others, z[1:], strict=True):
         assert np.abs(found - z[0]).max() > 1e-5, what
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "dense"])
+def test_half_precision_is_near(name, precision, tmp_path):
+    """Points keep their places, and answers and slopes are those of float32 but for the weights' precision."""
+    single, path = tiny_model(name), tmp_path / "model.keras"
+    x = random_samples(MODELS[name][1], 16, 5)
+    # A wide map: halves cannot tell its cells apart.
+    wide = {**single.get_config(), "grid": [3000, 2000]}
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        half = type(single).from_config(single.get_config())
+        half.set_weights(single.get_weights())
+        checkpoints.save_model(half, path)
+        places = type(single).from_config({**wide, "place_spacing": 100.0}).encoders[0]
+    finally:
+        keras.config.set_dtype_policy(before)
+    (z, slope), (wanted, slope_wanted) = (logits_and_slopes(model, x) for model in (half, single))
+    assert z.dtype == np.float32 and {str(v.dtype) for v in half.trainable_variables} == {"float32"}
+    assert np.abs(z - wanted).max() <= 0.05 * np.abs(wanted).max()
+    assert np.isfinite(slope).all()
+    assert (slope * slope_wanted).sum() >= 0.9 * np.linalg.norm(slope) * np.linalg.norm(slope_wanted)
+    assert (answers(checkpoints.load_model(path), x) == answers(half, x)).all()
+    trips = np.zeros((2, 1, 6, MODELS[name][1].features), np.float32)
+    trips[..., SLOT], trips[0, ..., X], trips[1, ..., X] = 288, 2049, 2050
+    a, b = np.asarray(places(trips[:, 0] if isinstance(places, TripEncoder) else trips), np.float32)
+    assert isinstance(places, TripEncoder) or (a != b).any()
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_half_precision_is_near(name, precision, tmp_path):
+    """Answers and slopes are those of float32 but for rounding; a file opens in the precision of the moment."""
+    single, path = tiny_model(name), tmp_path / "model.keras"
+    x = random_samples(MODELS[name][1], 16, 5)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        half = type(single).from_config(single.get_config())
+        half.set_weights(single.get_weights())
+        # A map so wide that halves cannot tell its cells apart.
+        maps = PlaceEncoder((3000, 10), 10.0)
+    finally:
+        keras.config.set_dtype_policy(before)
+    (z, slope), (wanted, slope_wanted) = (logits_and_slopes(model, x) for model in (half, single))
+    assert z.dtype == np.float32 and {str(v.dtype) for v in half.trainable_variables} == {"float32"}
+    assert np.abs(z - wanted).max() <= 0.05 * np.abs(wanted).max()
+    assert (slope * slope_wanted).sum() >= 0.9 * np.linalg.norm(slope) * np.linalg.norm(slope_wanted) > 0
+    checkpoints.save_model(half, path)
+    assert (answers(checkpoints.load_model(path), x) == wanted).all()
+    trips = np.zeros((2, 1, 1, 3), np.float32)
+    trips[..., SLOT], trips[:, 0, 0, X] = 288, (2049, 2050)
+    a, b = np.asarray(maps(trips))
+    assert np.abs(a - b).max() > 0.01
+
+
+def logits_and_slopes(model, x):
+    """The answers, and the slope of their sum."""
+    x = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        z = model(x, training=False)
+    return np.asarray(z), np.asarray(tape.gradient(z, x))
 
 
 @pytest.mark.parametrize("module", [networks, layout_module])
