@@ -12,7 +12,7 @@ import keras
 
 from common import models
 from common.errors import UserError
-from common.models import Assembly, Builder
+from common.models import Assembly, Builder, preactivation_block
 
 # Channels and convolutions of the five stages, each closed by a pool (Simonyan & Zisserman 2015, table 1).
 VGG_CHANNELS = (64, 128, 256, 512, 512)
@@ -41,7 +41,7 @@ def preresnet(
     for stage, filters in enumerate((16, 32, 64), start=1):
         for block in range(1, blocks + 1):
             strides = 2 if stage > 1 and block == 1 else 1
-            x = _preactivation_block(net, x, filters, strides, name=f"stage{stage}_block{block}")
+            x = preactivation_block(net, x, filters, strides, name=f"stage{stage}_block{block}")
     return net.classify(net.activate(x, name="final"))
 
 
@@ -125,15 +125,6 @@ def alexnet(
         if pool:
             x = keras.layers.MaxPooling2D(name=f"pool{index}")(x)
     return net.classify(x, deviation=0.01)
-
-
-def _preactivation_block(net: Assembly, x: Any, filters: int, strides: int, *, name: str) -> Any:
-    """shortcut(x) + conv3(relu(BN(conv3(relu(BN(x))))))."""
-    y = net.convolution(net.activate(x, name=f"{name}_1"), filters, 3, strides=strides, name=f"{name}_conv1")
-    y = net.convolution(net.activate(y, name=f"{name}_2"), filters, 3, name=f"{name}_conv2")
-    if strides > 1 or x.shape[-1] != filters:
-        x = net.convolution(x, filters, 1, strides=strides, name=f"{name}_shortcut_conv")
-    return keras.layers.Add(name=f"{name}_add")([x, y])
 
 
 def _dense_layer(net: Assembly, x: Any, growth: int, *, name: str) -> Any:

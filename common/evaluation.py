@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common.attacks import attack_dataset, logits_of, untargeted_ce
+from common.attacks import attack_dataset, inference, logits_of, untargeted_ce
+from common.attacks.calls import compiled
 from common.training import as_float
 
 _forward: "weakref.WeakKeyDictionary[Any, Callable]" = weakref.WeakKeyDictionary()
@@ -25,6 +26,20 @@ def predict(model: keras.Model, x: np.ndarray, *, batch_size: int = 500) -> np.n
     for rows in _blocks(len(x), batch_size):
         out[rows] = answer(x[rows])
     return out
+
+
+def outputs(model: keras.Model, x: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
+    """What `model` answers to `x` (N, ...) in inference mode, logits or embeddings: float32 (N, outputs).
+
+    8-bit images are read as [0, 1].
+    """
+    signature = [tf.TensorSpec([None, *x.shape[1:]], x.dtype)]
+    answer = compiled(model, ("outputs", x.shape[1:], x.dtype.str), _outputs, signature)
+    return np.concatenate([answer(x[rows]).numpy() for rows in _blocks(len(x), batch_size)])
+
+
+def _outputs(model: keras.Model, x: tf.Tensor) -> tf.Tensor:
+    return tf.cast(inference(model)(as_float(x)), tf.float32)
 
 
 def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray, *, batch_size: int = 500) -> float:

@@ -11,10 +11,14 @@ from common.errors import UserError
 from common.runs import Run
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import keras
+    import tensorflow as tf
 
     from common.adversarial_training import Method
     from common.models import Builder
+    from common.training import Epochs
 
 
 @dataclass(kw_only=True)
@@ -66,52 +70,84 @@ def fit(
     After every epoch `evaluate(model)` is measured and written to `metrics.csv` and TensorBoard. The training goes on
     where an interrupted run in the same folder stopped.
     """
-    import keras
-
     from common import augmentation, devices, training
-    from common.adversarial_training import standard_training
     from common.models import NETWORKS, build
 
-    if not options.momentum < 1:
-        raise UserError(f"--momentum: must be below 1; received {options.momentum}")
     strategy = devices.prepare(options.strategy, options.precision)
-    # Ten thousand images are plenty for a mean and spare a float copy of the whole set.
-    scaled = x[:: max(len(x) // 10_000, 1)].astype(np.float32) / 255.0
-    mean = tuple(float(v) for v in scaled.mean(axis=(0, 1, 2)))
-    std = tuple(max(float(v), 1e-3) for v in scaled.std(axis=(0, 1, 2)))
     replicas = devices.check_batch_size(strategy, options.batch_size)
     batch_size = min(options.batch_size, max(len(x) - len(x) % replicas, replicas))
-    rate = training.learning_rate(
-        options.lr_schedule,
-        options.learning_rate,
-        epochs=options.epochs,
-        steps_per_epoch=len(x) // batch_size,
-        milestones=options.lr_epochs,
-        warmup_epochs=min(options.warmup_epochs, options.epochs / 2),
-    )
-    with strategy.scope():
-        model = build(options.arch, x.shape[1:], classes, networks=networks or NETWORKS, mean=mean, std=std, seed=seed)
-        optimizer = keras.optimizers.SGD(rate, momentum=options.momentum, nesterov=True)
-        optimizer = devices.scaled_for(options.precision, optimizer)
+    mean, std = channel_statistics(x)
     crop = augmentation.crop_and_flip()
     augment = {
         "none": None,
         "crop_flip": crop,
         "crop_flip_jitter": augmentation.chain(crop, augmentation.jitter_and_rotate()),
     }[options.augment]
+    return fit_network(
+        options,
+        run,
+        strategy,
+        lambda: build(options.arch, x.shape[1:], classes, networks=networks or NETWORKS, mean=mean, std=std, seed=seed),
+        training.batches(x, y, batch_size=batch_size, seed=seed, augment=augment),
+        evaluate,
+        steps_per_epoch=len(x) // batch_size,
+        title=f"{title}: {options.arch}, {len(x)} images",
+        seed=seed,
+        method=method,
+    )
+
+
+def fit_network(
+    options: FittingOptions,
+    run: Run,
+    strategy: "tf.distribute.Strategy",
+    build: "Callable[[], keras.Model]",
+    epoch_batches: "Epochs",
+    evaluate: Callable[["keras.Model"], Mapping[str, float]],
+    *,
+    steps_per_epoch: int,
+    title: str,
+    seed: int,
+    method: "Method | None" = None,
+    checkpoints: "Path | None" = None,
+) -> "tuple[keras.Model, list[dict[str, float]]]":
+    """The network that `build` makes, trained on any batches by SGD as `options` say, and its history.
+
+    What `fit` does beside choosing network and batches. A run with several trainings gives each its folder for
+    `checkpoints`, and writes the curves itself.
+    """
+    import keras
+
+    from common import devices, training
+    from common.adversarial_training import standard_training
+
+    if not options.momentum < 1:
+        raise UserError(f"--momentum: must be below 1; received {options.momentum}")
+    rate = training.learning_rate(
+        options.lr_schedule,
+        options.learning_rate,
+        epochs=options.epochs,
+        steps_per_epoch=steps_per_epoch,
+        milestones=options.lr_epochs,
+        warmup_epochs=min(options.warmup_epochs, options.epochs / 2),
+    )
+    with strategy.scope():
+        model = build()
+        optimizer = keras.optimizers.SGD(rate, momentum=options.momentum, nesterov=True)
+        optimizer = devices.scaled_for(options.precision, optimizer)
     method = method or standard_training()
-    run.say(f"{title}: {options.arch}, {model.count_params():,} weights, {len(x)} images, {options.epochs} epochs")
+    run.say(f"{title}, {model.count_params():,} weights, {options.epochs} epochs")
     history = training.train(
         model,
-        training.batches(x, y, batch_size=batch_size, seed=seed, augment=augment),
+        epoch_batches,
         method.loss,
         optimizer,
         epochs=options.epochs,
         adversary=method.adversary,
         weight_decay=options.weight_decay,
         evaluate=lambda: evaluate(model),
-        callbacks=curve_callbacks(run),
-        checkpoint_folder=run.checkpoints,
+        callbacks=[] if checkpoints else curve_callbacks(run),
+        checkpoint_folder=checkpoints or run.checkpoints,
         resume=True,
         chief=run.chief,
         seed=seed,
@@ -119,6 +155,14 @@ def fit(
         jit_compile=options.jit_compile,
     )
     return model, history
+
+
+def channel_statistics(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 `x` (N, H, W, C), in units of [0, 1]."""
+    # Ten thousand images are plenty for a mean and spare a float copy of the whole set.
+    scaled = x[:: max(len(x) // 10_000, 1)].astype(np.float32) / 255.0
+    mean = tuple(float(v) for v in scaled.mean(axis=(0, 1, 2)))
+    return mean, tuple(max(float(v), 1e-3) for v in scaled.std(axis=(0, 1, 2)))
 
 
 def curve_callbacks(run: Run) -> list:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
+from common import intervals
 from common.cli import Budget, Count, alias
 from common.errors import UserError, one_line
 from common.runs import Run
@@ -181,7 +182,7 @@ def attack_task(options: AttackOptions, run: Run, task: Task) -> None:
         rates = {"clean_accuracy": (head.clean, None), "attacked_accuracy": (head.robust, None)}
         rates |= {"noise_accuracy": (noise.robust, None)}
         rates |= {name: (head.fooled, among) for name, among in _directions(head).items() if among.any()}
-        run.intervals({name + ending: measures.rate(hits, driver, among) for name, (hits, among) in rates.items()})
+        run.intervals({name + ending: intervals.rate(hits, driver, among) for name, (hits, among) in rates.items()})
         if task.sides == 2:
             run.metrics(**{f"auc{ending}": task.auc(model, head.samples)})
     heads = [outcomes["st_ifgsm_linf", part, options.eta] for part in parts]
@@ -240,7 +241,7 @@ def record(
     rates |= {name: (outcome.fooled, among) for name, among in _directions(outcome).items()}
     for metric, (hits, among) in rates.items():
         if among is None or among.any():
-            run.row(metric=metric, **measures.rate(hits, driver, among)._asdict(), **columns)
+            run.row(metric=metric, **intervals.rate(hits, driver, among)._asdict(), **columns)
     for metric, value in sizes(outcome, layout).items():
         run.row(metric=metric, value=value, **columns)
 

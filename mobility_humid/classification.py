@@ -31,8 +31,8 @@ def classification(options: Options, run: Run) -> None:
     """Train on the trips of a few drivers, test on later days of theirs."""
     import numpy as np
 
-    from common import checkpoints, evaluation, plots, training
-    from mobility_humid import baselines, measures, naming
+    from common import checkpoints, evaluation, intervals, plots, training
+    from mobility_humid import baselines, naming
     from mobility_humid.networks import Classifier
 
     fleet = load_fleet(options, run.say, sides=1)
@@ -55,7 +55,7 @@ def classification(options: Options, run: Run) -> None:
     (answers["heat_map"],) = baselines.heat_map_names(fleet.trips, fitted, [test])
     (answers["whole_day"],) = baselines.whole_day_names(fleet.trips, fitted, [test])
     for name, answer in answers.items():
-        rate = measures.rate(answer == test.driver, test.driver)
+        rate = intervals.rate(answer == test.driver, test.driver)
         run.row(model=name, split=TEST, metric="accuracy", **rate._asdict())
         run.intervals({"accuracy" if name == "network" else f"{name}_accuracy": rate})
     run.metrics(

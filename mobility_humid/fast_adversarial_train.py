@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from common.cli import Budget, Count, script
 from common.errors import UserError
+from common.intervals import bootstrap, rate, weighted_mean
 from common.runs import Run
 from mobility_humid.attacking import Attacker, AttackOptions, Outcome, attack_all, join, load_victim, record
-from mobility_humid.measures import bootstrap, rate, weighted_mean
 from mobility_humid.samples import VALIDATION, Fleet, load_fleet
 from mobility_humid.tasks import TASKS, Samples, Task
 

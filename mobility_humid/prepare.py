@@ -97,8 +97,8 @@ def identity_signal(trips: "TripSet", seed: int) -> float:
 
     Errors: `UserError` when there are too few drivers or days for that.
     """
+    from common.intervals import auc
     from mobility_humid.baselines import heat_map_scores
-    from mobility_humid.measures import auc
     from mobility_humid.pairs import Sampler, split_drivers
 
     test_days = max(2, round(len(trips.days) / 4))

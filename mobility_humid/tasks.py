@@ -66,10 +66,11 @@ class Task:
 
     def auc(self, model: "keras.Model", samples: Samples) -> float:
         """How well a verifier's scores tell pairs apart, whatever its threshold."""
-        from mobility_humid import measures, verification
+        from common import evaluation
+        from common.intervals import auc
 
-        z = verification.logits(model, samples.x)
-        return measures.auc(z[:, -1] - (z[:, 0] if z.shape[1] == 2 else 0.0), samples.y)
+        z = evaluation.outputs(model, samples.x)
+        return auc(z[:, -1] - (z[:, 0] if z.shape[1] == 2 else 0.0), samples.y)
 
     def settle(self, model: "keras.Model", validation: Samples) -> None:
         """Fix the threshold of a verifier on validation samples; a classifier has none."""

@@ -65,17 +65,18 @@ def train(options: Options, run: Run) -> None:
 
 def _evaluate(options: Options, run: Run, fleet: Fleet, model: "Siamese", x_validation: "np.ndarray") -> None:
     """Accuracy, F1 and AUC on seen and unseen drivers, beside those of the baselines on the same pairs."""
-    from mobility_humid import baselines, measures, verification
+    from common import evaluation, intervals
+    from mobility_humid import baselines, verification
 
     validation, *tests = (fleet.pairs(part, options.n_test) for part in (VALIDATION, SEEN, UNSEEN))
-    scores = {"network": [verification.logits(model, x)[:, 0] for x in (x_validation, *map(fleet.samples, tests))]}
+    scores = {"network": [evaluation.outputs(model, x)[:, 0] for x in (x_validation, *map(fleet.samples, tests))]}
     run.say("baselines: heat maps with logistic regression, gradient boosting on whole days")
     fitted = fleet.sampler(TRAIN).pairs(_BASELINE_PAIRS, [options.seed, 99])
     scores["heat_map"] = baselines.heat_map_scores(fleet.trips, fitted, [validation, *tests])
     scores["whole_day"] = baselines.whole_day_scores(fleet.trips, fitted, [validation, *tests])
     for name, (on_validation, *on_tests) in scores.items():
         # Everyone's threshold is fixed on the same validation pairs; the network has its own inside.
-        threshold = 0.0 if name == "network" else measures.best_threshold(on_validation, validation.same)
+        threshold = 0.0 if name == "network" else intervals.best_threshold(on_validation, validation.same)
         prefix = "" if name == "network" else f"{name}_"
         for part, pairs, found in zip((SEEN, UNSEEN), tests, on_tests, strict=True):
             for metric, measured in verification.quality(found - threshold, pairs).items():

@@ -4,15 +4,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common.attacks.calls import compiled
-from common.attacks.logits import inference
+from common.evaluation import outputs
+from common.intervals import Measured, auc, best_threshold, bootstrap, weighted_auc, weighted_f1, weighted_mean
 from common.training import Batch, Terms
-from mobility_humid.measures import Measured, auc, best_threshold, bootstrap, weighted_auc, weighted_f1, weighted_mean
 from mobility_humid.networks import Siamese
 from mobility_humid.pairs import Pairs
 from mobility_humid.samples import TRAIN, Fleet
 
-_BLOCK = 256
 # Pairs whose maps stand for the fleet's.
 _MET = 400
 
@@ -37,16 +35,9 @@ def same_driver_loss(model: keras.Model, batch: Batch) -> tuple[Terms, Terms]:
     return {"cross_entropy": tf.reduce_mean(loss)}, {"accuracy": tf.reduce_mean(tf.cast(right, tf.float32))}
 
 
-def logits(model: keras.Model, x: np.ndarray) -> np.ndarray:
-    """What `model` answers to samples `x` (n, ...) in inference mode, float32 (n, outputs), block by block."""
-    signature = [tf.TensorSpec([None, *x.shape[1:]], tf.float32)]
-    answer = compiled(model, ("logits", x.shape[1:]), lambda model, x: inference(model)(x), signature)
-    return np.concatenate([answer(x[first : first + _BLOCK]).numpy() for first in range(0, len(x), _BLOCK)])
-
-
 def watch(model: Siamese, x: np.ndarray, same: np.ndarray) -> dict[str, float]:
     """Loss, accuracy and AUC on validation pairs `x` (n, ...), `same` (n,)."""
-    z = logits(model, x)[:, 0].astype(np.float64)
+    z = outputs(model, x)[:, 0].astype(np.float64)
     return {
         "validation_loss": float(np.mean(np.logaddexp(0, z) - same * z)),
         "validation_accuracy": float(np.mean((z > 0) == same)),
@@ -57,7 +48,7 @@ def watch(model: Siamese, x: np.ndarray, same: np.ndarray) -> dict[str, float]:
 def fix_threshold(model: Siamese, x: np.ndarray, same: np.ndarray) -> None:
     """Let `model` decide where it is most often right on validation pairs `x` (n, ...), `same` (n,)."""
     # The logits have the threshold of before taken off already.
-    model.threshold.assign(float(model.threshold.numpy()) + best_threshold(logits(model, x)[:, 0], same))
+    model.threshold.assign(float(model.threshold.numpy()) + best_threshold(outputs(model, x)[:, 0], same))
 
 
 def quality(scores: np.ndarray, pairs: Pairs) -> dict[str, Measured]:

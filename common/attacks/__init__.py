@@ -5,7 +5,7 @@ from common.attacks.elimination import eliminate, salient
 from common.attacks.logits import check_logits, inference, logits_of
 from common.attacks.loop import Objective, Rank, Result, highest, merge, search, strongest
 from common.attacks.minimal import cw_l0, cw_l2, ddn, nearest, sigma_zero
-from common.attacks.named import bim, fftgsm, fgsm, iftgsm, mi_fgsm, pgd, r_step_ll, step_ll
+from common.attacks.named import bim, feature_pgd, fftgsm, fgsm, iftgsm, mi_fgsm, pgd, r_step_ll, step_ll
 from common.attacks.objectives import (
     cosine_to,
     divergence_from,
@@ -37,6 +37,7 @@ __all__ = [
     "ddn",
     "divergence_from",
     "eliminate",
+    "feature_pgd",
     "fftgsm",
     "fgsm",
     "highest",

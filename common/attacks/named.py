@@ -296,6 +296,49 @@ def iftgsm(
     )
 
 
+@NamedAttack
+def feature_pgd(
+    embed: Model,
+    x: Array,
+    target: Array,
+    *,
+    eps,
+    alpha,
+    steps: int,
+    restarts: int = 1,
+    threshold: float | Tensor | None = None,
+    seed: int | Tensor = 0,
+    index: Array | None = None,
+    mask=None,
+    low=0.0,
+    high=1.0,
+) -> Prepared:
+    """IFTGSM from random points of the space; each example keeps its nearest iterate over all `restarts`.
+
+    `threshold` as in `iftgsm`. Towards the negative of an embedding it leads away from it, until the cosine to that is
+    below minus `threshold`.
+    """
+    if restarts < 1:
+        raise ValueError(f"restarts must be at least 1; received {restarts}")
+    plan = Plan("cosine_to", "linf", "uniform", "best", restarts=restarts > 1, stop=threshold is not None)
+    return _prepare(
+        plan,
+        embed,
+        x,
+        target,
+        eps=eps,
+        alpha=alpha,
+        steps=steps,
+        restarts=restarts,
+        threshold=1.0 if threshold is None else threshold,
+        seed=seed,
+        index=index,
+        mask=mask,
+        low=low,
+        high=high,
+    )
+
+
 def _objective(targeted: bool, loss: str = "ce") -> str:
     return f"{'targeted' if targeted else 'untargeted'}_{loss}"
 

@@ -266,11 +266,11 @@ def _folder(
         root, seed=seed, n_train=counts["train"], n_test=counts["test"], validation_share=share
     )
     sizes = {(picture.height, picture.width) for pictures in chosen.values() for picture in pictures}
-    _check_sizes(root, sizes, image_size)
+    check_sizes(root, sizes, image_size)
     parts = {}
     for part, pictures in chosen.items():
         pixels = ((row, read_picture(picture.path)) for row, picture in enumerate(pictures))
-        parts[f"x_{part}"] = _stack(root, pixels, len(pictures), image_size)
+        parts[f"x_{part}"] = stack(root, pixels, len(pictures), image_size)
         parts[f"y_{part}"] = np.array([picture.label for picture in pictures], np.int32)
     return parts, class_names
 
@@ -294,7 +294,7 @@ def _tar(
     chosen = [(part, _chosen(members[part], counts[part], seed, part)) for part in SPLITS]
     place = {picture.name: row for row, picture in enumerate(chosen[0][1] + chosen[1][1])}
     pixels = ((place[name], picture) for name, picture in iterate_tar(path, list(place)))
-    images = _stack(path, pixels, len(place), image_size)
+    images = stack(path, pixels, len(place), image_size)
     first = len(chosen[0][1])
     parts = {"x_train": images[:first], "x_test": images[first:]}
     parts |= {f"y_{part}": np.array([picture.label for picture in pictures], np.int32) for part, pictures in chosen}
@@ -316,20 +316,22 @@ def _chosen(pictures: Sequence[Listed], count: int | None, seed: int, part: str)
     return [pictures[index] for index in order[:count]]
 
 
-def _check_sizes(where: Path, sizes: set[tuple[int, int]], image_size: int | None) -> None:
+def check_sizes(where: Path, sizes: set[tuple[int, int]], image_size: int | None) -> None:
+    """Refuse pictures of differing `sizes` (height, width) that are not going to be scaled: a `UserError`."""
     if image_size is None and len(sizes) > 1:
         (low, high) = (" x ".join(map(str, size)) for size in (min(sizes), max(sizes)))
         raise UserError(f"{where}: pictures of differing sizes, {low} to {high}; give --image-size, such as 32")
 
 
-def _stack(where: Path, pixels: Iterable[tuple[int, Picture]], count: int, image_size: int | None) -> np.ndarray:
-    """RGB uint8 (count, H, W, 3), each picture put in the row that comes with it; alpha is left out."""
+def stack(where: Path, pixels: Iterable[tuple[int, Picture]], count: int, image_size: int | None) -> np.ndarray:
+    """RGB uint8 (count, H, W, 3), each picture put in the row that comes with it, scaled to a square if `image_size` is
+    given; alpha is left out. Errors: as `check_sizes`."""
     images = None
     for row, picture in pixels:
         rgb = picture.rgb if image_size is None else scaled(picture.rgb, image_size)
         if images is None:
             images = np.empty((count, *rgb.shape), np.uint8)
-        _check_sizes(where, {images.shape[1:3], rgb.shape[:2]}, image_size)
+        check_sizes(where, {images.shape[1:3], rgb.shape[:2]}, image_size)
         images[row] = rgb
     return images
 

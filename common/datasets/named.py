@@ -96,7 +96,7 @@ def fetch(source: Source, data_dir: Path | str) -> Path:
     except (OSError, ValueError) as error:
         reason = "another SHA-256 than expected" if isinstance(error, ValueError) else type(error).__name__
         raise UserError(
-            f"{source.url}: download failed ({reason}); put the file at {path} or give a path to an npz with Keras keys"
+            f"{source.url}: download failed ({reason}); put the file at {path}, or name your own copy by its path"
         ) from error
     return path
 

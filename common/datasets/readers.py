@@ -92,12 +92,12 @@ def list_pictures(root: Path | str) -> tuple[list[PicturePath], tuple[str, ...]]
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; expected <root>/<class>/<file>")
-    names = tuple(sorted(entry.name for entry in _visible(root) if entry.is_dir()))
+    names = tuple(sorted(entry.name for entry in visible(root) if entry.is_dir()))
     if not names:
         raise UserError(f"{root}: holds no class folders; put the pictures into <root>/<class>/<file>")
     pictures = []
     for label, name in enumerate(names):
-        entries = sorted(_visible(root / name), key=lambda entry: entry.name)
+        entries = sorted(visible(root / name), key=lambda entry: entry.name)
         for entry in entries:
             if entry.is_dir():
                 raise UserError(f"{entry.path}: a folder inside a class folder; expected <root>/<class>/<file>")
@@ -360,7 +360,8 @@ def _is_picture(name: PurePath, where: str) -> bool:
     return suffix in SUFFIXES
 
 
-def _visible(folder: Path) -> list[os.DirEntry]:
+def visible(folder: Path) -> list[os.DirEntry]:
+    """What a folder holds but for hidden entries, in no order. Errors: `UserError` when it cannot be read."""
     try:
         return [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     except OSError as error:

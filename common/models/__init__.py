@@ -1,7 +1,16 @@
 """Image classifiers shared by the papers, and how to build one by name."""
 
 from common.models.assembly import Assembly
-from common.models.backbones import cifar_resnet, imagenet_resnet, small_cnn
+from common.models.backbones import cifar_resnet, imagenet_resnet, preactivation_block, small_cnn
 from common.models.registry import NETWORKS, Builder, build
 
-__all__ = ["NETWORKS", "Assembly", "Builder", "build", "cifar_resnet", "imagenet_resnet", "small_cnn"]
+__all__ = [
+    "NETWORKS",
+    "Assembly",
+    "Builder",
+    "build",
+    "cifar_resnet",
+    "imagenet_resnet",
+    "preactivation_block",
+    "small_cnn",
+]

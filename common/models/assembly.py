@@ -61,7 +61,7 @@ class Assembly:
             padding="same",
             use_bias=bias,
             kernel_initializer=keras.initializers.VarianceScaling(
-                2.0, "fan_out", "untruncated_normal", seed=self._seed()
+                2.0, "fan_out", "untruncated_normal", seed=self.seed()
             ),
             name=name,
         )(x)
@@ -81,21 +81,22 @@ class Assembly:
         uniform in +-1/sqrt(inputs).
         """
         features = keras.layers.GlobalAveragePooling2D(name="features")(x)
-        seed = self._seed()
-        logits = keras.layers.Dense(
-            self.classes,
-            kernel_initializer=(
-                keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform", seed=seed)
-                if deviation is None
-                else keras.initializers.RandomNormal(stddev=deviation, seed=seed)
-            ),
-            # Under mixed precision a half-precision loss would lose the small gradients an attack follows.
-            dtype="float32",
-            name="logits",
-        )(features)
+        # Under mixed precision a half-precision loss would lose the small gradients an attack follows.
+        logits = self.dense(features, self.classes, name="logits", deviation=deviation, dtype="float32")
         return keras.Model(self.images, logits, name=self.name)
 
-    def _seed(self) -> int:
+    def dense(self, x: Any, units: int, *, name: str, deviation: float | None = None, dtype: str | None = None) -> Any:
+        """(batch, any) -> (batch, units), with a bias; the weights' `deviation` as in `classify`."""
+        seed = self.seed()
+        initializer = (
+            keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform", seed=seed)
+            if deviation is None
+            else keras.initializers.RandomNormal(stddev=deviation, seed=seed)
+        )
+        return keras.layers.Dense(units, kernel_initializer=initializer, dtype=dtype, name=name)(x)
+
+    def seed(self) -> int:
+        """The seed of the next layer that draws."""
         return int(self._seeds.integers(2**31))
 
 

@@ -99,6 +99,16 @@ def _basic_block(net: Assembly, x: Any, filters: int, strides: int, *, name: str
     return _add(net, x, y, strides, name=name)
 
 
+def preactivation_block(net: Assembly, x: Any, filters: int, strides: int, *, name: str) -> Any:
+    """shortcut(x) + conv3(relu(BN(conv3(relu(BN(x)))))) (He et al. 2016, "Identity Mappings", figure 4e); where the
+    shape changes the shortcut is a 1x1 convolution of the raw input."""
+    y = net.convolution(net.activate(x, name=f"{name}_1"), filters, 3, strides=strides, name=f"{name}_conv1")
+    y = net.convolution(net.activate(y, name=f"{name}_2"), filters, 3, name=f"{name}_conv2")
+    if strides > 1 or x.shape[-1] != filters:
+        x = net.convolution(x, filters, 1, strides=strides, name=f"{name}_shortcut_conv")
+    return keras.layers.Add(name=f"{name}_add")([x, y])
+
+
 def _bottleneck(net: Assembly, x: Any, filters: int, strides: int, *, name: str) -> Any:
     """relu(shortcut(x) + BN(conv1(relu(BN(conv3(relu(BN(conv1(x))))))))), the stride in the 3x3 convolution."""
     y = net.activate(net.convolution(x, filters, 1, name=f"{name}_conv1"), name=f"{name}_1")

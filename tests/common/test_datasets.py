@@ -959,7 +959,7 @@ def test_e4_download(tmp_path, server):
 
 def test_e4_failed_download_names_the_url_and_the_remedy(tmp_path):
     source = Source("a.npz", "http://127.0.0.1:9/a.npz", "0" * 64)
-    refused(lambda: fetch(source, tmp_path), source.url, f"put the file at {tmp_path / 'a.npz'}", "npz with Keras keys")
+    refused(lambda: fetch(source, tmp_path), source.url, f"put the file at {tmp_path / 'a.npz'}", "copy by its path")
 
 
 def test_g5_importing_is_light():

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from common.intervals import auc
 from mobility_humid import baselines
-from mobility_humid.measures import auc
 from mobility_humid.pairs import Pairs, Sampler
 from mobility_humid.trips import SEEK, SERVE, Grid, TripSet
 

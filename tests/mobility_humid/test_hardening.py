@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from trip_toys import GRID, MODELS, random_samples, tiny_model
 
+from common.evaluation import outputs
 from mobility_humid.hardening import fast_st_fgsm, pgd_on_trips
-from mobility_humid.verification import logits
 
 PAIRS = ("dense", "places_symmetric_profile")
 SETTINGS = {"eta": 2.0, "alpha": 1.0, "rounds": 3}
 
 
 def answers(model, x):
-    z = logits(model, x)
+    z = outputs(model, x)
     return (z[:, 0] > 0).astype(np.int32) if z.shape[1] == 1 else z.argmax(axis=1).astype(np.int32)
 
 

@@ -240,35 +240,6 @@ def test_every_feature_that_is_there_counts(name):
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "dense"])
-def test_half_precision_is_near(name, precision, tmp_path):
-    """Points keep their places, and answers and slopes are those of float32 but for the weights' precision."""
-    single, path = tiny_model(name), tmp_path / "model.keras"
-    x = random_samples(MODELS[name][1], 16, 5)
-    # A wide map: halves cannot tell its cells apart.
-    wide = {**single.get_config(), "grid": [3000, 2000]}
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision)
-    try:
-        half = type(single).from_config(single.get_config())
-        half.set_weights(single.get_weights())
-        checkpoints.save_model(half, path)
-        places = type(single).from_config({**wide, "place_spacing": 100.0}).encoders[0]
-    finally:
-        keras.config.set_dtype_policy(before)
-    (z, slope), (wanted, slope_wanted) = (logits_and_slopes(model, x) for model in (half, single))
-    assert z.dtype == np.float32 and {str(v.dtype) for v in half.trainable_variables} == {"float32"}
-    assert np.abs(z - wanted).max() <= 0.05 * np.abs(wanted).max()
-    assert np.isfinite(slope).all()
-    assert (slope * slope_wanted).sum() >= 0.9 * np.linalg.norm(slope) * np.linalg.norm(slope_wanted)
-    assert (answers(checkpoints.load_model(path), x) == answers(half, x)).all()
-    trips = np.zeros((2, 1, 6, MODELS[name][1].features), np.float32)
-    trips[..., SLOT], trips[0, ..., X], trips[1, ..., X] = 288, 2049, 2050
-    a, b = np.asarray(places(trips[:, 0] if isinstance(places, TripEncoder) else trips), np.float32)
-    assert isinstance(places, TripEncoder) or (a != b).any()
-
-
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_half_precision_is_near(name, precision, tmp_path):
     """Answers and slopes are those of float32 but for rounding; a file opens in the precision of the moment."""
