@@ -26,6 +26,11 @@ demo: setup
 	$(RUN) mobility_humid/fast_adversarial_train.py --resume
 	$(RUN) mobility_humid/classification.py --resume
 	$(RUN) mobility_humid/classification_attack.py --resume
+	$(RUN) face_mter/train.py --resume
+	$(RUN) face_mter/ad_face.py --resume
+	$(RUN) face_mter/attack.py --resume
+	$(RUN) face_mter/verify.py --resume
+	$(RUN) face_mter/ad_mnist.py --resume
 
 test: setup
 	$(RUN) -m pytest

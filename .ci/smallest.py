@@ -45,6 +45,10 @@ SMALLEST |= {
         *("classification", "classification_attack"),
     )
 }
+FACES = str(ROOT / ".ci/smallest_faces.yaml")
+SMALLEST |= {
+    f"face_mter/{name}.py": ["--config", FACES] for name in ("train", "ad_face", "attack", "verify", "ad_mnist")
+}
 
 
 def main() -> None:

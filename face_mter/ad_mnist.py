@@ -1,0 +1,268 @@
+"""Train digits with MTER or adversarially, beside a plain model, and attack both at their labels and embeddings."""
+
+import functools
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from common import fitting
+from common.cli import Budget, Count, LinfBudget, Natural, alias, script
+from common.errors import UserError
+from common.runs import Run
+from face_mter.ad_face import RegulariserOptions
+from face_mter.fitting import HeadOptions
+
+if TYPE_CHECKING:
+    import keras
+    import numpy as np
+
+    from common.datasets import Arrays
+    from face_mter.feature_attacks import Attacker
+
+BUDGETS = (0.1, 0.2, 0.3)
+# How many ways of attacks, and how many of their steps, are drawn into the plane.
+_WAYS, _POINTS = 5, 1000
+
+
+@dataclass(kw_only=True)
+class Options(RegulariserOptions, HeadOptions, fitting.FittingOptions):
+    """How digits are trained, in two phases."""
+
+    dataset: str = "digits"
+    """Pictures of digits: digits (scikit-learn's, 8 x 8), mnist, fashion_mnist, or an .npz with Keras keys."""
+    arch: str = alias("network", default="small")
+    """Network: small or o18, the paper's."""
+    loss_type: Literal["softmax", "arcface"] = "softmax"
+    """Logits by a dense layer, or cosines with an angular margin."""
+    emb_size: Count = 64
+    """Length of the embedding; 512 in the paper."""
+    margin_m: Budget = 0.4
+    """Angular margin of ArcFace, in radians."""
+    margin_s: Budget = 10.0
+    """Scale of ArcFace's cosines."""
+    epochs: Count = 30
+    """Passes over the pairs in the first phase; a pass ends when the smaller half of the digits is used up."""
+    fine_epochs: Natural = 5
+    """Passes in the second phase, at a tenth of the learning rate and with twice the rounds."""
+    batch_size: Count = 32
+    """Pairs a step, over all devices."""
+    learning_rate: Budget = alias("lr", default=0.05)
+    """Learning rate at its highest."""
+    augment: Literal["none"] = "none"
+    """Digits are not augmented."""
+    adv_round: Count = 10
+    """Steps of the search in the first phase, at most; 50 in the paper."""
+    adv_sigma: LinfBudget = 0.3
+    """Radius of the ball (L-inf) that the search stays in, in [0, 1]; 0.35 in the paper."""
+    adv_step: LinfBudget | None = None
+    """Length of a step; by default 2.5 x radius / rounds."""
+    adv_thd: Budget = 0.05
+    """A picture rests once its cosine distance to its target is below."""
+    far: Budget = 1e-2
+    """False accept rate of the threshold that a hit is judged by."""
+    n_attack: Count = 300
+    """Test pictures to attack at their labels, and pairs of them at their embeddings; the threshold is fixed on the
+    others."""
+
+
+class Subject(NamedTuple):
+    """A model under attack, and the embeddings of the test pictures."""
+
+    name: str
+    model: "keras.Model"
+    attacker: "Attacker"
+    embeddings: "np.ndarray"
+
+
+@script(app="face_mter", name="ad_mnist")
+def ad_mnist(options: Options, run: Run) -> None:
+    """Train a plain model and one by `--method`, attack both alike, save them."""
+    from common import checkpoints, devices
+    from face_mter.digits import load_digit_pictures
+    from face_mter.feature_attacks import Attacker
+
+    data = load_digit_pictures(options)
+    run.data(data.name, data.sha256)
+    if len(data.y_test) <= options.n_attack:
+        raise UserError(f"--n-attack: {options.n_attack} of {len(data.y_test)} test pictures; leave some to calibrate")
+    strategy = devices.prepare(options.strategy, options.precision)
+    run.curves_until(0)
+    subjects = []
+    for name in dict.fromkeys(("none", options.method)):
+        model = _trained(options, run, strategy, data, name)
+        attacker = Attacker(model, seed=options.seed)
+        subjects.append(Subject(name, model, attacker, attacker.embeddings(data.x_test)))
+        if run.chief:
+            checkpoints.save_model(model, run.folder / f"model_{name}.keras")
+            run.artifact(f"model_{name}", run.folder / f"model_{name}.keras")
+    for subject in subjects:
+        run.say(f"attacking the model {subject.name}")
+        _attack_labels(options, run, data, subject, headline=subject is subjects[-1])
+        _attack_embeddings(options, run, data, subject, headline=subject is subjects[-1])
+    if run.chief:
+        _draw(run, data, subjects)
+
+
+def _trained(options: Options, run: Run, strategy, data: "Arrays", name: str) -> "keras.Model":
+    """The model of one method, after both phases."""
+    from common import devices
+    from face_mter import mter, networks
+    from face_mter.pair_epochs import pair_epochs
+
+    devices.check_batch_size(strategy, options.batch_size)
+    mean, std = fitting.channel_statistics(data.x_train)
+    batches = pair_epochs(data.x_train, data.y_train, batch_size=options.batch_size, seed=options.seed)
+
+    def build() -> "keras.Model":
+        return networks.build(
+            options.arch,
+            data.x_train.shape[1:],
+            data.classes,
+            emb_size=options.emb_size,
+            loss_type=options.loss_type,
+            scale=options.margin_s,
+            mean=mean,
+            std=std,
+            seed=options.seed,
+        )
+
+    model = None
+    phases = ((options.epochs, 1.0, options.adv_round), (options.fine_epochs, 0.1, 2 * options.adv_round))
+    for phase, (epochs, slower, rounds) in enumerate(phases, start=1):
+        if not epochs:
+            continue
+        step = 2.5 * options.adv_sigma / rounds if options.adv_step is None else options.adv_step
+        search = mter.exploit(radius=options.adv_sigma, sigma=step, rounds=rounds, threshold=options.adv_thd)
+        model, history = fitting.fit_network(
+            replace(options, epochs=epochs, learning_rate=options.learning_rate * slower),
+            run,
+            strategy,
+            (lambda model=model: model) if model is not None else build,
+            lambda epoch, first=options.epochs * (phase - 1): batches(first + epoch),
+            lambda model: {},
+            steps_per_epoch=max(len(data.y_train) // (2 * options.batch_size), 1),
+            title=f"{name}, phase {phase}",
+            seed=options.seed + phase - 1,
+            method=mter.method(
+                name,
+                loss_type=options.loss_type,
+                scale=options.margin_s,
+                margin=options.margin_m,
+                alpha=options.adv_alpha,
+                weight=options.weightadv,
+                adversary=search,
+            ),
+            checkpoints=run.checkpoints / f"{name}_{phase}",
+        )
+        methods = ("none", "adv", "mter")
+        for epoch, logs in enumerate(history):
+            columns = {key: logs[key] for key in ("loss", "cross_entropy", "accuracy", "learning_rate")}
+            run.curve(method=methods.index(name), phase=phase, epoch=epoch + 1, **columns)
+    return model
+
+
+def _attack_labels(options: Options, run: Run, data: "Arrays", subject: Subject, *, headline: bool) -> None:
+    """Accuracy on the test pictures, and on the first of them under attacks on the label."""
+    import numpy as np
+
+    from common import evaluation
+    from common.attacks import bim, fgsm, pgd
+
+    right = evaluation.predict(subject.model, data.x_test) == data.y_test
+    run.rate("clean_accuracy", float(right.mean()), len(right), model=subject.name, split="test")
+    x = data.x_test[: options.n_attack].astype(np.float32) / 255
+    y, measured = data.y_test[: options.n_attack], {"clean_accuracy": (float(right.mean()), len(right))}
+    for eps in BUDGETS:
+        attacks = {
+            "fgsm": functools.partial(fgsm, subject.model, eps=eps),
+            "bim": functools.partial(bim, subject.model, eps=eps, alpha=eps / 10, steps=20),
+            "pgd40": functools.partial(pgd, subject.model, eps=eps, alpha=eps / 16, steps=40, seed=options.seed),
+            "margin": functools.partial(
+                pgd,
+                subject.model,
+                eps=eps,
+                alpha=eps / 16,
+                steps=100,
+                restarts=3,
+                loss="margin",
+                keep="best",
+                stop=True,
+                seed=options.seed,
+            ),
+        }
+        robust = {name: evaluation.robustness(subject.model, x, y, attack).robust for name, attack in attacks.items()}
+        # What no attack of these takes, picture by picture.
+        robust["all"] = np.logical_and.reduce(list(robust.values()))
+        for name, held in robust.items():
+            columns = {"model": subject.name, "attack": name, "norm": "linf", "eps": eps, "split": "test"}
+            run.rate("accuracy", float(held.mean()), len(held), **columns)
+            measured[f"accuracy_{name}_{eps:g}"] = (float(held.mean()), len(held))
+    if headline:
+        for name, (value, n) in measured.items():
+            run.metrics(**{name: value, f"{name}_n": n})
+
+
+def _attack_embeddings(options: Options, run: Run, data: "Arrays", subject: Subject, *, headline: bool) -> None:
+    """How often a digit is taken for the digit it is aimed at, at the threshold of the pictures not attacked."""
+    from face_mter import verification
+
+    order = data.y_test[options.n_attack :].argsort(kind="stable")
+    rest = subject.embeddings[options.n_attack :][order]
+    negatives = verification.cross_scores(rest, data.y_test[options.n_attack :][order])
+    threshold = verification.far_threshold(negatives, options.far)
+    run.row(model=subject.name, metric="threshold", value=threshold)
+    pairs = digit_pairs(data.y_test[: options.n_attack], options.seed)
+    sources, targets = data.x_test[pairs[:, 0]], subject.embeddings[pairs[:, 1]]
+    clean = verification.cosines(subject.embeddings[pairs[:, 0]], targets)
+    outcomes = {("clean", 0.0): clean}
+    for eps in BUDGETS:
+        for name in ("iftgsm", "pgd"):
+            outcomes[name, eps] = subject.attacker.impersonate(name, sources, targets, eps).rounded
+    for (name, eps), cosine in outcomes.items():
+        hits = float((cosine >= threshold).mean())
+        run.rate("hit_rate", hits, len(pairs), model=subject.name, attack=name, norm="linf", eps=eps, split="test")
+        if headline:
+            key = f"hit_rate_{name}_{eps:g}" if eps else "hit_rate_clean"
+            run.metrics(**{key: hits, f"{key}_n": len(pairs)})
+    if headline:
+        run.metrics(threshold=threshold)
+
+
+def digit_pairs(y: "np.ndarray", seed: int) -> "np.ndarray":
+    """Each picture of labels `y` (n,) once as source, with a target of another digit: int64 (n, 2)."""
+    import numpy as np
+
+    rng = np.random.default_rng([seed, 13])
+    others = [np.flatnonzero(y != own) for own in y]
+    return np.stack([np.arange(len(y)), [rng.choice(rows) for rows in others]], axis=1)
+
+
+def _draw(run: Run, data: "Arrays", subjects: list[Subject]) -> None:
+    """The test pictures' embeddings in the plane, and the ways of attacked ones through it."""
+    import numpy as np
+    from sklearn.decomposition import PCA
+
+    from common.attacks import iftgsm
+    from face_mter import figures
+    from face_mter.verification import normalised
+
+    eps = BUDGETS[1]
+    pairs = digit_pairs(data.y_test[:200], 0)[:_WAYS]
+    x = data.x_test[pairs[:, 0]].astype(np.float32) / 255
+    panels = {}
+    for subject in subjects:
+        points = normalised(subject.embeddings[:_POINTS])
+        plane = PCA(2, random_state=0).fit(points) if points.shape[1] > 2 else None
+        flat = plane.transform if plane else lambda values: values
+        ways = []
+        for steps in range(0, 25, 3):
+            moved = iftgsm(
+                subject.attacker.embed, x, subject.embeddings[pairs[:, 1]], eps=eps, alpha=eps / 12, steps=steps
+            )
+            ways.append(flat(normalised(subject.attacker.embeddings(moved.numpy()))))
+        panels[subject.name] = flat(points), data.y_test[:_POINTS], list(np.stack(ways, axis=1))
+    figures.plane(panels, run.folder / "plane.png", title=f"IFTGSM, eps {eps:g}: embeddings on their way")
+    run.artifact("plane", run.folder / "plane.png")
+
+
+if __name__ == "__main__":
+    ad_mnist.main()

@@ -1,0 +1,304 @@
+"""Attack face networks at their embeddings: base model, hardened model and others, on the same pairs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from common.cli import Count, LinfBudget, alias, script
+from common.errors import UserError
+from common.runs import Run
+from face_mter.ad_face import ad_face
+from face_mter.people import (
+    PEOPLE_FIELDS,
+    Cast,
+    JudgeOptions,
+    Verified,
+    difference,
+    embed_all,
+    folded_pairs,
+    grey,
+    load_cast,
+    load_checked,
+    verify,
+    write_verified,
+)
+from face_mter.train import train
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from face_mter.feature_attacks import Attacker, Outcome
+
+BASE = "base"
+# (attack, eps in 1/255) of the headline: those of the paper's table, the stronger check, and the control.
+HEADLINE = (("fftgsm", 10), ("iftgsm", 5), ("iftgsm", 10), ("itgsm", 10), ("pgd", 10), ("noise", 10))
+
+
+@dataclass(kw_only=True)
+class Options(JudgeOptions):
+    """Which models, which pairs, how strong."""
+
+    model: Path | None = alias("model_path", default=None)
+    """Hardened model, a .keras file; by default that of ad_face.py, trained if need be."""
+    base_model: Path | None = None
+    """Model to compare with; by default that of train.py, trained if need be."""
+    others: tuple[Path, ...] = ()
+    """Further models, .keras files or run folders, attacked on the same pairs; rows of the table bear the name of
+    their folder."""
+    n_pairs: Count = 300
+    """Pairs to attack, of an attacker and a victim, both from the attack half; as many for itgsm and for dodging."""
+    attack_pairs: Path | None = None
+    """Pairs to attack, a pairs.csv of another run of this script; by default drawn."""
+    curve: tuple[LinfBudget, ...] = (1 / 255, 2 / 255, 3 / 255, 5 / 255, 8 / 255, 10 / 255, 16 / 255)
+    """Budgets of IFTGSM for the curve of hit rate against eps."""
+    pgd_steps: Count = 40
+    """Steps of PGD."""
+    restarts: Count = 3
+    """Random starts of PGD."""
+    batch_size: Count = 128
+    """Pictures attacked at a time."""
+
+
+class Lists(NamedTuple):
+    """What is attacked, as rows of all faces: `pairs` int (n, 2) of attacker and victim; `labelled`, whose victims
+    trained; `own`, two pictures of one person, who wants not to be known."""
+
+    pairs: "np.ndarray"
+    labelled: "np.ndarray"
+    own: "np.ndarray"
+
+
+class Subject(NamedTuple):
+    """A model under attack: `embeddings` (N, D) of all faces, what it is `verified` to be worth."""
+
+    name: str
+    attacker: "Attacker"
+    embeddings: "np.ndarray"
+    verified: Verified
+
+
+@script(app="face_mter", name="attack")
+def attack(options: Options, run: Run) -> None:
+    """Attack every model on the same lists; judge at its own threshold, at the base model's, and at equal TAR."""
+    from face_mter import figures
+
+    cast = load_cast(options, run)
+    subjects = _subjects(options, run, cast)
+    lists = _lists(options, run, cast)
+    base = subjects[0]
+    outcomes: dict[str, dict[tuple[str, float], Outcome]] = {}
+    for subject in subjects:
+        write_verified(run, subject.verified, subject.name)
+        run.say(f"attacking the model {subject.name}, threshold {subject.verified.threshold:.3f}")
+        outcomes[subject.name] = _attack(options, run, cast, lists, subject, base)
+    _transfers(run, cast, lists, subjects, outcomes)
+    _differences(options, run, cast, lists, subjects, outcomes)
+    for subject in subjects[:2]:
+        _headline(run, cast, lists, subject, outcomes[subject.name], "_base" if subject is base else "")
+    for name, figure in figures.attack_figures(
+        run.folder, cast, lists.pairs, subjects, outcomes, options.curve
+    ).items():
+        run.artifact(name, figure)
+
+
+def _subjects(options: Options, run: Run, cast: Cast) -> list[Subject]:
+    """The base model, the hardened one and the others, each verified."""
+    from face_mter.feature_attacks import Attacker
+
+    # The base first: the hardened model is made from it.
+    base = train.produce(options.base_model, options, PEOPLE_FIELDS, say=run.say)
+    hardened = ad_face.produce(options.model, options, PEOPLE_FIELDS, say=run.say)
+    paths = {BASE: base, "hardened": hardened}
+    for other in options.others:
+        name = other.parent.name if other.suffix == ".keras" else other.name
+        if name in paths:
+            raise UserError(f"--others: two models called {name!r}; rename a folder")
+        paths[name] = other
+    pairs = folded_pairs(options, cast)
+    run.say(f"{len(pairs.same)} verification pairs" + (f", {pairs.left_out} left out" if pairs.left_out else ""))
+    subjects = []
+    for name, path in paths.items():
+        model = load_checked(path / "model.keras" if path.is_dir() else path, cast)
+        embeddings = embed_all(model, cast.faces.images)
+        attacker = Attacker(
+            model,
+            seed=options.seed,
+            pgd_steps=options.pgd_steps,
+            restarts=options.restarts,
+            batch_size=options.batch_size,
+        )
+        subjects.append(Subject(name, attacker, embeddings, verify(embeddings, cast, pairs, options.far)))
+    return subjects
+
+
+def _lists(options: Options, run: Run, cast: Cast) -> Lists:
+    """The lists, drawn or read, and stored in the run."""
+    import numpy as np
+
+    from face_mter import faces, verification
+
+    people, rng = cast.people, np.random.default_rng([options.seed, 11])
+    if options.attack_pairs is not None:
+        pairs = faces.load_pairs(options.attack_pairs, cast.faces)[: options.n_pairs]
+        if len(known := np.setdiff1d(cast.faces.person[pairs], people.attack)):
+            raise UserError(
+                f"{options.attack_pairs}: {cast.faces.names[known[0]]!r} is not in the attack half; use a list of a run"
+                " with the same people"
+            )
+    else:
+        pairs = faces.attack_pairs(cast.faces, people.attack, options.n_pairs, seed=[options.seed, 12])
+    victims = cast.rows(people.train)
+    labelled = np.stack([pairs[:, 0], rng.choice(victims, len(pairs))], axis=1)
+    rows = cast.rows(people.attack)
+    own = rows[verification.same_pairs(cast.faces.person[rows])]
+    own = rng.permutation(own)[: options.n_pairs]
+    if run.chief:
+        faces.save_pairs(run.folder / "pairs.csv", cast.faces, pairs)
+        faces.save_pairs(run.folder / "pairs_itgsm.csv", cast.faces, labelled)
+        run.artifact("pairs", run.folder / "pairs.csv")
+        run.artifact("pairs_itgsm", run.folder / "pairs_itgsm.csv")
+    return Lists(pairs, labelled, own)
+
+
+def _attack(
+    options: Options, run: Run, cast: Cast, lists: Lists, subject: Subject, base: Subject
+) -> "dict[tuple[str, float], Outcome]":
+    """All attacks on one model, with their rows: outcomes by (attack, eps in 1/255)."""
+    import numpy as np
+
+    from face_mter.feature_attacks import Outcome
+    from face_mter.verification import cosines
+
+    images, e, attacker = cast.faces.images, subject.embeddings, subject.attacker
+    sources, targets = images[lists.pairs[:, 0]], e[lists.pairs[:, 1]]
+    clean = cosines(e[lists.pairs[:, 0]], targets)
+    found = {("clean", 0.0): Outcome(sources, clean, clean)}
+    for name, eps in dict.fromkeys([*HEADLINE, *(("iftgsm", float(grey(eps))) for eps in options.curve)]):
+        if name == "itgsm":
+            if attacker.embed is attacker.model:
+                run.say("itgsm left out: the model has no classifier")
+                continue
+            classes = np.searchsorted(cast.people.train, cast.faces.person[lists.labelled[:, 1]])
+            outcome = attacker.impersonate(name, sources, e[lists.labelled[:, 1]], eps / 255, classes)
+        else:
+            outcome = attacker.impersonate(name, sources, targets, eps / 255)
+        found[name, float(eps)] = outcome
+    first, second = lists.own.T
+    found["dodge", 10.0] = attacker.dodge(images[first], e[second], 10 / 255)
+    for (name, eps), outcome in found.items():
+        _record(run, cast, lists, subject, base, name, eps, outcome)
+    return found
+
+
+def _record(
+    run: Run, cast: Cast, lists: Lists, subject: Subject, base: Subject, name: str, eps: float, outcome: "Outcome"
+) -> None:
+    """Rows for one attack on one model: at its own threshold after and before rounding, and at two others."""
+    import numpy as np
+
+    from common.intervals import rate
+    from face_mter.verification import threshold_at_tar
+
+    of = subject.verified
+    base_tar = float(np.mean(base.verified.calibration.positives >= np.float64(base.verified.threshold)))
+    thresholds = {
+        "": of.threshold,
+        "_base_threshold": base.verified.threshold,
+        "_equal_tar": threshold_at_tar(of.calibration.positives, base_tar),
+    }
+    person = cast.faces.person[_list_of(lists, name)]
+    columns = {"model": subject.name, "attack": name, "norm": "linf", "eps": eps / 255}
+    for ending, threshold in thresholds.items():
+        kinds = {"": outcome.rounded, "_float": outcome.cosine} if not ending else {ending: outcome.rounded}
+        for suffix, cosine in kinds.items():
+            hits = _hits(name, cosine, threshold)
+            if name == "dodge":
+                # Only who is recognised before has something to dodge.
+                known = _known(subject, lists, threshold)
+                if known.any():
+                    run.row(metric=f"dodging_rate{suffix}", **rate(hits & known, person, known)._asdict(), **columns)
+            else:
+                run.row(metric=f"hit_rate{suffix}", **rate(hits, person)._asdict(), **columns)
+
+
+def _list_of(lists: Lists, name: str) -> "np.ndarray":
+    return {"itgsm": lists.labelled, "dodge": lists.own}.get(name, lists.pairs)
+
+
+def _hits(name: str, cosine: "np.ndarray", threshold: float) -> "np.ndarray":
+    return (cosine >= threshold) != (name == "dodge")
+
+
+def _known(subject: Subject, lists: Lists, threshold: float) -> "np.ndarray":
+    from face_mter.verification import pair_scores
+
+    return pair_scores(subject.embeddings, lists.own) >= threshold
+
+
+def _transfers(
+    run: Run,
+    cast: Cast,
+    lists: Lists,
+    subjects: list[Subject],
+    outcomes: "dict[str, dict[tuple[str, float], Outcome]]",
+) -> None:
+    """Rows for what IFTGSM and PGD make against one model and another one sees: `attack` is "<attack> on <model>"."""
+    from common.intervals import rate
+
+    person = cast.faces.person[lists.pairs]
+    for subject in subjects:
+        targets = subject.embeddings[lists.pairs[:, 1]]
+        for other in subjects:
+            for name in ("iftgsm", "pgd") if other is not subject else ():
+                seen = subject.attacker.judge(outcomes[other.name][name, 10.0].x, targets)
+                hits = _hits(name, seen.rounded, subject.verified.threshold)
+                columns = {"model": subject.name, "attack": f"{name} on {other.name}", "norm": "linf", "eps": 10 / 255}
+                run.row(metric="hit_rate", **rate(hits, person)._asdict(), **columns)
+
+
+def _differences(
+    options: Options,
+    run: Run,
+    cast: Cast,
+    lists: Lists,
+    subjects: list[Subject],
+    outcomes: "dict[str, dict[tuple[str, float], Outcome]]",
+) -> None:
+    """Rows for each model less the base model, and less the hardened one, on the same pairs."""
+    pairs = folded_pairs(options, cast).pairs
+    for place, subject in enumerate(subjects):
+        for other in subjects[: min(place, 2)]:
+            ending = f"_less_{other.name}"
+            right = (of.verified.ten_fold.right for of in (subject, other))
+            found = difference(*right, cast.faces.person[pairs])
+            run.row(model=subject.name, metric=f"verification_accuracy{ending}", **found._asdict())
+            for name, eps in HEADLINE:
+                if (name, eps) not in outcomes[subject.name] or (name, eps) not in outcomes[other.name]:
+                    continue
+                hits = (
+                    _hits(name, outcomes[of.name][name, float(eps)].rounded, of.verified.threshold)
+                    for of in (subject, other)
+                )
+                found = difference(*hits, cast.faces.person[_list_of(lists, name)])
+                columns = {"model": subject.name, "attack": name, "norm": "linf", "eps": eps / 255}
+                run.row(metric=f"hit_rate{ending}", **found._asdict(), **columns)
+
+
+def _headline(
+    run: Run, cast: Cast, lists: Lists, subject: Subject, found: "dict[tuple[str, float], Outcome]", ending: str
+) -> None:
+    from common.intervals import rate
+
+    of = subject.verified
+    measured = {f"verification_accuracy{ending}": of.accuracy}
+    for name, eps in (*HEADLINE, ("clean", 0)):
+        if (name, float(eps)) in found:
+            key = f"hit_rate_{name}_{eps}" if eps else f"hit_rate_{name}"
+            hits = _hits(name, found[name, float(eps)].rounded, of.threshold)
+            measured[key + ending] = rate(hits, cast.faces.person[_list_of(lists, name)])
+    run.metrics(**{f"threshold{ending}": of.threshold})
+    run.intervals(measured)
+
+
+if __name__ == "__main__":
+    attack.main()

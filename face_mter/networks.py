@@ -1,0 +1,168 @@
+"""Networks that map a picture to an embedding (layer `embedding`) and, on top of it, to class logits.
+
+Each takes images float32 (batch, height, width, channels) in [0, 1] and answers logits float32 (batch, classes). Two
+pictures are compared by the cosine of their embeddings; the logits serve the training, and the attack on labels.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import keras
+import numpy as np
+from keras import ops
+
+from common.errors import UserError
+from common.models import Assembly, preactivation_block
+
+EMBEDDING = "embedding"
+LossType = Literal["softmax", "arcface"]
+_PACKAGE = "face_mter"
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class CosineLogits(keras.layers.Layer):
+    """`scale` times the cosine of an embedding (B, D) to the direction of each class: float32 (B, classes)."""
+
+    def __init__(self, classes: int, scale: float, seed: int, **arguments: Any) -> None:
+        # Cosines near 1 and a scale of 64 leave half precision nothing to tell classes apart.
+        super().__init__(**{"dtype": "float32", **arguments})
+        self.classes, self.scale, self.seed = classes, float(scale), seed
+
+    def build(self, shape) -> None:
+        initializer = keras.initializers.RandomNormal(stddev=0.01, seed=self.seed)
+        self.directions = self.add_weight((shape[-1], self.classes), initializer=initializer, name="directions")
+
+    def call(self, embedding):
+        return self.scale * ops.matmul(unit(embedding), unit(self.directions, axis=0))
+
+    def compute_output_shape(self, shape):
+        return (shape[0], self.classes)
+
+    def get_config(self):
+        return {**super().get_config(), "classes": self.classes, "scale": self.scale, "seed": self.seed}
+
+
+def unit(vectors, axis: int = -1):
+    """`vectors` of length 1 along `axis`; zero stays zero, and has a slope."""
+    return vectors / ops.sqrt(ops.sum(ops.square(vectors), axis=axis, keepdims=True) + 1e-12)
+
+
+def arcface_logits(logits, y, *, scale: float, margin: float):
+    """ArcFace's logits in training (Deng et al. 2019, equation 3) from those of `CosineLogits`: (B, classes).
+
+    The angle theta of the true class `y` (B,) grows by `margin`: scale * cos(theta + margin), or, where that would
+    rise again with theta (theta > pi - margin), scale * (cos(theta) - margin * sin(pi - margin)).
+    """
+    cosine = logits / scale
+    # Beyond the bound the slope of the root is infinite.
+    sine = ops.sqrt(ops.maximum(1.0 - ops.square(cosine), 1e-7))
+    turned = cosine * np.cos(margin) - sine * np.sin(margin)
+    own = ops.where(cosine > np.cos(np.pi - margin), turned, cosine - margin * np.sin(np.pi - margin))
+    true = ops.cast(ops.one_hot(y, logits.shape[-1]), "bool")
+    return scale * ops.where(true, own, cosine)
+
+
+def embedder(model: keras.Model) -> keras.Model:
+    """The part of `model` up to its layer `embedding`; a model without one answers with embeddings itself.
+
+    Errors: `UserError` when what it answers with is no vector a picture.
+    """
+    names = [layer.name for layer in model.layers]
+    # A model that ends there is all embedding.
+    part = keras.Model(model.inputs[0], model.get_layer(EMBEDDING).output) if EMBEDDING in names[:-1] else model
+    if len(part.output_shape) != 2:
+        raise UserError(f"a model that answers with {part.output_shape[1:]}; expected one vector a picture")
+    return part
+
+
+def build(
+    name: str,
+    input_shape: Sequence[int],
+    classes: int,
+    *,
+    emb_size: int,
+    loss_type: LossType,
+    scale: float,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    seed: int = 0,
+) -> keras.Model:
+    """The network called `name` with a head for `classes`: dense logits (softmax) or scaled cosines (arcface).
+
+    Errors: `UserError` for an unknown name, and for a shape that the network cannot take.
+    """
+    if name not in NETWORKS:
+        raise UserError(f"--network: {name!r} is unknown; choose one of {', '.join(NETWORKS)}")
+    smallest = {"small": 8, "o18": 8, "r50": 16}[name]
+    net = Assembly(name, input_shape, classes, mean=mean, std=std, seed=seed, smallest=smallest)
+    embedding = NETWORKS[name](net, emb_size)
+    if loss_type == "arcface":
+        logits = CosineLogits(classes, scale, net.seed(), name="logits")(embedding)
+    else:
+        logits = net.dense(embedding, classes, name="logits", dtype="float32")
+    return keras.Model(net.images, logits, name=name)
+
+
+def small(net: Assembly, emb_size: int) -> Any:
+    """The demos' network: a 3x3 convolution and a pool until at most 6 pixels a side are left, two more convolutions
+    on the way from 16 pixels on, and output block E. 16 channels at first, twice as many after each pool."""
+    x, filters, level = net.start, 16, 0
+    while x.shape[1] > 6 or not level:
+        level += 1
+        x = prelu(net, net.convolution(x, filters, 3, name=f"conv{level}_1"), name=f"conv{level}_1")
+        if x.shape[1] <= 16:
+            x = prelu(net, net.convolution(x, filters, 3, name=f"conv{level}_2"), name=f"conv{level}_2")
+        x = keras.layers.MaxPooling2D(name=f"pool{level}")(x)
+        filters = min(2 * filters, 128)
+    return output_e(net, x, emb_size)
+
+
+def o18(net: Assembly, emb_size: int) -> Any:
+    """The paper's network for MNIST: a pre-activation ResNet of four stages of two blocks (He et al. 2016, "Identity
+    Mappings", figure 4e) with 64 to 512 channels, averaged; a dense layer only if the embedding is not of 512."""
+    x = net.convolution(net.normalise(net.start, name="input_bn"), 64, 3, name="stem_conv")
+    for stage, filters in enumerate((64, 128, 256, 512), start=1):
+        for block in (1, 2):
+            strides = 2 if stage > 1 and block == 1 else 1
+            x = preactivation_block(net, x, filters, strides, name=f"stage{stage}_block{block}")
+    x = net.activate(x, name="final")
+    if emb_size == x.shape[-1]:
+        return keras.layers.GlobalAveragePooling2D(name=EMBEDDING)(x)
+    return net.dense(keras.layers.GlobalAveragePooling2D(name="features")(x), emb_size, name=EMBEDDING)
+
+
+def r50(net: Assembly, emb_size: int) -> Any:
+    """The paper's network for faces: InsightFace's ResNet-50 of 3, 4, 14 and 3 units without bottleneck, output E."""
+    x = prelu(net, net.convolution(net.start, 64, 3, name="stem_conv"), name="stem")
+    for stage, (filters, count) in enumerate(zip((64, 128, 256, 512), (3, 4, 14, 3), strict=True), start=1):
+        for place in range(1, count + 1):
+            x = _unit3(net, x, filters, 2 if place == 1 else 1, name=f"stage{stage}_unit{place}")
+    return output_e(net, x, emb_size)
+
+
+def _unit3(net: Assembly, x: Any, filters: int, strides: int, *, name: str) -> Any:
+    """BN, conv3, BN, PReLU, conv3 (strides), BN, plus the shortcut: 1x1 and BN where the shape changes."""
+    y = net.convolution(net.normalise(x, name=f"{name}_1_bn"), filters, 3, name=f"{name}_conv1")
+    y = net.convolution(prelu(net, y, name=f"{name}_2"), filters, 3, strides=strides, name=f"{name}_conv2")
+    y = net.normalise(y, name=f"{name}_3_bn")
+    if strides > 1 or x.shape[-1] != filters:
+        x = net.convolution(x, filters, 1, strides=strides, name=f"{name}_shortcut_conv")
+        x = net.normalise(x, name=f"{name}_shortcut_bn")
+    return keras.layers.Add(name=f"{name}_add")([y, x])
+
+
+def prelu(net: Assembly, x: Any, *, name: str) -> Any:
+    """Batch normalisation, then a rectifier with one learnt slope a channel, 0.25 at first."""
+    x = net.normalise(x, name=f"{name}_bn")
+    slopes = keras.initializers.Constant(0.25)
+    return keras.layers.PReLU(slopes, shared_axes=(1, 2), name=f"{name}_prelu")(x)
+
+
+def output_e(net: Assembly, x: Any, emb_size: int) -> Any:
+    """Output block E: BN, dropout 0.4, dense, BN without a scale of its own."""
+    x = keras.layers.Dropout(0.4, seed=net.seed(), name="dropout")(net.normalise(x, name="output_bn"))
+    x = net.dense(keras.layers.Flatten(name="flatten")(x), emb_size, name="output_dense")
+    return keras.layers.BatchNormalization(momentum=0.9, epsilon=2e-5, scale=False, name=EMBEDDING)(x)
+
+
+NETWORKS: Mapping[str, Callable[[Assembly, int], Any]] = {"small": small, "o18": o18, "r50": r50}
