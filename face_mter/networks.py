@@ -4,6 +4,7 @@ Each takes images float32 (batch, height, width, channels) in [0, 1] and answers
 pictures are compared by the cosine of their embeddings; the logits serve the training, and the attack on labels.
 """
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ from common.models import Assembly, preactivation_block
 EMBEDDING = "embedding"
 LossType = Literal["softmax", "arcface"]
 _PACKAGE = "face_mter"
+
+_parts: "weakref.WeakKeyDictionary[keras.Model, keras.Model | None]" = weakref.WeakKeyDictionary()
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -67,9 +70,13 @@ def embedder(model: keras.Model) -> keras.Model:
 
     Errors: `UserError` when what it answers with is no vector a picture.
     """
-    names = [layer.name for layer in model.layers]
-    # A model that ends there is all embedding.
-    part = keras.Model(model.inputs[0], model.get_layer(EMBEDDING).output) if EMBEDDING in names[:-1] else model
+    if model not in _parts:
+        names = [layer.name for layer in model.layers]
+        # A model that ends there is all embedding.
+        whole = EMBEDDING not in names[:-1]
+        _parts[model] = None if whole else keras.Model(model.inputs[0], model.get_layer(EMBEDDING).output)
+    # Always the same part: what was compiled for it stays good.
+    part = model if _parts[model] is None else _parts[model]
     if len(part.output_shape) != 2:
         raise UserError(f"a model that answers with {part.output_shape[1:]}; expected one vector a picture")
     return part
