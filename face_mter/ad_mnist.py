@@ -57,6 +57,8 @@ class Options(RegulariserOptions, HeadOptions, fitting.FittingOptions):
     """Length of a step; by default 2.5 x radius / rounds."""
     adv_thd: Budget = 0.05
     """A picture rests once its cosine distance to its target is below."""
+    weightadv: Budget = 2.25
+    """Weight of the regulariser beside the mean cross-entropy; 2.25 balances as the paper's 1 does."""
     far: Budget = 1e-2
     """False accept rate of the threshold that a hit is judged by."""
     n_attack: Count = 300

@@ -23,10 +23,10 @@ class HeadOptions:
     """Logits by a dense layer, or cosines with an angular margin."""
     emb_size: Count = 128
     """Length of the embedding; 512 in the paper."""
-    margin_m: Budget = 0.5
-    """Angular margin of ArcFace, in radians."""
-    margin_s: Budget = 64.0
-    """Scale of ArcFace's cosines."""
+    margin_m: Budget = 0.3
+    """Angular margin of ArcFace, in radians; 0.5 in the paper."""
+    margin_s: Budget = 30.0
+    """Scale of ArcFace's cosines; 64 in the paper."""
 
 
 @dataclass(kw_only=True)
@@ -35,8 +35,10 @@ class FaceFittingOptions(PeopleOptions, fitting.FittingOptions):
 
     arch: str = alias("network", default="small")
     """Network: small, o18 or r50; the last is the paper's, for pictures of 112 x 112."""
+    epochs: Count = 12
+    """Passes over the pictures."""
     batch_size: Count = 64
-    """Pictures a step (pairs, in ad_face.py), over all devices."""
+    """Pictures a step, over all devices."""
     learning_rate: Budget = alias("lr", default=0.05)
     """Learning rate at its highest."""
     augment: Literal["none", "flip", "crop_flip"] = "flip"
