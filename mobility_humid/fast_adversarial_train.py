@@ -78,7 +78,8 @@ def fast_adversarial_train(options: Options, run: Run) -> None:
     run.curves_until(0)
     found = {"before": _attacked(options, run, fleet, model, parts, "before")}
     for method in options.methods:
-        model = _hardened(options, run, fleet, task, path, method)
+        # Always the same model with other weights: its attacks are traced once.
+        model.set_weights(_hardened(options, run, fleet, task, path, method, model).get_weights())
         found[method] = _attacked(options, run, fleet, model, parts, method)
         _transfer(options, run, Attacker(options, model, fleet), found["before"], method)
     for name, when in {"before": "before", options.methods[0]: "after"}.items():
@@ -155,8 +156,13 @@ def _transfer(options: Options, run: Run, attacker: Attacker, before: Outcomes, 
             record(run, moved, attacker.layout, model=name, attack="transfer", eta=eta, split=part, radius=None)
 
 
-def _hardened(options: Options, run: Run, fleet: Fleet, task: Task, path: "Path", method: str) -> "keras.Model":
-    """The model in `path`, trained on by `method`, and saved as `model_<method>.keras`."""
+def _hardened(
+    options: Options, run: Run, fleet: Fleet, task: Task, path: "Path", method: str, stand_in: "keras.Model"
+) -> "keras.Model":
+    """The model in `path`, trained on by `method`, and saved as `model_<method>.keras`.
+
+    While it trains, `stand_in`, a model like it, is given its weights and attacked in its place.
+    """
     from common import checkpoints
     from mobility_humid import hardening
     from mobility_humid.fitting import fit
@@ -168,7 +174,8 @@ def _hardened(options: Options, run: Run, fleet: Fleet, task: Task, path: "Path"
     watched = validation.first(options.n_watch)
 
     def evaluate(model: "keras.Model") -> dict[str, float]:
-        attacker = Attacker(replace(options, steps=_WATCH_STEPS, alpha=None), model, fleet)
+        stand_in.set_weights(model.get_weights())
+        attacker = Attacker(replace(options, steps=_WATCH_STEPS, alpha=None), stand_in, fleet)
         robust = attacker.run("st_ifgsm_linf", watched, progress=False).robust
         measured = {**task.watch(model, validation), "validation_attacked_accuracy": float(robust.mean())}
         both = measured["validation_accuracy"] + measured["validation_attacked_accuracy"]
