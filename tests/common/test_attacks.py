@@ -21,6 +21,7 @@ from common.attacks import (
     bim,
     calls,
     cosine_to,
+    feature_pgd,
     fftgsm,
     fgsm,
     iftgsm,
@@ -75,6 +76,9 @@ ATTACKS = {
     ("r_step_ll", "linf"): lambda net, x, y, eps, **more: r_step_ll(net.model, x, eps=eps, **more),
     ("fftgsm", "linf"): towards(fftgsm),
     ("iftgsm", "linf"): lambda net, x, y, eps, **more: towards(iftgsm, alpha=eps / 2, steps=3)(net, x, y, eps, **more),
+    ("feature_pgd", "linf"): lambda net, x, y, eps, **more: towards(
+        feature_pgd, alpha=eps / 2, steps=3, restarts=2, threshold=0.5
+    )(net, x, y, eps, **more),
 }
 every_attack = pytest.mark.parametrize("name, norm", ATTACKS, ids=[name for name, _ in ATTACKS])
 

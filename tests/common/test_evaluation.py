@@ -44,8 +44,18 @@ def test_predict_reads_bytes_as_unit_interval_and_any_batch_size():
     expected = model(x / np.float32(255)).numpy().argmax(1)
     assert (evaluation.predict(model, x, batch_size=7) == expected).all()
     assert (evaluation.predict(model, x / np.float32(255)) == expected).all()
+    np.testing.assert_allclose(evaluation.outputs(model, x, batch_size=7), model(x / np.float32(255)), atol=1e-6)
     assert evaluation.accuracy(model, x, expected) == 1.0
     assert evaluation.accuracy(model, x, (expected + 1) % 5) == 0.0
+
+
+def test_outputs_are_those_of_inference_with_the_weights_of_now():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dropout(0.9, seed=0)])
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    before = evaluation.outputs(model, x, batch_size=2)
+    np.testing.assert_allclose(before, model(x, training=False), atol=1e-6)
+    model.set_weights([2 * w for w in model.get_weights()])
+    np.testing.assert_allclose(evaluation.outputs(model, x), 2 * before, atol=1e-5)
 
 
 def test_robustness_counts_example_by_example_on_what_is_stored():
