@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Attacks that take many times the gradients of the others, and are run on fewer samples.
 SLOW = ("st_ifgsm_l0", "cw_l2", "cw_l0", "strong")
+# What no attack within eta cells leaves, sample by sample.
+ALL = "all"
 
 
 @dataclass(kw_only=True)
@@ -226,7 +228,27 @@ def attack_all(
                 )
         if name == "st_ifgsm_linf" and attacker.radius is None:
             attacker.radius = _mean_norm([outcomes[name, part, options.eta] for part in parts])
+    for part in parts:
+        within = [o for (name, of, eta), o in outcomes.items() if (of, eta) == (part, options.eta) and _in_cells(name)]
+        columns = {"model": model_name, "attack": ALL, "eta": options.eta, "split": part, "radius": None}
+        record(run, _worst(within), attacker.layout, **columns)
     return outcomes
+
+
+def _in_cells(name: str) -> bool:
+    """Whether the budget of an attack is eta."""
+    return name.startswith("cw") or not name.endswith(("_l2", "_l1"))
+
+
+def _worst(outcomes: Sequence[Outcome]) -> Outcome:
+    """Of several attacks, for each sample that all of them met, the first that fools the model."""
+    count = min(len(outcome.clean) for outcome in outcomes)
+    first, *others = (Outcome(o.samples.first(count), *(field[:count] for field in o[1:])) for o in outcomes)
+    robust, moved = first.robust, first.moved
+    for other in others:
+        moved = np.where((robust & ~other.robust)[:, None, None, None], other.moved, moved)
+        robust = robust & other.robust
+    return first._replace(robust=robust, moved=moved)
 
 
 def record(

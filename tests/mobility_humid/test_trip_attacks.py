@@ -15,11 +15,13 @@ from common.attacks import bim, calls, named, randomness
 from common.errors import UserError
 from common.runs import read_table
 from mobility_humid import trip_attacks
+from mobility_humid.attacking import Outcome, _in_cells, _worst
 from mobility_humid.classification import classification
 from mobility_humid.classification_attack import classification_attack
 from mobility_humid.layout import Layout
 from mobility_humid.networks import Siamese
 from mobility_humid.siamese_attack import siamese_attack
+from mobility_humid.tasks import Samples
 from mobility_humid.train import train
 from mobility_humid.trip_attacks import ATTACKS, Budget, attack, attack_batch, fixed_but_moving
 from mobility_humid.trips import SEEK, SERVE, SLOT, SPEED, UNTYPED, X, Y, load_trips
@@ -490,6 +492,7 @@ def test_siamese_attack_from_the_trips_to_the_figures(workplace, monkeypatch, ti
         *(("st_ifgsm_linf", eta) for eta in (1, 2)),
         *(("noise", eta) for eta in (1, 2)),
         ("st_ifgsm_l0", 2),
+        ("all", 2),
     }
     by_hand = {
         (row["attack"], row["split"]): row for row in table if row["metric"] == "attacked_accuracy" and row["eps"] == 2
@@ -497,7 +500,28 @@ def test_siamese_attack_from_the_trips_to_the_figures(workplace, monkeypatch, ti
     for part in ("seen", "unseen"):
         assert by_hand["st_ifgsm_linf", part]["value"] == pytest.approx(metrics[f"attacked_accuracy_{part}"])
         assert by_hand["noise", part]["value"] == pytest.approx(metrics[f"noise_accuracy_{part}"])
-        assert by_hand["st_ifgsm_l0", part]["n"] == 10
+        assert by_hand["st_ifgsm_l0", part]["n"] == by_hand["all", part]["n"] == 10
+
+
+def test_b14_the_union_goes_sample_by_sample():
+    """Over the samples that all met; each is shown as the first attack that fools it left it."""
+    samples = Samples(np.zeros((4, 2, 3, 3), np.float32), np.zeros(4, np.int32), np.arange(4))
+    robust = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0]], bool)
+    clean = np.array([1, 1, 1, 0], bool)
+    outcomes = [
+        Outcome(samples.first(n), clean[:n], held[:n], np.full((n, 2, 3, 3), mark, np.float32))
+        for mark, held, n in zip((1, 2, 3), robust, (4, 3, 4), strict=True)
+    ]
+    worst = _worst(outcomes)
+    assert worst.robust.tolist() == [False, False, False] and worst.clean.tolist() == [True, True, True]
+    assert worst.moved[:, 0, 0, 0].tolist() == [3, 2, 1] and len(worst.samples.y) == 3
+    assert [_in_cells(name) for name in ("st_fgsm_l2", "st_ifgsm_l1", "cw_l2", "st_ifgsm_l0", "noise")] == [
+        0,
+        0,
+        1,
+        1,
+        1,
+    ]
 
 
 def test_b13_success_is_counted_again_on_what_comes_out(workplace, tiny_fleet, tiny_file):
@@ -532,7 +556,7 @@ def test_classification_attack_from_the_trips_to_the_figures(workplace, monkeypa
     assert {"changed_points_mean", "displacement_cells_max", "largest_jump_after"} <= set(metrics)
     assert "success_rate" in metrics or metrics["clean_accuracy"] == 0
     table = read_table(workplace / "runs/mobility_humid/classification_attack/tiny")
-    assert {row["attack"] for row in table} == {"st_ifgsm_linf", "st_fgsm_l2", "noise"}
+    assert {row["attack"] for row in table} == {"st_ifgsm_linf", "st_fgsm_l2", "noise", "all"}
 
 
 def test_models_that_do_not_fit_are_refused_in_one_line(workplace, tiny_fleet, tiny_file):
