@@ -324,7 +324,7 @@ class Script:
         if printing:
             print(runs.dump({k: _plain(getattr(options, k)) for k in self.fields if k not in STEERING}), end="")
             return
-        results = self(options, command=shlex.join(["python", self._path(), *argv]))
+        results = self(options, command=shlex.join(["python", self._path(), *_without_steering(argv)]))
         if runs.is_chief(options.strategy):
             from common.report import console
 
@@ -582,6 +582,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value.as_posix() if isinstance(value, Path) else value
+
+
+def _without_steering(argv: Sequence[str]) -> list[str]:
+    """The words that say what a run was; --resume and --force say how this call came to it."""
+    kept: list[str] = []
+    steered = False
+    for word in argv:
+        if steered and word in ("true", "false"):
+            continue
+        steered = word.partition("=")[0] in ("--resume", "--force")
+        if not steered:
+            kept.append(word)
+    return kept
 
 
 def _text(value: Any) -> str:
