@@ -425,7 +425,7 @@ def test_a_closed_pipe_ends_without_traceback(tiny):
 
 def test_the_end_shows_the_rate_with_its_interval_and_the_place(capsys):
     # How this call came to the run is no part of what the run was.
-    status, out, err = ended(["--resume", "--eps", "8/255", "--force", "true"], capsys)
+    status, out, err = ended(["--eps", "8/255", "--force", "true"], capsys)
     assert status == 0 and err == ""
     assert "success  50.0 %  [40.4, 59.6]  100" in out and "runs/adv_lock/lock/demo/results.json" in out
     results = json.loads(Path("runs/adv_lock/lock/demo/results.json").read_text())
