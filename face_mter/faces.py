@@ -127,6 +127,8 @@ def load_faces(
     if dataset == "portraits":
         from face_mter.portraits import portraits
 
+        if image_size is not None and image_size < 16:
+            raise UserError(f"image_size={image_size}: portraits need 16 or more")
         drawn = portraits(people, per_person, seed=seed, size=image_size or PORTRAIT_SIZE)
         names = tuple(f"person_{number:04d}" for number in range(people))
         files = tuple(f"{name}/{picture:04d}.png" for name in names for picture in range(per_person))

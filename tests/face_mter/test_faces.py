@@ -109,6 +109,7 @@ def test_the_middle_square_is_scaled(tmp_path, packed):
     assert images.shape == (2, 8, 8, 3) and (images == 250).all()
     refused(lambda: load_faces(path), path, "differing sizes", "image-size")
     refused(lambda: load_faces(path, image_size=0), "image_size=0")
+    refused(lambda: load_faces("portraits", image_size=6), "image_size=6", "16 or more")
 
 
 def test_portraits_are_people_drawn_from_the_seed():
