@@ -23,6 +23,7 @@ from face_mter.people import (
     write_verified,
 )
 from face_mter.train import train
+from face_mter.verification import FoldedPairs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +84,8 @@ def attack(options: Options, run: Run) -> None:
     from face_mter import figures
 
     cast = load_cast(options, run)
-    subjects = _subjects(options, run, cast)
+    folded = folded_pairs(options, cast)
+    subjects = _subjects(options, run, cast, folded)
     lists = _lists(options, run, cast)
     base = subjects[0]
     outcomes: dict[str, dict[tuple[str, float], Outcome]] = {}
@@ -92,7 +94,7 @@ def attack(options: Options, run: Run) -> None:
         run.say(f"attacking the model {subject.name}, threshold {subject.verified.threshold:.3f}")
         outcomes[subject.name] = _attack(options, run, cast, lists, subject, base)
     _transfers(run, cast, lists, subjects, outcomes)
-    _differences(options, run, cast, lists, subjects, outcomes)
+    _differences(run, cast, folded.pairs, lists, subjects, outcomes)
     for subject in subjects[:2]:
         _headline(run, cast, lists, subject, outcomes[subject.name], "_base" if subject is base else "")
     for name, figure in figures.attack_figures(
@@ -101,7 +103,7 @@ def attack(options: Options, run: Run) -> None:
         run.artifact(name, figure)
 
 
-def _subjects(options: Options, run: Run, cast: Cast) -> list[Subject]:
+def _subjects(options: Options, run: Run, cast: Cast, folded: FoldedPairs) -> list[Subject]:
     """The base model, the hardened one and the others, each verified."""
     from face_mter.feature_attacks import Attacker
 
@@ -114,8 +116,7 @@ def _subjects(options: Options, run: Run, cast: Cast) -> list[Subject]:
         if name in paths:
             raise UserError(f"--others: two models called {name!r}; rename a folder")
         paths[name] = other
-    pairs = folded_pairs(options, cast)
-    run.say(f"{len(pairs.same)} verification pairs" + (f", {pairs.left_out} left out" if pairs.left_out else ""))
+    run.say(f"{len(folded.same)} verification pairs" + (f", {folded.left_out} left out" if folded.left_out else ""))
     subjects = []
     for name, path in paths.items():
         model = load_checked(path / "model.keras" if path.is_dir() else path, cast)
@@ -127,7 +128,7 @@ def _subjects(options: Options, run: Run, cast: Cast) -> list[Subject]:
             restarts=options.restarts,
             batch_size=options.batch_size,
         )
-        subjects.append(Subject(name, attacker, embeddings, verify(embeddings, cast, pairs, options.far)))
+        subjects.append(Subject(name, attacker, embeddings, verify(embeddings, cast, folded, options.far)))
     return subjects
 
 
@@ -257,20 +258,19 @@ def _transfers(
 
 
 def _differences(
-    options: Options,
     run: Run,
     cast: Cast,
+    folded: "np.ndarray",
     lists: Lists,
     subjects: list[Subject],
     outcomes: "dict[str, dict[tuple[str, float], Outcome]]",
 ) -> None:
     """Rows for each model less the base model, and less the hardened one, on the same pairs."""
-    pairs = folded_pairs(options, cast).pairs
     for place, subject in enumerate(subjects):
         for other in subjects[: min(place, 2)]:
             ending = f"_less_{other.name}"
             right = (of.verified.ten_fold.right for of in (subject, other))
-            found = difference(*right, cast.faces.person[pairs])
+            found = difference(*right, cast.faces.person[folded])
             run.row(model=subject.name, metric=f"verification_accuracy{ending}", **found._asdict())
             for name, eps in HEADLINE:
                 if (name, eps) not in outcomes[subject.name] or (name, eps) not in outcomes[other.name]:
