@@ -31,6 +31,13 @@ demo: setup
 	$(RUN) face_mter/attack.py --resume
 	$(RUN) face_mter/verify.py --resume
 	$(RUN) face_mter/ad_mnist.py --resume
+	$(RUN) multimedia_recsys/train_cnn.py --resume
+	$(RUN) multimedia_recsys/classify_extract.py --resume
+	$(RUN) multimedia_recsys/rec_generator.py --resume
+	$(RUN) multimedia_recsys/results_analyzer.py --resume
+	$(RUN) multimedia_recsys/classify_extract_attack.py --resume
+	$(RUN) multimedia_recsys/evaluate_visual_images.py --resume
+	$(RUN) multimedia_recsys/run_all.py --resume
 
 test: setup
 	$(RUN) -m pytest

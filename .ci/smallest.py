@@ -34,6 +34,10 @@ SMALLEST = {
         *("--batch-size", "4", "--steps", "1", "--train-steps", "1", "--repeats", "1"),
         *("--per-kind", "1", "--padding-length", "8", "--units", "8,8,4"),
     ],
+    "benchmarks/recsys.py": [
+        *("--n-users", "60", "--n-items", "40", "--features", "16", "--epochs", "2", "--repeats", "1"),
+        *("--timed-epochs", "1", "--large-users", "50", "--large-items", "200"),
+    ],
     "adv_lock/run_all.py": ["--config", str(ROOT / ".ci/smallest.yaml"), "--methods", "basic"],
 }
 MOST_SECONDS = 60
@@ -48,6 +52,14 @@ SMALLEST |= {
 FACES = str(ROOT / ".ci/smallest_faces.yaml")
 SMALLEST |= {
     f"face_mter/{name}.py": ["--config", FACES] for name in ("train", "ad_face", "attack", "verify", "ad_mnist")
+}
+SHOP = str(ROOT / ".ci/smallest_shop.yaml")
+SMALLEST |= {
+    f"multimedia_recsys/{name}.py": ["--config", SHOP]
+    for name in (
+        *("train_cnn", "classify_extract", "rec_generator", "results_analyzer"),
+        *("classify_extract_attack", "evaluate_visual_images", "run_all"),
+    )
 }
 
 

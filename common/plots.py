@@ -71,21 +71,26 @@ def grouped_bars(
     *,
     title: str,
     levels: Mapping[str, float] | None = None,
+    ylabel: str = "accuracy",
+    top: float | None = 1.0,
 ) -> None:
-    """Accuracies in [0, 1], a bar of each kind in `bars` for each of `groups`, and horizontal `levels`."""
+    """Shares in [0, 1], a bar of each kind in `bars` for each of `groups`, and horizontal `levels`; the axis ends at
+    `top`, None for where the bars do."""
     figure = Figure(figsize=(1.2 * len(groups) + 2.4, 3.6))
     axes = figure.add_subplot()
     width = 0.8 / len(bars)
+    least = 0.06 * (top or max(max(values) for values in bars.values()))
+    digits = 0 if least > 0.02 else 1
     for place, (colour, (name, values)) in enumerate(zip(COLOURS, bars.items(), strict=False)):
         drawn = axes.bar(np.arange(len(groups)) + place * width, values, width, color=colour, label=name)
         # A bar that is lower than its number has it on top.
-        for kind, text, fits in (("center", "white", lambda v: v >= 0.06), ("edge", "black", lambda v: v < 0.06)):
-            labels = [f"{100 * value:.0f}" if fits(value) else "" for value in values]
+        for kind, text, fits in (("center", "white", lambda v: v >= least), ("edge", "black", lambda v: v < least)):
+            labels = [f"{100 * value:.{digits}f}" if fits(value) else "" for value in values]
             axes.bar_label(drawn, labels=labels, label_type=kind, color=text, fontsize=8)
     for colour, (name, value) in zip(COLOURS[len(bars) :], (levels or {}).items(), strict=False):
         axes.axhline(value, color=colour, linestyle="--", linewidth=1.5, label=name)
     axes.set_xticks(np.arange(len(groups)) + 0.4 - width / 2, groups)
-    axes.set(ylim=(0, 1), ylabel="accuracy", title=title)
+    axes.set(ylim=(0, top), ylabel=ylabel, title=title)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)

@@ -1,0 +1,76 @@
+"""Attacked pictures as files: `<attack>_<origin>_<target>_<budget>_images/` with pictures, classes and features."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from common.datasets.readers import read_picture, write_png
+from common.errors import UserError
+from common.files import inside
+from common.runs import read_results
+from multimedia_recsys.catalogues import Shop
+from multimedia_recsys.categories import Pair
+from multimedia_recsys.looks import Looks, read_looks
+
+# Pictures that are changed and written together: what an interruption costs at most.
+_CHUNK = 64
+
+
+class Attack(NamedTuple):
+    """A finished attack: its `name`, its classes `pair`, the attacked `items` int64 (m,), `features` float32 (N, D) of
+    all items and `label` int32 (N,), their classes after it; `folder`, where its pictures lie."""
+
+    name: str
+    pair: Pair
+    items: np.ndarray
+    features: np.ndarray
+    label: np.ndarray
+    folder: Path
+
+
+def write_pictures(
+    folder: Path, shop: Shop, items: np.ndarray, change: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> None:
+    """Write `change(pictures, items)` uint8 (n, H, W, 3) for all `items` as PNG; those that are there already stay.
+
+    Errors: `UserError` for a picture whose name would leave the folder.
+    """
+    paths = {int(item): picture_path(folder, shop, int(item)) for item in items}
+    missing = np.array([item for item, path in paths.items() if not path.is_file()], np.int64)
+    for first in range(0, len(missing), _CHUNK):
+        chunk = missing[first : first + _CHUNK]
+        for item, picture in zip(chunk, change(shop.pictures.read(chunk), chunk), strict=True):
+            write_png(paths[int(item)], picture)
+
+
+def read_pictures(folder: Path, shop: Shop, items: np.ndarray) -> np.ndarray:
+    """What `write_pictures` wrote, as the files hold it: uint8 (m, H, W, 3)."""
+    pictures = [read_picture(picture_path(folder, shop, int(item))).rgb for item in items]
+    if any(picture.shape != shop.pictures.shape for picture in pictures):
+        raise UserError(f"{folder}: pictures of another size than the shop's; make them by the same --image-size")
+    return np.stack(pictures)
+
+
+def picture_path(folder: Path, shop: Shop, item: int) -> Path:
+    """Where the changed picture of `item` is written; it cannot leave `folder`."""
+    return inside(folder, f"{Path(shop.file_names[item]).stem}.png")
+
+
+def read_attack(run: Path, items: int) -> Attack:
+    """The attack of a finished run of classify_extract_attack.py on a shop of `items`.
+
+    Errors: `UserError` for one that is not finished or of another shop.
+    """
+    results = read_results(run)
+    metrics = results["metrics"]
+    if "images" not in results["artifacts"]:
+        raise UserError(f"{run}: holds no attack; make it by classify_extract_attack.py")
+    folder = run / results["artifacts"]["images"]
+    looks: Looks = read_looks(folder, items)
+    attacked = np.loadtxt(folder / "items.csv", dtype=np.int64, ndmin=1)
+    if len(attacked) == 0 or attacked.min() < 0 or attacked.max() >= items:
+        raise UserError(f"{folder / 'items.csv'}: items that the shop does not have; make the attack anew")
+    pair = Pair(int(metrics["origin"]), int(metrics["target"]))
+    return Attack(folder.name.removesuffix("_images"), pair, attacked, looks.features, looks.label, folder)

@@ -1,0 +1,80 @@
+"""How often a class of items is recommended, and which classes make an attack's origin and target."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from common.errors import UserError
+
+
+class Pair(NamedTuple):
+    """An attack's classes: items of `origin` are to be taken for `target`."""
+
+    origin: int
+    target: int
+
+
+def chr_at(lists: np.ndarray, label: np.ndarray, classes: int, k: int) -> np.ndarray:
+    """Category hit ratio CHR@K of each class: the share of all places of the top-`k` lists that its items take.
+
+    `lists` int (U, >= k), -1 for an empty place; `label` int (N,), the class of each item; float64 (`classes`,).
+    """
+    top = _top(lists, k)
+    return np.bincount(label[top[top >= 0]], minlength=classes) / top.size
+
+
+def ncdcg_at(lists: np.ndarray, label: np.ndarray, classes: int, k: int) -> np.ndarray:
+    """Normalised category DCG of each class: the mean over users of the discounted places, 1 / log2(place + 2), that
+    its items take in the top `k`, over those of a list that begins with min(its size, `k`) of them: float64
+    (`classes`,).
+    """
+    top = _top(lists, k)
+    discount = 1 / np.log2(np.arange(k) + 2.0)
+    filled = top >= 0
+    gain = np.bincount(label[top[filled]], np.broadcast_to(discount, top.shape)[filled], minlength=classes)
+    most = np.minimum(np.bincount(label, minlength=classes), k)
+    ideal = np.concatenate([[np.inf], np.cumsum(discount)])[most]
+    return gain / len(top) / ideal
+
+
+def _top(lists: np.ndarray, k: int) -> np.ndarray:
+    if lists.shape[1] < k:
+        raise UserError(f"lists of {lists.shape[1]} items; CHR@{k} needs {k}: make longer ones or lower --top-k")
+    return lists[:, :k]
+
+
+def propose(chr_of: np.ndarray, label: np.ndarray, features: np.ndarray, *, fewest: int = 10) -> tuple[Pair, Pair]:
+    """A near and a far pair. The origin is the class that is recommended least for each of its items, the targets are
+    among the third of the classes that are recommended most: the one whose mean feature is nearest to the origin's,
+    and the one farthest.
+
+    `chr_of` (classes,); `label` (N,) and `features` (N, D) of the items. Classes of under `fewest` items are left out.
+
+    Errors: `UserError` when there are not three classes to choose from.
+    """
+    counts = np.bincount(label, minlength=len(chr_of))
+    known = np.flatnonzero(counts >= fewest)
+    if len(known) < 3:
+        raise UserError(f"{len(known)} classes of {fewest} items or more; an attack needs three to choose from")
+    lift = chr_of[known] / counts[known]
+    origin = known[np.argmin(lift)]
+    most = known[np.argsort(-lift)][: max(len(known) // 3, 2)]
+    most = most[most != origin]
+    means = np.stack([features[label == kind].mean(axis=0) for kind in most])
+    apart = np.linalg.norm(means - features[label == origin].mean(axis=0), axis=1)
+    return Pair(int(origin), int(most[apart.argmin()])), Pair(int(origin), int(most[apart.argmax()]))
+
+
+def named(text: str, names: Sequence[str], option: str) -> int:
+    """The class of that name or number.
+
+    Errors: `UserError` naming the option.
+    """
+    if text in names:
+        return names.index(text)
+    if text.isdigit() and int(text) < len(names):
+        return int(text)
+    raise UserError(
+        f"{option}: {text!r} is no class; they are {', '.join(names[:20])}{', ...' if len(names) > 20 else ''}"
+    )

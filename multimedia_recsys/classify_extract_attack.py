@@ -1,0 +1,183 @@
+"""Change the pictures of a class so that they are taken for another, and look at them as the recommender would."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from common.cli import Budget, Count, LinfBudget, alias, script
+from common.errors import UserError
+from common.runs import Run
+from multimedia_recsys import classify_extract, rec_generator, results_analyzer
+from multimedia_recsys.catalogues import load_shop
+from multimedia_recsys.looks import ClassifierOptions, classifier
+
+if TYPE_CHECKING:
+    from multimedia_recsys.categories import Pair
+    from multimedia_recsys.looks import Looks
+
+_EXAMPLES = 8
+
+
+@dataclass(kw_only=True)
+class Options(ClassifierOptions):
+    """Which pictures are changed, and how."""
+
+    without: ClassVar[tuple[str, ...]] = ("strategy", "precision", "n_train", "n_test")
+
+    attack_type: Literal["fgsm", "pgd", "cw", "insa", "noise", "swap"] = "pgd"
+    """Towards the target class by fgsm, pgd or cw (L2, no budget); insa raises the mean user's score instead; noise of
+    the same budget, and swap, a real picture of the target class, are controls."""
+    eps: LinfBudget = 8 / 255
+    """Budget (L-inf), in [0, 1]."""
+    eps_space: Literal["pixels", "normalised"] = "pixels"
+    """Where the budget counts: in pixels, or, as in the original, in pixels over ImageNet's deviation of the channel,
+    which is about a quarter of it."""
+    nb_iter: Count = 10
+    """Steps of pgd and insa, of a sixth of the budget each."""
+    pair: Literal["near", "far"] = "near"
+    """Which of the proposed pairs of classes, unless both classes are given."""
+    origin_class: str | None = None
+    """Class whose items are attacked, by name or number: all that the network takes for it."""
+    target_class: str | None = None
+    """Class that they are to be taken for."""
+    analysis: Path | None = None
+    """Run of results_analyzer.py that proposes the pairs; by default that of the same name."""
+    features: Path | None = None
+    """Looks at the clean pictures, a run of classify_extract.py; by default that of the same name."""
+    recommendations: Path | None = None
+    """Run of rec_generator.py, for insa; by default that of the same name."""
+    recommender: Literal["vbpr", "amr"] = "vbpr"
+    """Whose scores insa raises."""
+    confidence: Budget = 0.0
+    """cw: by how much the target's logit is to lead."""
+    cw_steps: Count = 200
+    """cw: gradients of each round."""
+    cw_rounds: Count = 5
+    """cw: rounds of the search for the weight of the goal."""
+    cw_weight: Budget = alias("c", default=1e-2)
+    """cw: the weight that the search begins with."""
+
+
+@script(app="multimedia_recsys", name="classify_extract_attack")
+def classify_extract_attack(options: Options, run: Run) -> None:
+    """Writes `<attack>_<origin>_<target>_<budget>_images/` with `images/`, `classes.csv` and `features.npy`."""
+    import numpy as np
+
+    from common import plots
+    from common.files import write_text
+    from multimedia_recsys import attack_folders
+    from multimedia_recsys.cnn import Seen, look
+    from multimedia_recsys.looks import read_looks, write_looks
+
+    shop = load_shop(options)
+    run.data(shop.name, shop.sha256)
+    model, names = classifier(options, shop, run)
+    also = ("model",) if options.features is None else ()
+    clean = read_looks(classify_extract.produced(options.features, options, run, *also), len(shop.pictures))
+    pair = _pair(options, run, names)
+    items = np.flatnonzero(clean.label == pair.origin)
+    if not len(items):
+        raise UserError(f"--origin-class: the network takes no picture for {names[pair.origin]}; choose another")
+    budget = f"eps{255 * options.eps:g}" if options.attack_type in ("fgsm", "pgd", "insa", "noise") else "free"
+    name = f"{options.attack_type}_{pair.origin}_{pair.target}_{budget}"
+    run.say(
+        f"{name}: {len(items)} pictures of {names[pair.origin]}"
+        + ("" if options.attack_type in ("insa", "noise") else f" towards {names[pair.target]}")
+    )
+    begun = run.checkpoints / f"{name}_images" / "images"
+    attack_folders.write_pictures(begun, shop, items, _change(options, run, shop, model, clean, pair))
+    folder = run.folder / f"{name}_images"
+    folder.mkdir(exist_ok=True)
+    begun.rename(folder / "images")
+    # From the files, as a shop would have them.
+    changed = attack_folders.read_pictures(folder / "images", shop, items)
+    seen = look(model, changed)
+    label, prob, features = (np.array(values) for values in clean[:3])
+    label[items], prob[items], features[items] = seen
+    write_looks(folder, shop, Seen(label, prob, features), names, started=clean)
+    write_text(folder / "items.csv", "".join(f"{item}\n" for item in items))
+    run.artifact("images", folder)
+    outcomes = {
+        "attack_success": seen.label == pair.target,
+        "origin_kept": seen.label == pair.origin,
+        "other_class": (seen.label != pair.target) & (seen.label != pair.origin),
+    }
+    for metric, hit in outcomes.items():
+        run.rate(metric, float(hit.mean()), len(hit), attack=name, norm="linf", eps=options.eps)
+    run.metrics(
+        attack_success=float(outcomes["attack_success"].mean()),
+        attack_success_n=len(items),
+        origin=pair.origin,
+        target=pair.target,
+    )
+    if shop.category is not None and len(shop.category_names) == len(names):
+        run.row(
+            attack=name,
+            metric="shop_says_origin",
+            value=float((shop.category[items] == pair.origin).mean()),
+            n=len(items),
+        )
+    before, after = shop.pictures.read(items[:_EXAMPLES]), changed[:_EXAMPLES]
+    taken_for = ", ".join(names[label] for label in seen.label[:_EXAMPLES])
+    added = np.clip(0.5 + 8 * (after / 255.0 - before / 255.0), 0, 1)
+    plots.picture_rows(
+        {"clean": list(before), "attacked": list(after), "difference x 8": list(added)},
+        run.folder / "examples.png",
+        title=f"{options.attack_type}: {names[pair.origin]}, taken for {taken_for}",
+    )
+    run.artifact("examples", run.folder / "examples.png")
+
+
+def _pair(options: Options, run: Run, names: tuple[str, ...]) -> "Pair":
+    from multimedia_recsys.categories import Pair, named
+
+    given = (options.origin_class, options.target_class)
+    if (given[0] is None) != (given[1] is None):
+        raise UserError("--origin-class, --target-class: give both or neither")
+    if given[0] is None:
+        return results_analyzer.proposed(options.analysis, options, run)[options.pair]
+    pair = Pair(named(given[0], names, "--origin-class"), named(given[1], names, "--target-class"))
+    if pair.origin == pair.target:
+        raise UserError(f"--target-class: {given[1]} is the origin too; choose another")
+    return pair
+
+
+def _change(options: Options, run: Run, shop, model, clean: "Looks", pair: "Pair"):
+    """pictures (n, H, W, 3), items (n,) -> changed pictures."""
+    import numpy as np
+
+    from multimedia_recsys import recommendations
+    from multimedia_recsys.picture_attacks import IMAGENET_STD, PictureAttack, stand_ins
+    from multimedia_recsys.recommenders import mean_score_direction
+
+    if options.attack_type == "swap":
+        candidates = np.flatnonzero(clean.label == pair.target)
+        if not len(candidates):
+            raise UserError("--target-class: the network takes no picture for it; there is nothing to swap in")
+        return lambda pictures, items: shop.pictures.read(stand_ins(candidates, items, options.seed))
+    direction = None
+    if options.attack_type == "insa":
+        place = rec_generator.produced(options.recommendations, options, run)
+        path = place / f"{options.recommender}.npz"
+        recommender, _ = recommendations.load(path, shop.feedback, clean.features.shape[1])
+        direction = mean_score_direction(recommender)
+        if not len(direction):
+            raise UserError(f"{path}: has no visual factors; insa needs a recommender that looks at pictures")
+    eps = [options.eps * std for std in IMAGENET_STD] if options.eps_space == "normalised" else options.eps
+    attack = PictureAttack(
+        options.attack_type,
+        model,
+        eps=eps,
+        steps=options.nb_iter,
+        confidence=options.confidence,
+        cw_steps=options.cw_steps,
+        cw_rounds=options.cw_rounds,
+        cw_weight=options.cw_weight,
+        direction=direction,
+        seed=options.seed,
+    )
+    return lambda pictures, items: attack(pictures, pair.target, items)
+
+
+if __name__ == "__main__":
+    classify_extract_attack.main()

@@ -1,0 +1,55 @@
+"""What changed pictures do to the lists: to the classes, and to the very items."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from multimedia_recsys import ranking
+from multimedia_recsys.categories import Pair, chr_at, ncdcg_at
+from multimedia_recsys.interactions import Interactions
+from multimedia_recsys.recommenders import Factors
+
+
+class Standing(NamedTuple):
+    """Where the attacked items stand with one recommender and one set of pictures.
+
+    `chr_origin`, `ncdcg_origin`, `chr_target`: of the attack's classes. `item_rate` float64 (m,): in which share of the
+    lists each attacked item is. `item_rank` (m,): its mean rank, from 0, over the users who do not have it.
+    """
+
+    chr_origin: float
+    ncdcg_origin: float
+    chr_target: float
+    item_rate: np.ndarray
+    item_rank: np.ndarray
+
+
+def standing(
+    factors: Factors, feedback: Interactions, label: np.ndarray, items: np.ndarray, pair: Pair, k: int
+) -> Standing:
+    """Of the attacked `items` (m,) in top-`k` lists; `label` (N,) is the class of each item before the attack."""
+    lists = ranking.top_k(factors, feedback, k)
+    classes = int(max(label.max(), *pair)) + 1
+    shares, gains = chr_at(lists, label, classes, k), ncdcg_at(lists, label, classes, k)
+    counts = np.bincount(lists[lists >= 0], minlength=feedback.items)
+    return Standing(
+        float(shares[pair.origin]),
+        float(gains[pair.origin]),
+        float(shares[pair.target]),
+        counts[items] / feedback.users,
+        ranking.item_ranks(factors, feedback, items),
+    )
+
+
+def measures(before: Standing, after: Standing) -> dict[str, float]:
+    """`chr_origin`, `ncdcg_origin`, `chr_target` after the attack; `chr_lift`, how much more of all places the origin
+    class takes; `item_lift`, in how many more of the lists an attacked item is; `rank_shift`, by how many places it
+    climbs."""
+    return {
+        "chr_origin": after.chr_origin,
+        "ncdcg_origin": after.ncdcg_origin,
+        "chr_target": after.chr_target,
+        "chr_lift": after.chr_origin - before.chr_origin,
+        "item_lift": float((after.item_rate - before.item_rate).mean()),
+        "rank_shift": float((before.item_rank - after.item_rank).mean()),
+    }

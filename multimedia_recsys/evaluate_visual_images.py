@@ -1,0 +1,72 @@
+"""How much the very pictures of an attack differ from the clean ones: MSE, PSNR, SSIM, PSM."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from common.cli import script
+from common.errors import UserError
+from common.runs import Run
+from multimedia_recsys import classify_extract
+from multimedia_recsys.catalogues import SHOP_FIELDS, ShopOptions, load_shop
+from multimedia_recsys.classify_extract_attack import classify_extract_attack
+
+_BLOCK = 64
+
+
+@dataclass(kw_only=True)
+class Options(ShopOptions):
+    """Which attack."""
+
+    without: ClassVar[tuple[str, ...]] = ("strategy", "precision", "n_train", "n_test")
+
+    attacked: Path | None = None
+    """Run of classify_extract_attack.py; by default that of the same name."""
+    features: Path | None = None
+    """Looks at the clean pictures, a run of classify_extract.py; by default that of the same name."""
+
+
+@script(app="multimedia_recsys", name="evaluate_visual_images")
+def evaluate_visual_images(options: Options, run: Run) -> None:
+    """Measure the stored pictures of an attack, all of them and the successful ones apart."""
+    import numpy as np
+
+    from common import evaluation
+    from multimedia_recsys import attack_folders
+    from multimedia_recsys.looks import read_looks
+
+    shop = load_shop(options)
+    run.data(shop.name, shop.sha256)
+    clean = read_looks(classify_extract.produced(options.features, options, run), len(shop.pictures))
+    place = classify_extract_attack.produce(options.attacked, options, SHOP_FIELDS, say=run.say)
+    attack = attack_folders.read_attack(place, len(shop.pictures))
+    if not (attack.folder / "images").is_dir():
+        raise UserError(f"{attack.folder}: its pictures are gone; make the attack anew")
+    blocks = []
+    for first in range(0, len(attack.items), _BLOCK):
+        items = attack.items[first : first + _BLOCK]
+        before = shop.pictures.read(items)
+        after = attack_folders.read_pictures(attack.folder / "images", shop, items)
+        shift = (after.astype(np.float64) - before) / 255
+        mse = (shift**2).mean(axis=(1, 2, 3))
+        psm = ((attack.features[items] - clean.features[items]).astype(np.float64) ** 2).mean(axis=1)
+        linf = np.abs(shift).max(axis=(1, 2, 3))
+        blocks.append((mse, evaluation.psnr(before, after), evaluation.ssim(before, after), psm, linf))
+    measured = dict(
+        zip(("mse", "psnr", "ssim", "psm", "linf"), map(np.concatenate, zip(*blocks, strict=True)), strict=True)
+    )
+    taken = attack.label[attack.items] == attack.pair.target
+    for split, among in (("all", np.ones_like(taken)), ("successful", taken)):
+        for metric, values in measured.items():
+            # A picture that nothing changed has no finite ratio of signal to noise.
+            chosen = values[among & np.isfinite(values)]
+            if len(chosen):
+                run.row(attack=attack.name, split=split, metric=metric, value=float(chosen.mean()))
+                if split == "all":
+                    run.metrics(**{f"{metric}_mean": float(chosen.mean())})
+        run.row(attack=attack.name, split=split, metric="pictures", value=int(among.sum()))
+    run.metrics(attack_success=float(taken.mean()), attack_success_n=len(taken))
+
+
+if __name__ == "__main__":
+    evaluate_visual_images.main()

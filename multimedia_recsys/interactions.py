@@ -1,0 +1,209 @@
+"""Implicit feedback: which users had to do with which items, and one item of each user held out to be found again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import UserError
+
+# Files of the original layout: all feedback in one, or split beforehand.
+POSITIVES, TRAINING, TEST = "pos.txt", "trainingset.tsv", "testset.tsv"
+# Rows of feedback without a time have this one.
+_NO_TIME = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Interactions:
+    """Feedback of users 0..U-1 on items 0..`items`-1.
+
+    User u's training items are `item[start[u]:start[u + 1]]`, ascending, each once: `start` int64 (U + 1,), `item`
+    int32 (n,). `test` int32 (U,): the item held out, -1 for a user without.
+    """
+
+    items: int
+    start: np.ndarray
+    item: np.ndarray
+    test: np.ndarray
+
+    @property
+    def users(self) -> int:
+        """Number of users."""
+        return len(self.test)
+
+    def user(self) -> np.ndarray:
+        """The user of each training interaction, int32 (n,)."""
+        return np.repeat(np.arange(self.users, dtype=np.int32), np.diff(self.start))
+
+    def popularity(self) -> np.ndarray:
+        """Training interactions of each item, int64 (`items`,)."""
+        return np.bincount(self.item, minlength=self.items)
+
+    def seen(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Places (row, item) of the training items of `users` (R,): int64 (n,) each, `row` counting in `users`."""
+        counts = self.start[users + 1] - self.start[users]
+        row = np.repeat(np.arange(len(users)), counts)
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return row, self.item[np.repeat(self.start[users], counts) + within].astype(np.int64)
+
+
+def interactions(user: np.ndarray, item: np.ndarray, test: np.ndarray, *, items: int) -> Interactions:
+    """Training pairs (`user`, `item`) (n,) and held-out items `test` (U,) as `Interactions`; pairs may repeat."""
+    pair = np.unique(np.asarray(user, np.int64) * items + item)
+    start = np.searchsorted(pair, np.arange(len(test) + 1) * items)
+    return Interactions(items, start.astype(np.int64), (pair % items).astype(np.int32), test.astype(np.int32))
+
+
+def leave_one_out(
+    user: np.ndarray, item: np.ndarray, *, users: int, items: int, seed: int, time: np.ndarray | None = None
+) -> Interactions:
+    """Hold out one item of every user who has two or more: the latest by `time` (n,), or one drawn from `seed`.
+
+    Of an item that would be left without any training interaction one stays: a recommender could not know it.
+
+    Errors: `UserError` when no user has two items.
+    """
+    pair, first = np.unique(np.asarray(user, np.int64) * items + item, return_index=True)
+    user, item = pair // items, pair % items
+    order = np.random.default_rng(seed).random(len(pair)) if time is None else np.asarray(time)[first]
+    by_user = np.lexsort((order, user))
+    counts = np.bincount(user, minlength=users)
+    last = by_user[np.cumsum(counts)[counts >= 2] - 1]
+    held = np.zeros(len(pair), bool)
+    held[last] = True
+    kept = np.bincount(item[~held], minlength=items)
+    orphans = np.flatnonzero(held & (kept[item] == 0))
+    held[orphans[np.unique(item[orphans], return_index=True)[1]]] = False
+    if not held.any():
+        raise UserError("no user has two items of which others have one too; nothing can be held out to be found again")
+    test = np.full(users, -1, np.int32)
+    test[user[held]] = item[held]
+    return interactions(user[~held], item[~held], test, items=items)
+
+
+def read_feedback(root: Path, items: int, *, seed: int) -> Interactions:
+    """Feedback of the original layout in `root`: `trainingset.tsv` and `testset.tsv` (one item a user), or `pos.txt`,
+    of which one item a user is held out. Lines are `user<TAB>item`, `[<TAB>rating[<TAB>timestamp]]`, ids from 0.
+
+    Errors: `UserError` naming file and line of an id that is none or out of range, and a user without feedback.
+    """
+    if (root / POSITIVES).is_file():
+        user, item, time = read_pairs(root / POSITIVES, items)
+        users = _numbered(root / POSITIVES, user)
+        # A column that never changes says nothing about what came last.
+        timed = time if np.ptp(time) > 0 else None
+        return leave_one_out(user, item, users=users, items=items, seed=seed, time=timed)
+    if not (root / TRAINING).is_file() or not (root / TEST).is_file():
+        raise UserError(f"{root}: no {POSITIVES}, nor {TRAINING} with {TEST}; expected the feedback in either")
+    user, item, _ = read_pairs(root / TRAINING, items)
+    test_user, test_item, _ = read_pairs(root / TEST, items)
+    users = _numbered(root / TRAINING, user)
+    test = np.full(users, -1, np.int32)
+    unknown = np.flatnonzero(test_user >= users)
+    if len(unknown):
+        raise UserError(f"{root / TEST}: user {test_user[unknown[0]]} has no line in {TRAINING}; add some")
+    if len(np.unique(test_user)) < len(test_user):
+        raise UserError(f"{root / TEST}: two lines of one user; expected one item held out for each")
+    test[test_user] = test_item
+    return interactions(user, item, test, items=items)
+
+
+def read_pairs(path: Path, items: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """User int64 (n,), item int64 (n,), time float64 (n,) of lines `user<TAB>item[<TAB>rating[<TAB>timestamp]]`.
+
+    Errors: `UserError` naming file and line.
+    """
+    columns = _columns(path, separator="\t", names=("user", "item", "rating", "timestamp"), header=False)
+    ids = []
+    for name in ("user", "item"):
+        values = _whole(path, columns[name], name, first_line=1)
+        ids.append(values)
+    out = np.flatnonzero(ids[1] >= items)
+    if len(out):
+        raise UserError(f"{path}:{out[0] + 1}: item {ids[1][out[0]]}; there are pictures of 0 to {items - 1}")
+    return *ids, _times(path, columns.get("timestamp"), len(ids[0]), first_line=1)
+
+
+def read_named(path: Path, names: Sequence[str], *, seed: int) -> Interactions:
+    """Feedback in a CSV with a header that has `user` and `item`, and `timestamp` if wanted; users have any ids, items
+    are among `names`, the pictures' (with or without their endings).
+
+    Errors: `UserError` naming file and line of an item without a picture.
+    """
+    import pandas as pd
+
+    columns = _columns(path, separator=",", names=None, header=True)
+    for name in ("user", "item"):
+        if name not in columns:
+            raise UserError(f"{path}: no column {name!r} in its first line; expected user,item or user,item,timestamp")
+    place = {name: row for row, name in enumerate(names)} | {Path(name).stem: row for row, name in enumerate(names)}
+    item = columns["item"].map(place)
+    missing = np.flatnonzero(item.isna())
+    if len(missing):
+        raise UserError(f"{path}:{missing[0] + 2}: item {columns['item'].iloc[missing[0]]!r} has no picture")
+    user, ids = pd.factorize(columns["user"], sort=True)
+    time = _times(path, columns.get("timestamp"), len(item), first_line=2)
+    timed = time if np.ptp(time) > 0 else None
+    return leave_one_out(user, item.to_numpy(np.int64), users=len(ids), items=len(names), seed=seed, time=timed)
+
+
+def _columns(path: Path, *, separator: str, names: Sequence[str] | None, header: bool):
+    """The columns of a table as text, a data frame."""
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(
+            path,
+            sep=separator,
+            header=0 if header else None,
+            names=names,
+            dtype=str,
+            keep_default_na=False,
+            skip_blank_lines=False,
+            index_col=False,
+            on_bad_lines="error",
+        )
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError, pd.errors.ParserError) as error:
+        raise UserError(f"{path}: not readable as a table ({' '.join(str(error).split())})") from error
+    if not len(table):
+        raise UserError(f"{path}: is empty; expected a line for each interaction")
+    return table
+
+
+def _whole(path: Path, column, name: str, *, first_line: int) -> np.ndarray:
+    """A column of ids, int64 (n,)."""
+    import pandas as pd
+
+    values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
+    bad = np.flatnonzero(~(values >= 0) | (values != np.rint(values)) | (values >= 2**31))
+    if len(bad):
+        found = column.iloc[bad[0]]
+        raise UserError(f"{path}:{bad[0] + first_line}: {name} {found!r}; expected a whole number from 0")
+    return values.astype(np.int64)
+
+
+def _times(path: Path, column, count: int, *, first_line: int) -> np.ndarray:
+    import pandas as pd
+
+    if column is None:
+        return np.full(count, _NO_TIME)
+    values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
+    given = (column != "").to_numpy() & column.notna().to_numpy()
+    bad = np.flatnonzero(given & ~np.isfinite(values))
+    if len(bad):
+        raise UserError(f"{path}:{bad[0] + first_line}: timestamp {column.iloc[bad[0]]!r}; expected a number")
+    return np.where(given, values, _NO_TIME)
+
+
+def _numbered(path: Path, user: np.ndarray) -> int:
+    """The number of users, all of whom must occur."""
+    users = int(user.max()) + 1
+    absent = np.flatnonzero(np.bincount(user, minlength=users) == 0)
+    if len(absent):
+        raise UserError(
+            f"{path}: user {absent[0]} has no line, but user {users - 1} has; number users from 0 without gaps"
+        )
+    return users

@@ -1,0 +1,165 @@
+"""What a network made of all pictures of a shop, as files; and which network that is."""
+
+import csv
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from common.errors import UserError
+from common.runs import Run
+from multimedia_recsys.catalogues import Pictures, Shop, ShopOptions
+
+if TYPE_CHECKING:
+    import keras
+
+    from multimedia_recsys.cnn import Seen
+
+RESNET50 = "resnet50"
+# The files of the original layout.
+CLASSES, FEATURES = "classes.csv", "features.npy"
+_COLUMNS = ("ImageID", "ClassStr", "ClassNum", "Prob")
+# Pictures that are read and looked at together.
+_BLOCK = 256
+
+
+@dataclass(kw_only=True)
+class ClassifierOptions(ShopOptions):
+    """Which network looks at the pictures."""
+
+    model: Path | None = None
+    """Classifier: a .keras file, a run of train_cnn.py, or resnet50 (ImageNet weights, downloaded once); by default
+    that of train_cnn.py, trained if need be."""
+
+
+class Looks(NamedTuple):
+    """Of all items: `label` int32 (N,), its probability `prob` (N,), `features` float32 (N, D); classes' `names`."""
+
+    label: np.ndarray
+    prob: np.ndarray
+    features: np.ndarray
+    names: tuple[str, ...]
+
+    @property
+    def scale(self) -> float:
+        """The largest absolute feature, by which recommenders divide: always that of the clean pictures, so that an
+        attacked one rescales no other item."""
+        return max(float(np.abs(self.features).max()), 1e-12)
+
+
+def classifier(options: ClassifierOptions, shop: Shop, run: Run) -> "tuple[keras.Model, tuple[str, ...]]":
+    """The network that `options` name, and the names of its classes.
+
+    Errors: `UserError` for one that is not there or does not take the shop's pictures.
+    """
+    from multimedia_recsys import cnn
+    from multimedia_recsys.train_cnn import train_cnn
+
+    if options.model == Path(RESNET50):
+        model = cnn.resnet50(size=shop.pictures.shape[0])
+        return model, cnn.imagenet_names()
+    # A model that is named may have learnt elsewhere; one found by default must be that of this shop.
+    must_match = ("dataset", "seed", "image_size") if options.model is None else ()
+    path = train_cnn.produce(options.model, options, must_match, say=run.say)
+    path = path / "model.keras" if path.is_dir() else path
+    model = _loaded(path, path.stat().st_mtime_ns if path.exists() else 0)
+    wanted = shop.pictures.shape
+    if len(model.input_shape) != 4 or len(model.output_shape) != 2:
+        raise UserError(f"{path}: maps {model.input_shape} to {model.output_shape}; expected a picture classifier")
+    if any(side is not None and side != own for side, own in zip(model.input_shape[1:], wanted, strict=True)):
+        raise UserError(
+            f"{path}: takes pictures of {' x '.join(map(str, model.input_shape[1:]))}, these are"
+            f" {' x '.join(map(str, wanted))}; give --image-size as in its training"
+        )
+    classes = model.output_shape[1]
+    names = shop.category_names if len(shop.category_names) == classes else tuple(map(str, range(classes)))
+    return model, names
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(path: Path, stamp: int) -> "keras.Model":
+    """The model in `path`, of that time: one and the same for many attacks, which compile for it only once."""
+    from common.checkpoints import load_model
+
+    return load_model(path)
+
+
+def see(model: "keras.Model", pictures: Pictures, *, title: str) -> "Seen":
+    """What `model` makes of all `pictures`, a block in memory at a time."""
+    import keras
+
+    from multimedia_recsys.cnn import Seen, look
+
+    starts = range(0, len(pictures), _BLOCK)
+    bar = keras.utils.Progbar(len(starts), unit_name=title) if len(starts) > 20 else None
+    blocks = []
+    for first in starts:
+        blocks.append(look(model, pictures.read(np.arange(first, min(first + _BLOCK, len(pictures))))))
+        if bar is not None:
+            bar.add(1)
+    return Seen(*map(np.concatenate, zip(*blocks, strict=True)))
+
+
+def write_looks(folder: Path, shop: Shop, seen: "Seen", names: Sequence[str], started: "Looks | None" = None) -> None:
+    """Write `classes.csv` and `features.npy` of the original layout; `started`: before an attack."""
+    from common.files import replacing
+
+    rows = []
+    for item, name in enumerate(shop.file_names):
+        label = int(seen.label[item])
+        row = [name, names[label], label, f"{seen.prob[item]:.6f}"]
+        if started is not None:
+            before = int(started.label[item])
+            row += [names[before], before, f"{started.prob[item]:.6f}"]
+        rows.append(row)
+    columns = _COLUMNS if started is None else (*_COLUMNS, "ClassStrStart", "ClassNumStart", "ProbStart")
+    with replacing(folder / CLASSES, "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([columns, *rows])
+    with replacing(folder / FEATURES) as file:
+        np.save(file, seen.features.astype(np.float32), allow_pickle=False)
+
+
+def read_looks(folder: Path, items: int) -> Looks:
+    """What `write_looks` wrote, for a shop of `items`.
+
+    Errors: `UserError` naming a file that is missing, damaged or of another shop.
+    """
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(folder / CLASSES, dtype=str, keep_default_na=False)
+        label = table["ClassNum"].to_numpy().astype(np.int32)
+        prob = table["Prob"].to_numpy().astype(np.float32)
+    except FileNotFoundError:
+        raise UserError(f"{folder / CLASSES}: no such file; make it by classify_extract.py") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder / CLASSES}: not readable ({error}); make it anew by classify_extract.py") from error
+    features = read_features(folder / FEATURES)
+    for name, count in ((CLASSES, len(label)), (FEATURES, len(features))):
+        if count != items:
+            raise UserError(
+                f"{folder / name}: {count} items, the shop has {items}; make it anew by classify_extract.py"
+            )
+    if len(label) and label.min() < 0:
+        raise UserError(f"{folder / CLASSES}: class {label.min()}; expected numbers from 0")
+    names = {int(number): text for number, text in zip(label, table["ClassStr"], strict=True)}
+    return Looks(label, prob, features, tuple(names.get(n, str(n)) for n in range(max(names) + 1)))
+
+
+def read_features(path: Path) -> np.ndarray:
+    """float32 (N, D) of a `.npy`. Errors: `UserError` for one that is missing, damaged, not finite or no matrix."""
+    try:
+        features = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; make it by classify_extract.py") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: not a readable .npy ({error}); make it anew by classify_extract.py") from error
+    if not isinstance(features, np.ndarray) or features.ndim != 2 or features.dtype.kind != "f":
+        raise UserError(f"{path}: expected floating point numbers (items, features)")
+    if not np.isfinite(features).all():
+        raise UserError(f"{path}: holds values that are not finite; make it anew by classify_extract.py")
+    return features.astype(np.float32)

@@ -1,0 +1,139 @@
+"""Train recommenders on feedback and features, measure them, and write everybody's top list."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from common.cli import Budget, Count, Natural, alias, script
+from common.errors import UserError
+from common.runs import Run, read_config
+from multimedia_recsys.catalogues import SHOP_FIELDS, ShopOptions, load_shop
+from multimedia_recsys.settings import KINDS, Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Items with fewer training interactions are cold.
+COLD = 5
+
+
+@dataclass(kw_only=True)
+class RecommenderOptions(ShopOptions):
+    """How recommenders are trained."""
+
+    factors: Count = alias("emb1_K", default=20)
+    """Length of the latent vectors; 64 in the original."""
+    visual_factors: Natural = 20
+    """Length of the visual vectors of VBPR and AMR."""
+    epochs: Count = alias("epoch", default=40)
+    """Passes over the interactions; AMR spends the second half on adversarial training."""
+    batch_size: Count = 256
+    """Triplets a step."""
+    learning_rate: Budget = alias("lr", default=0.05)
+    """Learning rate of Adagrad."""
+    l2: Budget = 0.01
+    """L2 weight of the vectors that a triplet looks up."""
+    l2_visual: Budget = 0.0
+    """L2 weight of the projection and the visual bias."""
+    epsilon: Budget = 1.0
+    """AMR: L2 length of the change of a feature; features are scaled to at most 1."""
+    lambd: Budget = alias("lmd", default=0.1)
+    """AMR: weight of the adversarial term."""
+
+
+@dataclass(kw_only=True)
+class Options(RecommenderOptions):
+    """Which recommenders."""
+
+    without: ClassVar[tuple[str, ...]] = ("strategy", "precision", "n_train", "n_test")
+
+    models: tuple[str, ...] = alias("model", default=KINDS)
+    """Recommenders: vbpr, amr, and the baselines bprmf and popularity, which see no pictures; the first is the
+    headline."""
+    features: Path | None = None
+    """Looks at the pictures, a run of classify_extract.py or a folder with classes.csv and features.npy; by default the
+    run of the same name, made if need be."""
+    top_k: Count = alias("tp_k_predictions", default=100)
+    """Length of the lists; 1000 in the original."""
+
+
+@script(app="multimedia_recsys", name="rec_generator")
+def rec_generator(options: Options, run: Run) -> None:
+    """Writes `<model>.npz`, the weights, and `top_<model>.npz`, the lists, of each recommender."""
+    import numpy as np
+
+    from common.files import write_npz
+    from multimedia_recsys import classify_extract, ranking, recommendations
+    from multimedia_recsys.looks import read_looks
+
+    unknown = set(options.models) - set(KINDS)
+    if unknown or not options.models:
+        raise UserError(f"--models: expected some of {', '.join(KINDS)}, got {', '.join(sorted(unknown)) or 'none'}")
+    shop = load_shop(options)
+    run.data(shop.name, shop.sha256)
+    looks = read_looks(classify_extract.produced(options.features, options, run), len(shop.pictures))
+    scaled = looks.features / np.float32(looks.scale)
+    feedback = shop.feedback
+    cold = feedback.popularity() < COLD
+    run.say(
+        f"{feedback.users} users, {feedback.items} items ({cold.sum()} with fewer than {COLD} interactions),"
+        f" {len(feedback.item)} interactions, {(feedback.test >= 0).sum()} held out"
+    )
+    settings = settings_of(options)
+    for kind in options.models:
+        run.say(f"training {kind}")
+        place = run.checkpoints / kind
+        model = recommendations.trained(
+            kind, feedback, scaled, settings, seed=options.seed, checkpoint_folder=place, verbose=True
+        )
+        factors = recommendations.factors_of(model, feedback, scaled)
+        found = ranking.ranks(factors, feedback)
+        per_user = ranking.quality(found)
+        _record(run, kind, per_user, cold[feedback.test[found.user]], headline=kind == options.models[0])
+        lists = ranking.top_k(factors, feedback, options.top_k)
+        write_npz(run.folder / f"top_{kind}.npz", {"items": lists})
+        run.artifact(f"top_{kind}", run.folder / f"top_{kind}.npz")
+        if model is not None:
+            recommendations.save(run.folder / f"{kind}.npz", model, looks.scale)
+            run.artifact(kind, run.folder / f"{kind}.npz")
+
+
+def settings_of(options: RecommenderOptions) -> Settings:
+    """The settings that `options` hold."""
+    return Settings(**{name: getattr(options, name) for name in Settings._fields})
+
+
+def settings_in(folder: Path) -> Settings:
+    """The settings of a run of this script."""
+    config = read_config(folder)
+    return settings_of(rec_generator.options(**{name: config[name] for name in Settings._fields}))
+
+
+def produced(given: Path | None, options: ShopOptions, run: Run, *also: str) -> Path:
+    """The run of recommenders that another script works on: `given`, or that of the same name."""
+    return rec_generator.produce(given, options, (*SHOP_FIELDS, *also), say=run.say)
+
+
+def _record(run: Run, kind: str, per_user: "dict[str, np.ndarray]", cold: "np.ndarray", *, headline: bool) -> None:
+    """Means over users, with their normal intervals, of all held-out items and of the cold ones among them."""
+    for name, values in per_user.items():
+        for split, among in (("all", slice(None)), ("cold items", cold)):
+            chosen = values[among]
+            if len(chosen):
+                half = 1.96 * chosen.std() / len(chosen) ** 0.5
+                mean = float(chosen.mean())
+                run.row(
+                    model=kind,
+                    split=split,
+                    metric=name,
+                    value=mean,
+                    n=len(chosen),
+                    low=max(mean - half, 0),
+                    high=min(mean + half, 1),
+                )
+                if headline and split == "all" and name in ("hr_at_10", "ndcg_at_10", "auc"):
+                    run.metrics(**{name: mean})
+
+
+if __name__ == "__main__":
+    rec_generator.main()

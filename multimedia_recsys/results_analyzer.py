@@ -1,0 +1,138 @@
+"""How often each class is recommended, which classes make an attack, and what an attack has changed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from common.cli import Count, script
+from common.errors import UserError
+from common.runs import Run
+from multimedia_recsys import classify_extract, rec_generator
+from multimedia_recsys.catalogues import SHOP_FIELDS, ShopOptions, load_shop
+from multimedia_recsys.settings import VISUAL, Kind
+
+if TYPE_CHECKING:
+    from multimedia_recsys.catalogues import Shop
+    from multimedia_recsys.categories import Pair
+    from multimedia_recsys.looks import Looks
+
+# Classes that the figure shows.
+_SHOWN = 24
+
+
+@dataclass(kw_only=True)
+class Options(ShopOptions):
+    """Whose lists are analysed."""
+
+    without: ClassVar[tuple[str, ...]] = ("strategy", "precision", "n_train", "n_test")
+
+    features: Path | None = None
+    """Looks at the clean pictures, a run of classify_extract.py; by default that of the same name."""
+    recommendations: Path | None = None
+    """Run of rec_generator.py; by default that of the same name."""
+    recommender: Kind = "vbpr"
+    """Whose lists."""
+    top_k: Count = 50
+    """Places of each list that are counted."""
+    attacked: Path | None = None
+    """Run of classify_extract_attack.py, whose effect on this recommender is measured; for vbpr and amr."""
+    retrain: bool = False
+    """Measure also what a recommender does that is trained anew, from the same seed, on the attacked features."""
+
+
+@script(app="multimedia_recsys", name="results_analyzer")
+def results_analyzer(options: Options, run: Run) -> None:
+    """CHR@K and nCDCG@K of each class; proposes a near and a far pair of origin and target; measures an attack."""
+    import numpy as np
+
+    from common import plots
+    from multimedia_recsys import categories, recommendations
+    from multimedia_recsys.looks import read_looks
+
+    shop = load_shop(options)
+    run.data(shop.name, shop.sha256)
+    looks = read_looks(classify_extract.produced(options.features, options, run), len(shop.pictures))
+    place = rec_generator.produced(options.recommendations, options, run)
+    lists = recommendations.read_lists(place / f"top_{options.recommender}.npz", shop.feedback)
+    classes = len(looks.names)
+    shares = categories.chr_at(lists, looks.label, classes, options.top_k)
+    gains = categories.ncdcg_at(lists, looks.label, classes, options.top_k)
+    counts = np.bincount(looks.label, minlength=classes)
+    for label in np.argsort(-shares):
+        if counts[label]:
+            for metric, value in (("chr", shares[label]), ("ncdcg", gains[label]), ("items", counts[label])):
+                run.row(model=options.recommender, attack="none", split=looks.names[label], metric=metric, value=value)
+    near, far = categories.propose(shares, looks.label, looks.features / np.float32(looks.scale))
+    for name, pair in (("near", near), ("far", far)):
+        run.say(
+            f"{name} pair: {looks.names[pair.origin]} (CHR@{options.top_k} {shares[pair.origin]:.4f}) ->"
+            f" {looks.names[pair.target]} ({shares[pair.target]:.4f})"
+        )
+        run.metrics(**{f"{name}_origin": pair.origin, f"{name}_target": pair.target})
+    run.metrics(
+        chr_origin=float(shares[near.origin]), chr_near=float(shares[near.target]), chr_far=float(shares[far.target])
+    )
+    shown = np.argsort(-shares)[:_SHOWN]
+    shown = shown[counts[shown] > 0]
+    plots.grouped_bars(
+        [looks.names[label] for label in shown],
+        {f"CHR@{options.top_k}": shares[shown], "share of the items": counts[shown] / counts.sum()},
+        run.folder / "classes.png",
+        title=f"{options.recommender}: what the lists are made of",
+        ylabel="share",
+        top=None,
+    )
+    run.artifact("classes", run.folder / "classes.png")
+    if options.attacked is not None:
+        _measure(options, run, shop, looks, place)
+
+
+def proposed(given: Path | None, options: ShopOptions, run: Run) -> "dict[str, Pair]":
+    """The near and the far pair of an analysis, `given` or of the same name."""
+    from common.runs import read_results
+    from multimedia_recsys.categories import Pair
+
+    place = results_analyzer.produce(given, options, SHOP_FIELDS, say=run.say)
+    found = read_results(place)["metrics"]
+    return {name: Pair(int(found[f"{name}_origin"]), int(found[f"{name}_target"])) for name in ("near", "far")}
+
+
+def _measure(options: Options, run: Run, shop: "Shop", looks: "Looks", place: Path) -> None:
+    """What an attack does with the recommender."""
+    import numpy as np
+
+    from multimedia_recsys import effects, recommendations
+    from multimedia_recsys.attack_folders import read_attack
+
+    if options.recommender not in VISUAL:
+        raise UserError(f"--attacked: {options.recommender} does not look at pictures; choose {' or '.join(VISUAL)}")
+    attack = read_attack(options.attacked, len(shop.pictures))
+    model, scale = recommendations.load(place / f"{options.recommender}.npz", shop.feedback, looks.features.shape[1])
+    before = effects.standing(
+        model.factors(looks.features / np.float32(scale)),
+        shop.feedback,
+        looks.label,
+        attack.items,
+        attack.pair,
+        options.top_k,
+    )
+    scaled = attack.features / np.float32(scale)
+    models = {"frozen": model}
+    if options.retrain:
+        run.say(f"training {options.recommender} anew on the attacked features")
+        settings = rec_generator.settings_in(place)
+        models["retrained"] = recommendations.trained(
+            options.recommender, shop.feedback, scaled, settings, seed=options.seed
+        )
+    for threat, recommender in models.items():
+        after = effects.standing(
+            recommender.factors(scaled), shop.feedback, looks.label, attack.items, attack.pair, options.top_k
+        )
+        for metric, value in effects.measures(before, after).items():
+            run.row(model=options.recommender, attack=attack.name, split=threat, metric=metric, value=value)
+            run.metrics(**{f"{metric}_{threat}": value})
+    run.metrics(chr_origin_clean=before.chr_origin, attacked_items=len(attack.items))
+
+
+if __name__ == "__main__":
+    results_analyzer.main()

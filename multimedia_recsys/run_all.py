@@ -1,0 +1,307 @@
+"""The whole experiment: networks, recommenders, attacks and controls, frozen and retrained, in one table."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from common.cli import Count, LinfBudget, Script, run_name, script
+from common.errors import UserError
+from common.runs import Run, read_results, read_table
+from multimedia_recsys import rec_generator
+from multimedia_recsys.catalogues import SHOP_FIELDS, ShopOptions, load_shop
+from multimedia_recsys.classify_extract import classify_extract
+from multimedia_recsys.classify_extract_attack import classify_extract_attack
+from multimedia_recsys.evaluate_visual_images import evaluate_visual_images
+from multimedia_recsys.rec_generator import rec_generator as generator
+from multimedia_recsys.results_analyzer import results_analyzer
+from multimedia_recsys.settings import VISUAL
+from multimedia_recsys.train_cnn import train_cnn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+    from multimedia_recsys.catalogues import Shop
+    from multimedia_recsys.looks import Looks
+    from multimedia_recsys.recommenders import Bpr
+    from multimedia_recsys.settings import Settings
+
+STANDARD = "standard"
+TRAINED = {STANDARD: "standard", "robust": "pgd"}
+GRADIENT = ("fgsm", "pgd", "cw")
+
+
+@dataclass(kw_only=True)
+class Options(ShopOptions):
+    """What is tried; the settings of each script stand in its section of --config."""
+
+    without: ClassVar[tuple[str, ...]] = ("strategy", "precision", "n_train", "n_test")
+
+    attacks: tuple[str, ...] = ("fgsm", "pgd")
+    """Attacks towards the target class: fgsm, pgd, cw."""
+    budgets: tuple[LinfBudget, ...] = (8 / 255,)
+    """Budgets (L-inf), in [0, 1]."""
+    pairs: tuple[str, ...] = ("near", "far")
+    """Pairs of classes: near, far."""
+    cnns: tuple[str, ...] = (STANDARD,)
+    """Networks that look at pictures: standard and robust, which are trained, the latter on PGD examples; resnet50 with
+    ImageNet weights; or .keras files."""
+    retrain: Literal["none", "headline", "all"] = "headline"
+    """After which attacks recommenders are also trained anew: of the near pair PGD at the headline budget and its
+    controls, or all."""
+    headline_eps: LinfBudget = 8 / 255
+    """Budget of the headline, of noise and of insa."""
+    top_k: Count = 50
+    """Places of each list that are counted."""
+
+
+class Attempt(NamedTuple):
+    """Attack, budget and, for insa, whose scores it raises."""
+
+    kind: str
+    eps: float
+    recommender: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As tables have it: `pgd_8`, `insa_8_vbpr`."""
+        return "_".join((self.kind, f"{255 * self.eps:g}", *([self.recommender] if self.recommender else [])))
+
+
+class Outcome(NamedTuple):
+    """Of one attack: by recommender its `effects` with that frozen, and the headlines of attack and pictures."""
+
+    effects: dict[str, dict[str, float]]
+    attack: dict[str, float]
+    quality: dict[str, float]
+
+
+class Stage(NamedTuple):
+    """A network, what it made of the clean pictures, and the recommenders that were trained on that."""
+
+    name: str
+    model: Path | None
+    features: Path
+    recommendations: Path
+    looks: "Looks"
+    recommenders: "dict[str, Bpr]"
+    settings: "Settings"
+
+
+class Part:
+    """Runs of the other scripts under this one's name."""
+
+    def __init__(self, options: Options, run: Run) -> None:
+        self.options, self.run, self.results = options, run, []
+
+    def __call__(self, producer: Script, *place: str, **settings: Any) -> Path:
+        """The finished run `<own name>/<place>`, its other settings from its section of the config."""
+        name = "/".join((run_name(self.options), *place))
+        shop = {field: getattr(self.options, field) for field in SHOP_FIELDS if field in producer.fields}
+        wanted = producer.options_from(replace(self.options, name=name), **(shop | settings))
+        self.run.say(f"-- {producer.name} {name}")
+        self.results.append(producer(replace(wanted, force=self.options.force, resume=not self.options.force)))
+        return producer.folder(wanted)
+
+
+@script(app="multimedia_recsys", name="run_all")
+def run_all(options: Options, run: Run) -> None:
+    """Run what is not there yet and join the tables; with --force, run all of it anew."""
+    _check(options)
+    shop = load_shop(options)
+    run.data(shop.name, shop.sha256)
+    part = Part(options, run)
+    analysis: Path | None = None
+    headline: dict[str, Outcome] = {}
+    for cnn in options.cnns:
+        stage = _stage(cnn, shop, part, run)
+        if analysis is None:
+            # The same classes for every network, or what is compared would be the classes.
+            given = {} if cnn == STANDARD else {"features": stage.features, "recommendations": stage.recommendations}
+            analysis = part(results_analyzer, *_place(cnn), **given)
+        classes = read_results(analysis)["metrics"]
+        for pair in options.pairs:
+            named = {f"{side}_class": str(int(classes[f"{pair}_{side}"])) for side in ("origin", "target")}
+            for attempt in _attempts(options):
+                is_first = (cnn, pair, attempt.eps) == (options.cnns[0], options.pairs[0], options.headline_eps)
+                retrain = options.retrain == "all" or (
+                    options.retrain == "headline" and is_first and attempt.kind in ("pgd", "noise", "swap")
+                )
+                outcome = _try(options, shop, stage, part, run, pair, attempt, named, retrain)
+                if is_first:
+                    headline[attempt.name] = outcome
+    _headline(run, headline, part.results, 255 * options.headline_eps)
+    _draw(options, run, headline)
+
+
+def _place(cnn: str) -> tuple[str, ...]:
+    """Where the runs of a network stand: those of the standard one are the scripts' own, by this run's name."""
+    return () if cnn == STANDARD else (Path(cnn).stem,)
+
+
+def _stage(cnn: str, shop: "Shop", part: Part, run: Run) -> Stage:
+    from multimedia_recsys import recommendations
+    from multimedia_recsys.looks import read_looks
+
+    place, name = _place(cnn), Path(cnn).stem
+    # A run's own default is the run of the same name, which the standard network's are.
+    model: Path | None = None
+    if cnn in TRAINED:
+        trained = part(train_cnn, *place, method=TRAINED[cnn])
+        _copy(run, trained, name)
+        model = None if cnn == STANDARD else trained
+    else:
+        model = Path(cnn)
+    features = part(classify_extract, *place, model=model)
+    lists = part(generator, *place, features=None if cnn == STANDARD else features)
+    _copy(run, lists, name)
+    looks = read_looks(features / "original_images", len(shop.pictures))
+    loaded = {
+        kind: recommendations.load(lists / f"{kind}.npz", shop.feedback, looks.features.shape[1])[0] for kind in VISUAL
+    }
+    return Stage(name, model, features, lists, looks, loaded, rec_generator.settings_in(lists))
+
+
+def _attempts(options: Options) -> "Iterator[Attempt]":
+    for kind in options.attacks:
+        for eps in options.budgets if kind != "cw" else options.budgets[:1]:
+            yield Attempt(kind, eps)
+    for control in ("noise", "swap"):
+        yield Attempt(control, options.headline_eps)
+    for recommender in VISUAL:
+        yield Attempt("insa", options.headline_eps, recommender)
+
+
+def _try(
+    options: Options,
+    shop: "Shop",
+    stage: Stage,
+    part: Part,
+    run: Run,
+    pair: str,
+    attempt: Attempt,
+    classes: dict[str, str],
+    retrain: bool,
+) -> Outcome:
+    """One attack: its pictures, how they look, and what they do with each recommender; rows of the table."""
+    place, where = f"{pair}_{attempt.name}", f"{stage.name}, {pair}"
+    attacked = part(
+        classify_extract_attack,
+        stage.name,
+        place,
+        attack_type=attempt.kind,
+        eps=attempt.eps,
+        model=stage.model or train_cnn.folder(train_cnn.options_from(options)),
+        features=stage.features,
+        recommendations=stage.recommendations,
+        recommender=attempt.recommender or VISUAL[0],
+        **classes,
+    )
+    quality = part(evaluate_visual_images, stage.name, place, attacked=attacked, features=stage.features)
+    for folder in (attacked, quality):
+        for row in read_table(folder):
+            split = where if row["split"] in (None, "all") else f"{where}, {row['split']}"
+            run.row(**{**row, "attack": attempt.name, "split": split, "eps": attempt.eps})
+    frozen = _judge(options, shop, stage, attacked, run, where, attempt, retrain)
+    return Outcome(frozen, read_results(attacked)["metrics"], read_results(quality)["metrics"])
+
+
+def _judge(
+    options: Options, shop: "Shop", stage: Stage, place: Path, run: Run, where: str, attempt: Attempt, retrain: bool
+) -> dict[str, dict[str, float]]:
+    """The effect on each recommender, frozen and retrained: rows of the table, and the frozen figures."""
+    import numpy as np
+
+    from multimedia_recsys import effects, recommendations
+    from multimedia_recsys.attack_folders import read_attack
+
+    attack = read_attack(place, len(shop.pictures))
+    clean, moved = (features / np.float32(stage.looks.scale) for features in (stage.looks.features, attack.features))
+
+    def stand(model: "Bpr", features: "np.ndarray") -> effects.Standing:
+        return effects.standing(
+            model.factors(features), shop.feedback, stage.looks.label, attack.items, attack.pair, options.top_k
+        )
+
+    frozen = {}
+    for kind, recommender in stage.recommenders.items():
+        # What was aimed at one recommender is judged on that one.
+        if attempt.recommender not in (None, kind):
+            continue
+        before = stand(recommender, clean)
+        models = {"frozen": recommender}
+        if retrain:
+            models["retrained"] = recommendations.trained(kind, shop.feedback, moved, stage.settings, seed=options.seed)
+        for threat, model in models.items():
+            found = effects.measures(before, stand(model, moved))
+            found |= {"chr_clean": before.chr_origin, "chr_target_clean": before.chr_target}
+            if threat == "frozen":
+                frozen[kind] = found
+            for metric, value in found.items():
+                run.row(model=f"{kind}, {threat}", attack=attempt.name, split=where, metric=metric, value=value)
+    return frozen
+
+
+def _copy(run: Run, folder: Path, cnn: str) -> None:
+    """The rows of a part in this run's table."""
+    for row in read_table(folder):
+        run.row(**{**row, "split": cnn if row["split"] is None else f"{cnn}, {row['split']}"})
+
+
+def _headline(run: Run, headline: dict[str, Outcome], parts: list[dict], grey: float) -> None:
+    recommenders = next(part for part in parts if part["script"] == "rec_generator")["metrics"]
+    run.metrics(**{name: recommenders[name] for name in ("hr_at_10", "ndcg_at_10", "auc")})
+    if (pgd := headline.get(f"pgd_{grey:g}")) is not None:
+        effect, attack, quality = pgd.effects["vbpr"], pgd.attack, pgd.quality
+        run.metrics(
+            chr_origin_clean=effect["chr_clean"],
+            chr_origin_attacked=effect["chr_origin"],
+            chr_origin_noise=headline[f"noise_{grey:g}"].effects["vbpr"]["chr_origin"],
+            chr_origin_ceiling=headline[f"swap_{grey:g}"].effects["vbpr"]["chr_origin"],
+            chr_target_clean=effect["chr_target_clean"],
+            attack_success=attack["attack_success"],
+            attack_success_n=attack["attack_success_n"],
+            psnr_mean=quality["psnr_mean"],
+            ssim_mean=quality["ssim_mean"],
+            psm_mean=quality["psm_mean"],
+            mean_rank_shift=effect["rank_shift"],
+            mean_item_lift=effect["item_lift"],
+        )
+    # Of all its parts, whichever process ran them: a resumed run takes seconds itself.
+    run.metrics(minutes=sum(part["seconds"] for part in parts) / 60)
+
+
+def _draw(options: Options, run: Run, headline: dict[str, Outcome]) -> None:
+    """CHR of the origin class under each attack at the headline's budget, frozen."""
+    from common import plots
+
+    shown = {name: outcome.effects for name, outcome in headline.items() if set(outcome.effects) == set(VISUAL)}
+    first = next(iter(shown.values()))
+    bars = {kind: [first[kind]["chr_clean"], *(of[kind]["chr_origin"] for of in shown.values())] for kind in VISUAL}
+    plots.grouped_bars(
+        ["clean", *(name.replace("_", " ") for name in shown)],
+        bars,
+        run.folder / "chr.png",
+        title=f"CHR@{options.top_k} of the attacked class ({Path(options.cnns[0]).stem}, {options.pairs[0]})",
+        ylabel="share of the lists",
+        top=None,
+    )
+    run.artifact("chr", run.folder / "chr.png")
+
+
+def _check(options: Options) -> None:
+    if not options.cnns or len({Path(cnn).stem for cnn in options.cnns}) < len(options.cnns):
+        raise UserError("--cnns: expected one or more networks of different names")
+    for name, known in (
+        ("attacks", GRADIENT),
+        ("pairs", ("near", "far")),
+    ):
+        given = getattr(options, name)
+        unknown = [value for value in given if value not in known]
+        if unknown or not given:
+            raise UserError(f"--{name}: expected some of {', '.join(known)}, got {', '.join(unknown) or 'none'}")
+
+
+if __name__ == "__main__":
+    run_all.main()

@@ -1,0 +1,75 @@
+"""Train the network that looks at pictures: plainly, or adversarially."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from common import fitting
+from common.cli import Budget, Count, LinfBudget, script
+from common.errors import UserError
+from common.runs import Run
+from multimedia_recsys.catalogues import ShopOptions, load_training
+
+
+@dataclass(kw_only=True)
+class Options(ShopOptions, fitting.FittingOptions):
+    """The classifier of the shop's categories."""
+
+    method: Literal["standard", "pgd"] = "standard"
+    """Plain training, or on PGD examples alone."""
+    eps: LinfBudget = 4 / 255
+    """Radius of the PGD examples (L-inf), in [0, 1]."""
+    pgd_steps: Count = 4
+    """Steps of PGD, of 2 x radius / steps each."""
+    epochs: Count = 8
+    """Passes over the training pictures."""
+    batch_size: Count = 64
+    """Pictures a step, over all devices."""
+    learning_rate: Budget = 0.1
+    """Learning rate at its highest."""
+
+
+@script(app="multimedia_recsys", name="train_cnn")
+def train_cnn(options: Options, run: Run) -> None:
+    """Train on the shop's categories, test on other pictures, save `model.keras`."""
+    import hashlib
+
+    import numpy as np
+
+    from common import checkpoints, plots
+    from common.adversarial_training import pgd_training, standard_training
+    from common.evaluation import accuracy
+
+    data = load_training(options)
+    digest = hashlib.sha256()
+    for array in (data.x_train, data.y_train, data.x_test, data.y_test):
+        digest.update(np.ascontiguousarray(array).data)
+    run.data(options.dataset, digest.hexdigest())
+    if options.method == "pgd" and not options.eps > 0:
+        raise UserError(f"--eps: must be above 0; received {options.eps:g}")
+    method = standard_training()
+    if options.method == "pgd":
+        method = pgd_training(eps=options.eps, alpha=2 * options.eps / options.pgd_steps, steps=options.pgd_steps)
+    model, history = fitting.fit(
+        options,
+        run,
+        data.x_train,
+        data.y_train,
+        len(data.class_names),
+        lambda model: {"test_accuracy": accuracy(model, data.x_test, data.y_test)},
+        title=f"{options.method} classifier",
+        seed=options.seed,
+        method=method,
+    )
+    right = history[-1]["test_accuracy"]
+    run.metrics(test_accuracy=right, test_accuracy_n=len(data.y_test))
+    run.rate("test_accuracy", right, len(data.y_test), model=options.method, split="test")
+    if run.chief:
+        checkpoints.save_model(model, run.folder / "model.keras")
+        run.artifact("model", run.folder / "model.keras")
+        curves = {name: [epoch[name] for epoch in history] for name in ("accuracy", "test_accuracy")}
+        plots.accuracy_curves(curves, run.folder / "training.png", title=f"{options.method}: {options.arch}")
+        run.artifact("training", run.folder / "training.png")
+
+
+if __name__ == "__main__":
+    train_cnn.main()

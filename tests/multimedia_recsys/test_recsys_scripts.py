@@ -1,0 +1,345 @@
+"""The seven scripts, from drawn products to tables and figures."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.errors import UserError
+from multimedia_recsys import (
+    classify_extract,
+    classify_extract_attack,
+    effects,
+    evaluate_visual_images,
+    ranking,
+    rec_generator,
+    recommendations,
+    results_analyzer,
+    run_all,
+    train_cnn,
+)
+from multimedia_recsys.attack_folders import read_attack
+from multimedia_recsys.catalogues import load_shop
+from multimedia_recsys.categories import Pair
+from multimedia_recsys.looks import read_looks
+
+SHOP = {"n_items": 260, "n_users": 150, "seed": 0}
+CONFIG = """
+train_cnn: {n_items: 260, n_users: 150, n_train: 400, n_test: 100, epochs: 4, augment: none, pgd_steps: 1}
+classify_extract: {n_items: 260, n_users: 150}
+rec_generator: {n_items: 260, n_users: 150, epochs: 6, top_k: 50}
+results_analyzer: {n_items: 260, n_users: 150, top_k: 20}
+classify_extract_attack: {n_items: 260, n_users: 150, nb_iter: 3}
+evaluate_visual_images: {n_items: 260, n_users: 150}
+run_all: {n_items: 260, n_users: 150, top_k: 20}
+"""
+
+
+def rows(folder):
+    with open(folder / "table.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """A folder in which evaluate_visual_images.py and then run_all.py ran with nothing there."""
+    folder = tmp_path_factory.mktemp("shop")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        (folder / "tiny.yaml").write_text(CONFIG)
+        options = evaluate_visual_images.Options(**SHOP, config="tiny.yaml")
+        evaluate_visual_images.evaluate_visual_images(options)
+        whole = run_all.run_all(
+            run_all.Options(**SHOP, config="tiny.yaml", top_k=20, pairs=("near",), cnns=("standard", "robust"))
+        )
+        yield folder, whole
+
+
+def classes(looks):
+    """Origin and target of an attack: the class that most pictures are taken for, and another one."""
+    most = np.argsort(np.bincount(looks.label, minlength=12))[::-1]
+    return {"origin_class": str(most[0]), "target_class": str(most[1])}
+
+
+def place(folder, script):
+    return folder / "runs/multimedia_recsys" / script / "tiny"
+
+
+def test_run_all_writes_what_the_issue_names(chain):
+    folder, results = chain
+    keys = {"hr_at_10", "ndcg_at_10", "auc", "attack_success", "psnr_mean", "ssim_mean", "psm_mean", "mean_rank_shift"}
+    keys |= {f"chr_{name}" for name in ("origin_clean", "origin_attacked", "origin_noise", "target_clean")}
+    assert keys <= set(results["metrics"])
+    table = rows(place(folder, "run_all"))
+    models = {row["model"] for row in table}
+    assert {"vbpr, frozen", "amr, frozen", "vbpr, retrained", "amr, retrained", "bprmf", "popularity"} <= models
+    assert {"fgsm_8", "pgd_8", "noise_8", "swap_8", "insa_8_vbpr", "insa_8_amr"} <= {row["attack"] for row in table}
+    assert {"standard, near", "robust, near"} <= {row["split"] for row in table}
+    # An attack on one recommender is judged on that one.
+    assert {row["model"] for row in table if row["attack"] == "insa_8_amr" and row["metric"] == "chr_lift"} == {
+        "amr, frozen"
+    }
+
+
+def test_the_figures_of_run_all_are_those_of_its_parts(chain):
+    folder, results = chain
+    metrics = results["metrics"]
+    quality = json.loads(
+        (folder / "runs/multimedia_recsys/evaluate_visual_images/tiny/standard/near_pgd_8/results.json").read_text()
+    )
+    assert metrics["psnr_mean"] == quality["metrics"]["psnr_mean"]
+    analysis = rows(place(folder, "results_analyzer"))
+    shares = {row["split"]: float(row["value"]) for row in analysis if row["metric"] == "chr"}
+    assert min(shares.values()) <= metrics["chr_origin_clean"] <= max(shares.values())
+    assert metrics["chr_origin_clean"] in shares.values()
+
+
+def test_unchanged_pictures_leave_the_lists_as_they_are(chain, monkeypatch):
+    """F7: the push of an attack that changes nothing is nothing, exactly."""
+    folder, _ = chain
+    monkeypatch.chdir(folder)
+    shop = load_shop(classify_extract.Options(**SHOP))
+    looks = read_looks(place(folder, "classify_extract") / "original_images", 260)
+    model, scale = recommendations.load(
+        place(folder, "rec_generator") / "vbpr.npz", shop.feedback, looks.features.shape[1]
+    )
+    factors = model.factors(looks.features / np.float32(scale))
+    lists = recommendations.read_lists(place(folder, "rec_generator") / "top_vbpr.npz", shop.feedback)
+    # What was stored is what the stored weights answer, so clean and attacked lists have one origin.
+    assert np.array_equal(ranking.top_k(factors, shop.feedback, 50), lists)
+    options = {**classes(looks), "eps": 0.0, "attack_type": "pgd"}
+    results = classify_extract_attack.classify_extract_attack(
+        classify_extract_attack.Options(**SHOP, config="tiny.yaml", out=folder / "idle", **options)
+    )
+    attack = read_attack(folder / "idle", 260)
+    assert np.array_equal(attack.features, looks.features)
+    assert attack.pair == Pair(results["metrics"]["origin"], results["metrics"]["target"])
+    before = effects.standing(factors, shop.feedback, looks.label, attack.items, attack.pair, 20)
+    after = effects.standing(
+        model.factors(attack.features / np.float32(scale)), shop.feedback, looks.label, attack.items, attack.pair, 20
+    )
+    measured = effects.measures(before, after)
+    assert (measured["chr_lift"], measured["item_lift"], measured["rank_shift"]) == (0.0, 0.0, 0.0)
+
+
+def test_a_raised_score_shows_in_lift_and_rank(chain, monkeypatch):
+    folder, _ = chain
+    shop = load_shop(classify_extract.Options(**SHOP))
+    looks = read_looks(place(folder, "classify_extract") / "original_images", 260)
+    model, scale = recommendations.load(
+        place(folder, "rec_generator") / "vbpr.npz", shop.feedback, looks.features.shape[1]
+    )
+    factors = model.factors(looks.features / np.float32(scale))
+    items = np.flatnonzero(looks.label == looks.label[0])
+    raised = factors._replace(offset=factors.offset + 100.0 * (looks.label == looks.label[0]))
+    pair = Pair(int(looks.label[0]), int(looks.label[looks.label != looks.label[0]][0]))
+    before, after = (effects.standing(f, shop.feedback, looks.label, items, pair, 20) for f in (factors, raised))
+    measured = effects.measures(before, after)
+    assert measured["chr_lift"] > 0
+    assert measured["rank_shift"] > 0
+    # All the places that the class can take, it takes.
+    assert after.chr_origin == pytest.approx(min(len(items) / 20, 1), abs=0.1)
+
+
+def test_attacked_pictures_are_files_and_were_judged_from_there(chain):
+    folder, _ = chain
+    found = place(folder, "classify_extract_attack")
+    metrics = json.loads((found / "results.json").read_text())
+    attack = read_attack(found, 260)
+    images = attack.folder / "images"
+    assert sorted(int(path.stem) for path in images.iterdir()) == attack.items.tolist()
+    shop = load_shop(classify_extract.Options(**SHOP))
+    for item in attack.items[:5]:
+        stored = np.asarray(Image.open(images / f"{item}.png")).astype(int)
+        assert 0 < np.abs(stored - shop.pictures.read(np.array([item]))[0]).max() <= 8
+    with open(attack.folder / "classes.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 260
+    assert list(table[0]) == [
+        *("ImageID", "ClassStr", "ClassNum", "Prob"),
+        *("ClassStrStart", "ClassNumStart", "ProbStart"),
+    ]
+    taken = [row for row in table if int(row["ClassNumStart"]) == attack.pair.origin]
+    assert len(taken) == len(attack.items)
+    success = np.mean([int(row["ClassNum"]) == attack.pair.target for row in taken])
+    assert success == pytest.approx(metrics["metrics"]["attack_success"])
+    features = np.load(attack.folder / "features.npy", allow_pickle=False)
+    assert features.shape[0] == 260
+
+
+def test_image_measures_against_numpy(chain, monkeypatch):
+    folder, _ = chain
+    monkeypatch.chdir(folder)
+    attack = read_attack(place(folder, "classify_extract_attack"), 260)
+    shop = load_shop(classify_extract.Options(**SHOP))
+    clean = read_looks(place(folder, "classify_extract") / "original_images", 260)
+    before = shop.pictures.read(attack.items).astype(np.float64) / 255
+    after = np.stack(
+        [np.asarray(Image.open(attack.folder / f"images/{item}.png"), np.float64) / 255 for item in attack.items]
+    )
+    mse = ((before - after) ** 2).mean(axis=(1, 2, 3))
+    metrics = json.loads((place(folder, "evaluate_visual_images") / "results.json").read_text())["metrics"]
+    assert metrics["mse_mean"] == pytest.approx(mse.mean(), rel=1e-5)
+    assert metrics["psnr_mean"] == pytest.approx((10 * np.log10(1 / mse)).mean(), rel=1e-4)
+    shift = attack.features[attack.items].astype(np.float64) - clean.features[attack.items]
+    assert metrics["psm_mean"] == pytest.approx((shift**2).mean(axis=1).mean(), rel=1e-5)
+    assert metrics["linf_mean"] <= 8 / 255 + 1e-9
+    assert 0.3 < metrics["ssim_mean"] < 1
+
+
+def test_an_interrupted_attack_goes_on_and_ends_alike(chain, monkeypatch):
+    folder, _ = chain
+    monkeypatch.chdir(folder)
+    looks = read_looks(place(folder, "classify_extract") / "original_images", 260)
+    options = {**SHOP, "config": "tiny.yaml", **classes(looks)}
+    whole = classify_extract_attack.classify_extract_attack(
+        classify_extract_attack.Options(**options, name="tiny", out=folder / "whole")
+    )
+    from multimedia_recsys import attack_folders
+
+    monkeypatch.setattr(attack_folders, "_CHUNK", 2)
+    calls, genuine = [], attack_folders.write_png
+
+    def cut_short(path, picture):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(path)
+        genuine(path, picture)
+
+    monkeypatch.setattr(attack_folders, "write_png", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        classify_extract_attack.classify_extract_attack(
+            classify_extract_attack.Options(**options, name="tiny", out=folder / "cut")
+        )
+    calls.clear()
+    monkeypatch.setattr(attack_folders, "write_png", lambda path, picture: (calls.append(path), genuine(path, picture)))
+    again = classify_extract_attack.classify_extract_attack(
+        classify_extract_attack.Options(**options, name="tiny", out=folder / "cut", resume=True)
+    )
+    attack = read_attack(folder / "cut", 260)
+    assert len(calls) == len(attack.items) - 3
+    assert again["metrics"] == whole["metrics"]
+    assert np.array_equal(attack.features, read_attack(folder / "whole", 260).features)
+
+
+def test_an_analysis_measures_an_attack_frozen_and_retrained(chain, monkeypatch):
+    folder, _ = chain
+    monkeypatch.chdir(folder)
+    attacked = place(folder, "classify_extract_attack")
+    results = results_analyzer.results_analyzer(
+        results_analyzer.Options(
+            **SHOP, config="tiny.yaml", out=folder / "measured", attacked=attacked, retrain=True, top_k=20
+        )
+    )
+    assert {"chr_lift_frozen", "chr_lift_retrained", "rank_shift_frozen", "item_lift_retrained"} <= set(
+        results["metrics"]
+    )
+    with pytest.raises(UserError, match="bprmf does not look at pictures"):
+        results_analyzer.results_analyzer(
+            results_analyzer.Options(
+                **SHOP, config="tiny.yaml", out=folder / "blind", attacked=attacked, recommender="bprmf", top_k=20
+            )
+        )
+
+
+@pytest.fixture
+def layout(tmp_path):
+    """A shop in the original layout, with pictures of differing sizes."""
+    images = tmp_path / "amazon/original_images/images"
+    images.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for item in range(12):
+        size = (20 + item, 24)
+        Image.fromarray(rng.integers(256, size=(*size, 3), dtype=np.uint8)).save(images / f"{item}.jpg")
+    lines = [f"{user}\t{item}\n" for user in range(8) for item in rng.permutation(12)[:4]]
+    (tmp_path / "amazon/pos.txt").write_text("".join(lines))
+    return tmp_path / "amazon"
+
+
+def options_of(layout, **more):
+    return classify_extract.Options(dataset=str(layout), image_size=32, **more)
+
+
+def test_the_original_layout_is_read(layout):
+    shop = load_shop(options_of(layout))
+    assert (len(shop.pictures), shop.feedback.users, shop.feedback.items) == (12, 8, 12)
+    assert shop.pictures.read(np.array([3, 0])).shape == (2, 32, 32, 3)
+    with pytest.raises(UserError, match="has no categories to train on"):
+        train_cnn.train_cnn(train_cnn.Options(dataset=str(layout), out=layout.parent / "run"))
+
+
+def test_pictures_that_do_not_do_are_named(layout):
+    images = layout / "original_images/images"
+    (images / "5.jpg").rename(layout / "kept.jpg")
+    with pytest.raises(UserError, match="no picture of item 5, but of 11"):
+        load_shop(options_of(layout))
+    shutil.copy(layout / "kept.jpg", images / "5.png.jpg")
+    with pytest.raises(UserError, match=r"5.png.jpg: its name is no item"):
+        load_shop(options_of(layout))
+    (images / "5.png.jpg").unlink()
+    (images / "5.jpg").write_bytes((layout / "kept.jpg").read_bytes()[:200])
+    shop = load_shop(options_of(layout))
+    with pytest.raises(UserError, match=r"5.jpg"):
+        shop.pictures.read(np.array([5]))
+    shutil.copy(layout / "kept.jpg", images / "5.png")
+    with pytest.raises(UserError, match="item 5 has a second picture"):
+        load_shop(options_of(layout))
+
+
+def test_an_item_without_a_picture_names_its_line(layout):
+    (layout / "pos.txt").write_text("0\t1\n0\t12\n")
+    with pytest.raises(UserError, match=r"pos.txt:2: item 12; there are pictures of 0 to 11"):
+        load_shop(options_of(layout))
+
+
+def test_names_from_data_cannot_leave_the_folder(chain, tmp_path):
+    from multimedia_recsys.attack_folders import picture_path
+
+    shop = load_shop(classify_extract.Options(**SHOP))
+    for name in ("../../out.jpg", "/etc/out.jpg"):
+        evil = shop.__class__(shop.name, shop.pictures, shop.feedback, (name,), "", None, ())
+        path = picture_path(tmp_path, evil, 0)
+        assert path.resolve().parent == tmp_path.resolve()
+
+
+def test_an_image_folder_with_a_csv_is_a_shop(tmp_path):
+    rng = np.random.default_rng(0)
+    for kind in ("hat", "sock"):
+        (tmp_path / "shop" / kind).mkdir(parents=True)
+        for number in range(4):
+            picture = Image.fromarray(rng.integers(256, size=(16, 16, 3), dtype=np.uint8))
+            picture.save(tmp_path / "shop" / kind / f"{kind}{number}.png")
+    lines = [f"u{user},{kind}{number}" for user in range(4) for kind in ("hat", "sock") for number in range(3)]
+    (tmp_path / "who.csv").write_text("user,item\n" + "\n".join(lines) + "\n")
+    shop = load_shop(
+        classify_extract.Options(dataset=str(tmp_path / "shop"), interactions=tmp_path / "who.csv", image_size=16)
+    )
+    assert shop.category_names == ("hat", "sock")
+    assert shop.category.tolist() == [0] * 4 + [1] * 4
+    assert shop.feedback.users == 4
+    assert (shop.feedback.test >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("script", "wrong", "message"),
+    [
+        (rec_generator.rec_generator, {"models": ("vbpr", "svd")}, "--models: expected some of .*, got svd"),
+        (run_all.run_all, {"attacks": ("jsma",)}, "--attacks: expected some of"),
+        (
+            classify_extract_attack.classify_extract_attack,
+            {"origin_class": "sock"},
+            "give both or neither",
+        ),
+        (classify_extract.classify_extract, {"dataset": "nowhere"}, "no such folder"),
+        (classify_extract.classify_extract, {"image_size": 32}, "--image-size: is for folders"),
+        (results_analyzer.results_analyzer, {"top_k": 400}, "make longer ones or lower --top-k"),
+    ],
+)
+def test_wrong_options_end_in_one_line(chain, monkeypatch, script, wrong, message, tmp_path):
+    folder, _ = chain
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=message):
+        script(script.options_class(**{**SHOP, "config": "tiny.yaml", "out": tmp_path / "run"} | wrong))
