@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import keras
 import numpy as np
 
 from common.datasets.readers import read_picture, write_png
@@ -39,10 +40,13 @@ def write_pictures(
     """
     paths = {int(item): picture_path(folder, shop, int(item)) for item in items}
     missing = np.array([item for item, path in paths.items() if not path.is_file()], np.int64)
+    bar = keras.utils.Progbar(len(missing), unit_name="picture") if len(missing) > 4 * _CHUNK else None
     for first in range(0, len(missing), _CHUNK):
         chunk = missing[first : first + _CHUNK]
         for item, picture in zip(chunk, change(shop.pictures.read(chunk), chunk), strict=True):
             write_png(paths[int(item)], picture)
+        if bar is not None:
+            bar.add(len(chunk))
 
 
 def read_pictures(folder: Path, shop: Shop, items: np.ndarray) -> np.ndarray:

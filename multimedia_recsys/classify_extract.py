@@ -22,7 +22,7 @@ def classify_extract(options: Options, run: Run) -> None:
     shop = load_shop(options)
     run.data(shop.name, shop.sha256)
     model, names = classifier(options, shop, run)
-    seen = see(model, shop.pictures, title="looking at pictures")
+    seen = see(model, shop.pictures)
     folder = run.folder / "original_images"
     write_looks(folder, shop, seen, names)
     run.artifact("looks", folder)

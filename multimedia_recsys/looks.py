@@ -87,19 +87,20 @@ def _loaded(path: Path, stamp: int) -> "keras.Model":
     return load_model(path)
 
 
-def see(model: "keras.Model", pictures: Pictures, *, title: str) -> "Seen":
+def see(model: "keras.Model", pictures: Pictures) -> "Seen":
     """What `model` makes of all `pictures`, a block in memory at a time."""
     import keras
 
     from multimedia_recsys.cnn import Seen, look
 
     starts = range(0, len(pictures), _BLOCK)
-    bar = keras.utils.Progbar(len(starts), unit_name=title) if len(starts) > 20 else None
+    bar = keras.utils.Progbar(len(pictures), unit_name="picture") if len(starts) > 8 else None
     blocks = []
     for first in starts:
-        blocks.append(look(model, pictures.read(np.arange(first, min(first + _BLOCK, len(pictures))))))
+        rows = np.arange(first, min(first + _BLOCK, len(pictures)))
+        blocks.append(look(model, pictures.read(rows)))
         if bar is not None:
-            bar.add(1)
+            bar.add(len(rows))
     return Seen(*map(np.concatenate, zip(*blocks, strict=True)))
 
 

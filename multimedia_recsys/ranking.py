@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -11,6 +12,8 @@ from multimedia_recsys.recommenders import Factors
 
 # Scores that are held at once; 64 MB of them keep two cores busy.
 BLOCK_SCORES = 2**24
+# More blocks take seconds, and get a progress bar.
+_SHOWN_BLOCKS = 20
 
 
 class Ranks(NamedTuple):
@@ -97,6 +100,7 @@ def _compared(scores: np.ndarray, rows: np.ndarray, items: np.ndarray) -> tuple[
 def _blocks(factors: Factors, feedback: Interactions) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Users, in blocks, and their scores of all items, minus infinity for those of their training."""
     size = max(BLOCK_SCORES // feedback.items, 1)
+    bar = keras.utils.Progbar(feedback.users, unit_name="user") if feedback.users > _SHOWN_BLOCKS * size else None
     items = tf.constant(factors.items, tf.float32)
     for first in range(0, feedback.users, size):
         users = np.arange(first, min(first + size, feedback.users))
@@ -104,3 +108,5 @@ def _blocks(factors: Factors, feedback: Interactions) -> Iterator[tuple[np.ndarr
         scores += factors.offset
         scores[feedback.seen(users)] = -np.inf
         yield users, scores
+        if bar is not None:
+            bar.update(first + len(users))

@@ -232,6 +232,7 @@ def _judge(
         before = stand(recommender, clean)
         models = {"frozen": recommender}
         if retrain:
+            run.say(f"training {kind} anew after {attempt.name}")
             models["retrained"] = recommendations.trained(kind, shop.feedback, moved, stage.settings, seed=options.seed)
         for threat, model in models.items():
             found = effects.measures(before, stand(model, moved))

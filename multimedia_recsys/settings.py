@@ -11,9 +11,9 @@ VISUAL: tuple[Kind, ...] = ("vbpr", "amr")
 class Settings(NamedTuple):
     """How a recommender is trained.
 
-    `factors`, `visual_factors`: lengths of the latent and the visual vectors. `l2` and `l2_visual` weigh the squared
-    norms of a triplet's vectors, and of projection and visual bias, in half. `epsilon` and `lambd` are AMR's: the length of
-    the change of a feature, in units of the scaled features, and the weight of the adversarial term.
+    `factors`, `visual_factors`: lengths of the latent and the visual vectors. `l2` and `l2_visual` weigh half the
+    squared norms of a triplet's vectors, and of projection and visual bias. `epsilon` and `lambd` are AMR's: the length
+    of the change of a feature, in units of the scaled features, and the weight of the adversarial term.
     """
 
     factors: int = 20
