@@ -127,6 +127,7 @@ def _subjects(options: Options, run: Run, cast: Cast, folded: FoldedPairs) -> li
             pgd_steps=options.pgd_steps,
             restarts=options.restarts,
             batch_size=options.batch_size,
+            progress=True,
         )
         subjects.append(Subject(name, attacker, embeddings, verify(embeddings, cast, folded, options.far)))
     return subjects
@@ -179,11 +180,14 @@ def _attack(
             if attacker.embed is attacker.model:
                 run.say("itgsm left out: the model has no classifier")
                 continue
+            run.say(f"{name}, {eps:g}/255, towards {len(lists.labelled)} people who trained")
             classes = np.searchsorted(cast.people.train, cast.faces.person[lists.labelled[:, 1]])
             outcome = attacker.impersonate(name, sources, e[lists.labelled[:, 1]], eps / 255, classes)
         else:
+            run.say(f"{name}, {eps:g}/255, {len(sources)} pairs")
             outcome = attacker.impersonate(name, sources, targets, eps / 255)
         found[name, float(eps)] = outcome
+    run.say(f"dodging, 10/255, {len(lists.own)} pairs")
     first, second = lists.own.T
     found["dodge", 10.0] = attacker.dodge(images[first], e[second], 10 / 255)
     for (name, eps), outcome in found.items():
