@@ -45,9 +45,9 @@ def _top(lists: np.ndarray, k: int) -> np.ndarray:
 
 
 def propose(chr_of: np.ndarray, label: np.ndarray, features: np.ndarray, *, fewest: int = 10) -> tuple[Pair, Pair]:
-    """A near and a far pair. The origin is the class that is recommended least for each of its items, the targets are
-    among the third of the classes that are recommended most: the one whose mean feature is nearest to the origin's,
-    and the one farthest.
+    """A near and a far pair. Origins are the third of the classes that are recommended least for each of their items,
+    targets the third that are recommended most. Near: the two whose mean features are closest; far: the same origin and
+    the target farthest from it.
 
     `chr_of` (classes,); `label` (N,) and `features` (N, D) of the items. Classes of under `fewest` items are left out.
 
@@ -57,13 +57,14 @@ def propose(chr_of: np.ndarray, label: np.ndarray, features: np.ndarray, *, fewe
     known = np.flatnonzero(counts >= fewest)
     if len(known) < 3:
         raise UserError(f"{len(known)} classes of {fewest} items or more; an attack needs three to choose from")
-    lift = chr_of[known] / counts[known]
-    origin = known[np.argmin(lift)]
-    most = known[np.argsort(-lift)][: max(len(known) // 3, 2)]
-    most = most[most != origin]
-    means = np.stack([features[label == kind].mean(axis=0) for kind in most])
-    apart = np.linalg.norm(means - features[label == origin].mean(axis=0), axis=1)
-    return Pair(int(origin), int(most[apart.argmin()])), Pair(int(origin), int(most[apart.argmax()]))
+    known = known[np.argsort(chr_of[known] / counts[known], kind="stable")]
+    third = len(known) // 3
+    origins, targets = known[:third], known[-max(third, 2) :]
+    means = {kind: features[label == kind].mean(axis=0) for kind in known}
+    apart = np.array([[np.linalg.norm(means[one] - means[other]) for other in targets] for one in origins])
+    origin, nearest = np.unravel_index(apart.argmin(), apart.shape)
+    pairs = [Pair(int(origins[origin]), int(targets[place])) for place in (nearest, apart[origin].argmax())]
+    return pairs[0], pairs[1]
 
 
 def named(text: str, names: Sequence[str], option: str) -> int:

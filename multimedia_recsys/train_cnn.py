@@ -14,6 +14,8 @@ from multimedia_recsys.catalogues import ShopOptions, load_training
 class Options(ShopOptions, fitting.FittingOptions):
     """The classifier of the shop's categories."""
 
+    arch: str = "product_cnn"
+    """Network: product_cnn (a small_cnn of four blocks, 128 features), small_cnn, resnet18, resnet20, resnet50, ..."""
     method: Literal["standard", "pgd"] = "standard"
     """Plain training, or on PGD examples alone."""
     eps: LinfBudget = 4 / 255
@@ -31,6 +33,7 @@ class Options(ShopOptions, fitting.FittingOptions):
 @script(app="multimedia_recsys", name="train_cnn")
 def train_cnn(options: Options, run: Run) -> None:
     """Train on the shop's categories, test on other pictures, save `model.keras`."""
+    import functools
     import hashlib
 
     import numpy as np
@@ -38,6 +41,7 @@ def train_cnn(options: Options, run: Run) -> None:
     from common import checkpoints, plots
     from common.adversarial_training import pgd_training, standard_training
     from common.evaluation import accuracy
+    from common.models import NETWORKS, small_cnn
 
     data = load_training(options)
     digest = hashlib.sha256()
@@ -59,6 +63,7 @@ def train_cnn(options: Options, run: Run) -> None:
         title=f"{options.method} classifier",
         seed=options.seed,
         method=method,
+        networks={"product_cnn": functools.partial(small_cnn, blocks=4), **NETWORKS},
     )
     right = history[-1]["test_accuracy"]
     run.metrics(test_accuracy=right, test_accuracy_n=len(data.y_test))

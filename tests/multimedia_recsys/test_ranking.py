@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import ndcg_score, roc_auc_score
 
+from common.errors import UserError
 from multimedia_recsys import ranking
 from multimedia_recsys.categories import chr_at, named, ncdcg_at, propose
 from multimedia_recsys.interactions import interactions
@@ -110,17 +111,18 @@ def test_chr_and_ncdcg_against_a_count_by_hand():
 
 def test_pairs_lead_from_the_least_to_the_most_recommended():
     label = np.repeat(np.arange(6), 20)
-    shares = np.array([0.01, 0.30, 0.29, 0.28, 0.06, 0.06])
+    shares = np.array([0.01, 0.30, 0.29, 0.02, 0.06, 0.06])
     features = np.zeros((120, 2), np.float32)
-    features[:, 0] = np.array([0.0, 5.0, 1.0, 9.0, 0.1, 0.2])[label]
+    # Class 3 lies next to class 2, class 4 next to both, but that one is recommended too often to be an origin.
+    features[:, 0] = np.array([0.0, 9.0, 5.0, 4.0, 8.9, 5.1])[label]
     near, far = propose(shares, label, features)
-    assert near == (0, 2)
-    assert far == (0, 1)
+    assert near == (3, 2)
+    assert far == (3, 1)
+    with pytest.raises(UserError, match="2 classes of 30 items or more"):
+        propose(shares, np.repeat([0, 1, 2], [30, 50, 5]), features[:85], fewest=30)
 
 
 def test_classes_by_name_or_number():
-    from common.errors import UserError
-
     assert named("sock", ("hat", "sock"), "--origin-class") == 1
     assert named("0", ("hat", "sock"), "--origin-class") == 0
     with pytest.raises(UserError, match="--origin-class: 'shoe' is no class; they are hat, sock"):
