@@ -5,7 +5,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,6 +51,17 @@ def load_model(path: Path | str) -> keras.Model:
         raise
     except Exception as error:  # Keras raises anything from ValueError to KeyError and zip errors here
         raise UserError(f"{path}: not a model that can be loaded safely ({one_line(error, 200)})") from error
+
+
+def check_pictures(model: keras.Model, path: Path | str, shape: Sequence[int]) -> None:
+    """Errors: `UserError` naming `path` when its `model` takes other pictures than those of `shape` (height, width,
+    channels)."""
+    wanted = model.input_shape[1:]
+    if any(side is not None and side != own for side, own in zip(wanted, shape, strict=False)):
+        raise UserError(
+            f"{path}: takes pictures of {' x '.join(map(str, wanted))}, these are {' x '.join(map(str, shape))};"
+            " give --image-size as in its training"
+        )
 
 
 @contextlib.contextmanager

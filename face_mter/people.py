@@ -166,15 +166,11 @@ def load_checked(path: Path, cast: Cast) -> "keras.Model":
     Errors: `UserError` naming it when it cannot be read, takes other pictures than those of `cast`, or answers with
     something else than a vector for each.
     """
-    from common.checkpoints import load_model
+    from common.checkpoints import check_pictures, load_model
     from face_mter.networks import embedder
 
-    model, ours = load_model(path), cast.faces.images.shape[1:]
-    if any(side is not None and side != own for side, own in zip(model.input_shape[1:], ours, strict=False)):
-        raise UserError(
-            f"{path}: takes pictures of {' x '.join(map(str, model.input_shape[1:]))}, these are"
-            f" {' x '.join(map(str, ours))}; give --image-size as in its training"
-        )
+    model = load_model(path)
+    check_pictures(model, path, cast.faces.images.shape[1:])
     try:
         embedder(model)
     except UserError as error:

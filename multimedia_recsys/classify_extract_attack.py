@@ -68,6 +68,7 @@ def classify_extract_attack(options: Options, run: Run) -> None:
     from multimedia_recsys import attack_folders
     from multimedia_recsys.cnn import Seen, look
     from multimedia_recsys.looks import read_looks, write_looks
+    from multimedia_recsys.picture_attacks import BUDGETED
 
     shop = load_shop(options)
     run.data(shop.name, shop.sha256)
@@ -78,7 +79,7 @@ def classify_extract_attack(options: Options, run: Run) -> None:
     items = np.flatnonzero(clean.label == pair.origin)
     if not len(items):
         raise UserError(f"--origin-class: the network takes no picture for {names[pair.origin]}; choose another")
-    budget = f"eps{255 * options.eps:g}" if options.attack_type in ("fgsm", "pgd", "insa", "noise") else "free"
+    budget = f"eps{255 * options.eps:g}" if options.attack_type in BUDGETED else "free"
     name = f"{options.attack_type}_{pair.origin}_{pair.target}_{budget}"
     run.say(
         f"{name}: {len(items)} pictures of {names[pair.origin]}"

@@ -91,9 +91,7 @@ def read_feedback(root: Path, items: int, *, seed: int) -> Interactions:
     if (root / POSITIVES).is_file():
         user, item, time = read_pairs(root / POSITIVES, items)
         users = _numbered(root / POSITIVES, user)
-        # A column that never changes says nothing about what came last.
-        timed = time if np.ptp(time) > 0 else None
-        return leave_one_out(user, item, users=users, items=items, seed=seed, time=timed)
+        return leave_one_out(user, item, users=users, items=items, seed=seed, time=time)
     if not (root / TRAINING).is_file() or not (root / TEST).is_file():
         raise UserError(f"{root}: no {POSITIVES}, nor {TRAINING} with {TEST}; expected the feedback in either")
     user, item, _ = read_pairs(root / TRAINING, items)
@@ -109,8 +107,9 @@ def read_feedback(root: Path, items: int, *, seed: int) -> Interactions:
     return interactions(user, item, test, items=items)
 
 
-def read_pairs(path: Path, items: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """User int64 (n,), item int64 (n,), time float64 (n,) of lines `user<TAB>item[<TAB>rating[<TAB>timestamp]]`.
+def read_pairs(path: Path, items: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """User int64 (n,), item int64 (n,), time float64 (n,) or None of lines
+    `user<TAB>item[<TAB>rating[<TAB>timestamp]]`.
 
     Errors: `UserError` naming file and line.
     """
@@ -122,7 +121,7 @@ def read_pairs(path: Path, items: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     out = np.flatnonzero(ids[1] >= items)
     if len(out):
         raise UserError(f"{path}:{out[0] + 1}: item {ids[1][out[0]]}; there are pictures of 0 to {items - 1}")
-    return *ids, _times(path, columns.get("timestamp"), len(ids[0]), first_line=1)
+    return *ids, _times(path, columns.get("timestamp"), first_line=1)
 
 
 def read_named(path: Path, names: Sequence[str], *, seed: int) -> Interactions:
@@ -143,9 +142,8 @@ def read_named(path: Path, names: Sequence[str], *, seed: int) -> Interactions:
     if len(missing):
         raise UserError(f"{path}:{missing[0] + 2}: item {columns['item'].iloc[missing[0]]!r} has no picture")
     user, ids = pd.factorize(columns["user"], sort=True)
-    time = _times(path, columns.get("timestamp"), len(item), first_line=2)
-    timed = time if np.ptp(time) > 0 else None
-    return leave_one_out(user, item.to_numpy(np.int64), users=len(ids), items=len(names), seed=seed, time=timed)
+    time = _times(path, columns.get("timestamp"), first_line=2)
+    return leave_one_out(user, item.to_numpy(np.int64), users=len(ids), items=len(names), seed=seed, time=time)
 
 
 def _columns(path: Path, *, separator: str, names: Sequence[str] | None, header: bool):
@@ -185,17 +183,19 @@ def _whole(path: Path, column, name: str, *, first_line: int) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def _times(path: Path, column, count: int, *, first_line: int) -> np.ndarray:
+def _times(path: Path, column, *, first_line: int) -> np.ndarray | None:
+    """A column of times, float64 (n,); None for none, and where it never changes and says nothing of what came last."""
     import pandas as pd
 
     if column is None:
-        return np.full(count, _NO_TIME)
+        return None
     values = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
     given = (column != "").to_numpy() & column.notna().to_numpy()
     bad = np.flatnonzero(given & ~np.isfinite(values))
     if len(bad):
         raise UserError(f"{path}:{bad[0] + first_line}: timestamp {column.iloc[bad[0]]!r}; expected a number")
-    return np.where(given, values, _NO_TIME)
+    times = np.where(given, values, _NO_TIME)
+    return times if np.ptp(times) > 0 else None
 
 
 def _numbered(path: Path, user: np.ndarray) -> int:

@@ -55,6 +55,7 @@ def classifier(options: ClassifierOptions, shop: Shop, run: Run) -> "tuple[keras
 
     Errors: `UserError` for one that is not there or does not take the shop's pictures.
     """
+    from common.checkpoints import check_pictures
     from multimedia_recsys import cnn
     from multimedia_recsys.train_cnn import train_cnn
 
@@ -66,14 +67,9 @@ def classifier(options: ClassifierOptions, shop: Shop, run: Run) -> "tuple[keras
     path = train_cnn.produce(options.model, options, must_match, say=run.say)
     path = path / "model.keras" if path.is_dir() else path
     model = _loaded(path, path.stat().st_mtime_ns if path.exists() else 0)
-    wanted = shop.pictures.shape
     if len(model.input_shape) != 4 or len(model.output_shape) != 2:
         raise UserError(f"{path}: maps {model.input_shape} to {model.output_shape}; expected a picture classifier")
-    if any(side is not None and side != own for side, own in zip(model.input_shape[1:], wanted, strict=True)):
-        raise UserError(
-            f"{path}: takes pictures of {' x '.join(map(str, model.input_shape[1:]))}, these are"
-            f" {' x '.join(map(str, wanted))}; give --image-size as in its training"
-        )
+    check_pictures(model, path, shop.pictures.shape)
     classes = model.output_shape[1]
     names = shop.category_names if len(shop.category_names) == classes else tuple(map(str, range(classes)))
     return model, names

@@ -14,9 +14,9 @@ from multimedia_recsys.cnn import features_at
 
 Tensor = tf.Tensor
 Kind = Literal["fgsm", "pgd", "cw", "insa", "noise", "swap"]
-KINDS: tuple[Kind, ...] = ("fgsm", "pgd", "cw", "insa", "noise", "swap")
 """Attacks, and two that are none: noise of the same budget, and real pictures of the target class, the ceiling."""
-BUDGETED = ("fgsm", "pgd", "insa", "noise")
+BUDGETED: tuple[Kind, ...] = ("fgsm", "pgd", "insa", "noise")
+"""Those that have an L-inf budget."""
 
 # Standard deviations of ImageNet's channels (red, green, blue), by which the original divides before it attacks.
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -109,9 +109,9 @@ def settings_in(folder: Path) -> Settings:
     return settings_of(rec_generator.options(**{name: config[name] for name in Settings._fields}))
 
 
-def produced(given: Path | None, options: ShopOptions, run: Run, *also: str) -> Path:
+def produced(given: Path | None, options: ShopOptions, run: Run) -> Path:
     """The run of recommenders that another script works on: `given`, or that of the same name."""
-    return rec_generator.produce(given, options, (*SHOP_FIELDS, *also), say=run.say)
+    return rec_generator.produce(given, options, SHOP_FIELDS, say=run.say)
 
 
 def _record(run: Run, kind: str, per_user: "dict[str, np.ndarray]", cold: "np.ndarray", *, headline: bool) -> None:

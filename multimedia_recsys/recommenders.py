@@ -170,8 +170,9 @@ def triplets(feedback: Interactions, batch_size: int, seed: list[int]) -> tf.dat
     with an item drawn uniformly from those that its user does not have. The last batch is smaller."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(feedback.item))
-    user, positive = feedback.user()[order], feedback.item[order]
-    known = feedback.user().astype(np.int64) * feedback.items + feedback.item
+    owner = feedback.user()
+    user, positive = owner[order], feedback.item[order]
+    known = owner.astype(np.int64) * feedback.items + feedback.item
     negative = rng.integers(feedback.items, size=len(order), dtype=np.int32)
     todo = np.arange(len(order))
     # A user who has everything has no negative: he keeps what he drew, and his triplets teach nothing.
