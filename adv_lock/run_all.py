@@ -1,6 +1,6 @@
 """The whole experiment: base classifier, every lock method, thieves and clean reference, one table."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -8,7 +8,7 @@ from adv_lock.class_maps import METHODS
 from adv_lock.lock import lock
 from adv_lock.train import train
 from adv_lock.train_base import train_base
-from common.cli import CommonOptions, Natural, Script, run_name, script
+from common.cli import CommonOptions, Natural, Parts, script
 from common.errors import UserError
 from common.runs import Run, read_table
 
@@ -38,18 +38,18 @@ def run_all(options: Options, run: Run) -> None:
         raise UserError(f"--methods: expected some of {', '.join(METHODS)}, got {given}")
     if options.seed in options.more_seeds:
         raise UserError(f"--more-seeds: {options.seed} is --seed already")
-    parts: list[dict] = []
+    part = Parts(options, run)
     results = {}
     for seed in (options.seed, *options.more_seeds):
         methods = options.methods if seed == options.seed else options.methods[:1]
-        results |= {(method, seed): thief for method, thief in _one_seed(options, run, seed, methods, parts).items()}
+        results |= {(method, seed): thief for method, thief in _one_seed(part, seed, methods).items()}
     first = options.methods[0]
-    run.data(parts[0]["dataset"], parts[0]["data_sha256"])
+    base = part.results[0]
+    run.data(base["dataset"], base["data_sha256"])
     for metric in (*MEASURED, "reference_accuracy"):
         values = [thief["metrics"][metric] for (method, _), thief in results.items() if method == first]
-        run.metrics(**_mean_and_spread(metric, values), **{f"{metric}_n": parts[0]["metrics"]["test_accuracy_n"]})
-    # Of all its parts, whichever process ran them: a resumed run takes seconds itself.
-    run.metrics(minutes=sum(part["seconds"] for part in parts) / 60)
+        run.metrics(**_mean_and_spread(metric, values), **{f"{metric}_n": base["metrics"]["test_accuracy_n"]})
+    run.metrics(minutes=part.minutes)
     bars = {
         name: [results[method, options.seed]["metrics"][metric] for method in options.methods]
         for name, metric in (("original", "original_accuracy"), ("locked", "locked_accuracy"))
@@ -62,27 +62,20 @@ def run_all(options: Options, run: Run) -> None:
     run.artifact("methods", figure)
 
 
-def _one_seed(options: Options, run: Run, seed: int, methods: tuple[str, ...], parts: list[dict]) -> dict[str, dict]:
-    """The thieves' results by method; the results of all that ran for them are added to `parts`."""
-    place = f"{run_name(options)}/seed-{seed}"
-
-    def part(producer: Script, name: str, **settings) -> tuple[Path, dict]:
-        """A run of another script, its other settings from its section of the config."""
-        wanted = producer.options_from(replace(options, name=f"{place}/{name}"), seed=seed, **settings)
-        run.say(f"-- {producer.name} {place}/{name}")
-        parts.append(producer(replace(wanted, force=options.force, resume=not options.force)))
-        return producer.folder(wanted), parts[-1]
-
-    model = part(train_base, "base")[0] / "model.keras"
+def _one_seed(part: Parts, seed: int, methods: tuple[str, ...]) -> dict[str, dict]:
+    """The thieves' results by method; rows of the table."""
+    place = f"seed-{seed}"
+    model = part(train_base, place, "base", seed=seed) / "model.keras"
     thieves, reference = {}, None
     for method in methods:
-        source, _ = part(lock, method, model=model, lock_method=method)
-        _rows(run, source, seed, method)
+        source = part(lock, place, method, seed=seed, model=model, lock_method=method)
+        _rows(part.run, source, seed, method)
         if reference is None:
-            reference, _ = part(train, "reference", lock_data=source, train_on="original")
-            _rows(run, reference, seed, "original")
-        thief, thieves[method] = part(train, method, lock_data=source, reference=reference)
-        _rows(run, thief, seed, method)
+            reference = part(train, place, "reference", seed=seed, lock_data=source, train_on="original")
+            _rows(part.run, reference, seed, "original")
+        thief = part(train, place, method, seed=seed, lock_data=source, reference=reference)
+        thieves[method] = part.results[-1]
+        _rows(part.run, thief, seed, method)
     return thieves
 
 

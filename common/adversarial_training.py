@@ -20,10 +20,12 @@ Tensor = tf.Tensor
 
 
 class Method(NamedTuple):
-    """Arguments for `training.train`, to be used together."""
+    """Arguments for `training.train`, to be used together, with `training.repeated` where there are several `turns`:
+    steps of the optimiser on each batch."""
 
     loss: Loss
     adversary: Adversary | None = None
+    turns: int = 1
 
 
 def standard_training() -> Method:

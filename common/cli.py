@@ -448,6 +448,33 @@ class Script:
         return parser
 
 
+class Parts:
+    """Runs of other scripts under the name of the one that joins them: made, gone on with or, under --force, made anew.
+
+    `results` are those of all parts so far.
+    """
+
+    def __init__(self, options: CommonOptions, run: Run, *, shared: Sequence[str] = ()) -> None:
+        """`shared`: further options, common to the app's scripts, that each part takes from `options`."""
+        self.options, self.run, self.shared = options, run, shared
+        self.results: list[dict[str, Any]] = []
+
+    def __call__(self, producer: Script, *place: str, **settings: Any) -> Path:
+        """The finished run `<own name>/<place>`, its other settings from its section of the config."""
+        name = "/".join((run_name(self.options), *place))
+        own = {field: getattr(self.options, field) for field in self.shared if field in producer.fields}
+        wanted = producer.options_from(dataclasses.replace(self.options, name=name), **(own | settings))
+        self.run.say(f"-- {producer.name} {name}")
+        again = {"force": self.options.force, "resume": not self.options.force}
+        self.results.append(producer(dataclasses.replace(wanted, **again)))
+        return producer.folder(wanted)
+
+    @property
+    def minutes(self) -> float:
+        """What all parts took, whichever process ran them: a resumed run takes seconds itself."""
+        return sum(result["seconds"] for result in self.results) / 60
+
+
 def script(*, app: str, name: str) -> Callable[[Callable[[Any, Run], None]], Script]:
     """Make a function of typed options and a `Run` the entry script `<app>/<name>`."""
     return lambda body: Script(body, app, name)

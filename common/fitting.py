@@ -123,11 +123,12 @@ def fit_network(
 
     if not options.momentum < 1:
         raise UserError(f"--momentum: must be below 1; received {options.momentum}")
+    method = method or standard_training()
     rate = training.learning_rate(
         options.lr_schedule,
         options.learning_rate,
         epochs=options.epochs,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=steps_per_epoch * method.turns,
         milestones=options.lr_epochs,
         warmup_epochs=min(options.warmup_epochs, options.epochs / 2),
     )
@@ -135,11 +136,10 @@ def fit_network(
         model = build()
         optimizer = keras.optimizers.SGD(rate, momentum=options.momentum, nesterov=True)
         optimizer = devices.scaled_for(options.precision, optimizer)
-    method = method or standard_training()
     run.say(f"{title}, {model.count_params():,} weights, {options.epochs} epochs")
     history = training.train(
         model,
-        epoch_batches,
+        training.repeated(epoch_batches, method.turns) if method.turns > 1 else epoch_batches,
         method.loss,
         optimizer,
         epochs=options.epochs,

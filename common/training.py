@@ -105,6 +105,22 @@ def batches(
     return epoch_batches
 
 
+def repeated(epoch_batches: Epochs, turns: int) -> Epochs:
+    """Each batch `turns` times in a row, with the turn, from 1, as a further component int32 (B,)."""
+
+    def of_epoch(epoch: int) -> tf.data.Dataset:
+        once = epoch_batches(epoch)
+
+        def again(*batch: Tensor) -> tf.data.Dataset:
+            numbers = tf.data.Dataset.range(1, turns + 1, output_type=tf.int32)
+            return numbers.map(lambda turn: (*batch, tf.fill(tf.shape(batch[0])[:1], turn)))
+
+        count = tf.data.experimental.assert_cardinality(turns * once.cardinality())
+        return once.flat_map(again).apply(count).prefetch(2)
+
+    return of_epoch
+
+
 def as_float(images: Tensor) -> Tensor:
     """8-bit images as float32 in [0, 1]; floats as they are."""
     return tf.cast(images, tf.float32) / 255.0 if images.dtype == tf.uint8 else tf.cast(images, tf.float32)

@@ -1,9 +1,7 @@
 """The network that looks at pictures: classes for the attack, features for the recommender."""
 
-import weakref
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -11,13 +9,11 @@ import tensorflow as tf
 
 from common.attacks import inference, logits_of
 from common.attacks.calls import compiled
-from common.errors import UserError, one_line
+from common.errors import UserError
+from common.models import halves
 from common.training import as_float
 
-_PACKAGE = "multimedia_recsys"
 Tensor = tf.Tensor
-
-_parts: "weakref.WeakKeyDictionary[Any, tuple[keras.Model, keras.Model]]" = weakref.WeakKeyDictionary()
 
 
 class Seen(NamedTuple):
@@ -26,47 +22,6 @@ class Seen(NamedTuple):
     label: np.ndarray
     prob: np.ndarray
     features: np.ndarray
-
-
-@keras.saving.register_keras_serializable(_PACKAGE)
-class CaffePreprocessing(keras.layers.Layer):
-    """Pictures (B, H, W, 3), RGB in [0, 1], as the ImageNet weights of ResNet50 want them: BGR in 0..255, less the mean
-    of ImageNet."""
-
-    def call(self, images):
-        return keras.ops.flip(images * 255.0, axis=-1) - keras.ops.convert_to_tensor((103.939, 116.779, 123.68))
-
-    def compute_output_shape(self, shape):
-        return shape
-
-
-def resnet50(weights: Path | str | None = "imagenet", *, size: int = 224) -> keras.Model:
-    """Keras's ResNet50 with its preprocessing inside: pictures (B, size, size, 3) in [0, 1] -> 1000 logits.
-
-    `weights`: "imagenet", which Keras downloads once, or a file of weights, or None.
-
-    Errors: `UserError` when weights cannot be had.
-    """
-    images = keras.Input((size, size, 3), name="images")
-    try:
-        network = keras.applications.ResNet50(
-            weights=weights, input_tensor=CaffePreprocessing(name="preprocessing")(images), classifier_activation=None
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"ResNet50: weights {weights} cannot be had ({one_line(error)}); download them where there is a network, or"
-            " name a .keras file by --model"
-        ) from error
-    return keras.Model(images, network.output, name="resnet50")
-
-
-def imagenet_names() -> tuple[str, ...]:
-    """The 1000 classes of ImageNet; their numbers where Keras cannot get its list of names."""
-    try:
-        decoded = keras.applications.resnet50.decode_predictions(np.eye(1000, dtype=np.float32), top=1)
-    except (OSError, ValueError):
-        return tuple(map(str, range(1000)))
-    return tuple(name for ((_, name, _),) in decoded)
 
 
 def feature_model(model: keras.Model) -> keras.Model:
@@ -99,12 +54,7 @@ def _look(model: keras.Model, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _halves(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     """`model` up to the features, and from there on: one pass serves both answers."""
-    if model not in _parts:
-        dense = [
-            layer for layer in model.layers if isinstance(layer, keras.layers.Dense) and len(layer.input.shape) == 2
-        ]
-        if not dense:
-            raise UserError(f"{model.name}: no dense layer that reads a vector; give a classifier with pooled features")
-        features = dense[-1].input
-        _parts[model] = keras.Model(model.inputs[0], features), keras.Model(features, model.outputs[0])
-    return _parts[model]
+    dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense) and len(layer.input.shape) == 2]
+    if not dense:
+        raise UserError(f"{model.name}: no dense layer that reads a vector; give a classifier with pooled features")
+    return halves(model, dense[-1].input)

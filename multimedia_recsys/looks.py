@@ -56,12 +56,11 @@ def classifier(options: ClassifierOptions, shop: Shop, run: Run) -> "tuple[keras
     Errors: `UserError` for one that is not there or does not take the shop's pictures.
     """
     from common.checkpoints import check_pictures
-    from multimedia_recsys import cnn
+    from common.models import imagenet_classifier, imagenet_names
     from multimedia_recsys.train_cnn import train_cnn
 
     if options.model == Path(RESNET50):
-        model = cnn.resnet50(size=shop.pictures.shape[0])
-        return model, cnn.imagenet_names()
+        return imagenet_classifier(RESNET50, size=shop.pictures.shape[0]), imagenet_names()
     # A model that is named may have learnt elsewhere; one found by default must be that of this shop.
     must_match = ("dataset", "seed", "image_size") if options.model is None else ()
     path = train_cnn.produce(options.model, options, must_match, say=run.say)

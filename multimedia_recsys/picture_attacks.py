@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common.attacks import ascent, cw_l2, fgsm, highest, linf, pgd, randomness, search
+from common.attacks import ascent, corner_noise, cw_l2, fgsm, highest, linf, pgd, search
 from common.attacks.calls import compiled
 from common.training import as_float
 from multimedia_recsys.cnn import features_at
@@ -88,7 +88,7 @@ class PictureAttack:
         elif self.kind == "insa":
             moved = insa(self.model, x, self.direction, eps=self.eps, steps=self.steps)
         else:
-            moved = corner_noise(x, self.eps, seed=self.seed, index=index)
+            moved = corner_noise(x, eps=self.eps, seed=self.seed, index=index)
         return moved.numpy()
 
 
@@ -114,12 +114,6 @@ def _insa(model: keras.Model, x: Tensor, direction: Tensor, eps: Tensor, steps: 
 
     space = linf(x, eps)
     return search(objective, ascent(tf.sign, eps / 6), space, x, steps, rank=highest).x
-
-
-def corner_noise(x: Tensor, eps: Tensor, *, seed: int, index: np.ndarray) -> Tensor:
-    """`x` with every value up or down by `eps`, at random: the largest change of the budget, without a purpose."""
-    seeds = randomness.example_seeds(randomness.seed_pair(seed), tf.constant(index, tf.int32))
-    return linf(x, eps).project(x + eps * tf.sign(randomness.uniform(seeds, tf.shape(x)[1:], -1.0, 1.0)))
 
 
 def stand_ins(candidates: np.ndarray, index: np.ndarray, seed: int) -> np.ndarray:

@@ -1,10 +1,10 @@
 """The whole experiment: networks, recommenders, attacks and controls, frozen and retrained, in one table."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-from common.cli import Count, LinfBudget, Script, run_name, script
+from common.cli import Count, LinfBudget, Parts, script
 from common.errors import UserError
 from common.runs import Run, read_results, read_table
 from multimedia_recsys import rec_generator
@@ -89,29 +89,13 @@ class Stage(NamedTuple):
     settings: "Settings"
 
 
-class Part:
-    """Runs of the other scripts under this one's name."""
-
-    def __init__(self, options: Options, run: Run) -> None:
-        self.options, self.run, self.results = options, run, []
-
-    def __call__(self, producer: Script, *place: str, **settings: Any) -> Path:
-        """The finished run `<own name>/<place>`, its other settings from its section of the config."""
-        name = "/".join((run_name(self.options), *place))
-        shop = {field: getattr(self.options, field) for field in SHOP_FIELDS if field in producer.fields}
-        wanted = producer.options_from(replace(self.options, name=name), **(shop | settings))
-        self.run.say(f"-- {producer.name} {name}")
-        self.results.append(producer(replace(wanted, force=self.options.force, resume=not self.options.force)))
-        return producer.folder(wanted)
-
-
 @script(app="multimedia_recsys", name="run_all")
 def run_all(options: Options, run: Run) -> None:
     """Run what is not there yet and join the tables; with --force, run all of it anew."""
     _check(options)
     shop = load_shop(options)
     run.data(shop.name, shop.sha256)
-    part = Part(options, run)
+    part = Parts(options, run, shared=SHOP_FIELDS)
     analysis: Path | None = None
     headline: dict[str, Outcome] = {}
     for cnn in options.cnns:
@@ -131,7 +115,7 @@ def run_all(options: Options, run: Run) -> None:
                 outcome = _try(options, shop, stage, part, run, pair, attempt, named, retrain)
                 if is_first:
                     headline[attempt.name] = outcome
-    _headline(run, headline, part.results, 255 * options.headline_eps)
+    _headline(run, headline, part, 255 * options.headline_eps)
     _draw(options, run, headline)
 
 
@@ -140,7 +124,7 @@ def _place(cnn: str) -> tuple[str, ...]:
     return () if cnn == STANDARD else (Path(cnn).stem,)
 
 
-def _stage(cnn: str, shop: "Shop", part: Part, run: Run) -> Stage:
+def _stage(cnn: str, shop: "Shop", part: Parts, run: Run) -> Stage:
     from multimedia_recsys import recommendations
     from multimedia_recsys.looks import read_looks
 
@@ -177,7 +161,7 @@ def _try(
     options: Options,
     shop: "Shop",
     stage: Stage,
-    part: Part,
+    part: Parts,
     run: Run,
     pair: str,
     attempt: Attempt,
@@ -250,8 +234,8 @@ def _copy(run: Run, folder: Path, cnn: str) -> None:
         run.row(**{**row, "split": cnn if row["split"] is None else f"{cnn}, {row['split']}"})
 
 
-def _headline(run: Run, headline: dict[str, Outcome], parts: list[dict], grey: float) -> None:
-    recommenders = next(part for part in parts if part["script"] == "rec_generator")["metrics"]
+def _headline(run: Run, headline: dict[str, Outcome], parts: Parts, grey: float) -> None:
+    recommenders = next(part for part in parts.results if part["script"] == "rec_generator")["metrics"]
     run.metrics(**{name: recommenders[name] for name in ("hr_at_10", "ndcg_at_10", "auc")})
     if (pgd := headline.get(f"pgd_{grey:g}")) is not None:
         effect, attack, quality = pgd.effects["vbpr"], pgd.attack, pgd.quality
@@ -269,8 +253,7 @@ def _headline(run: Run, headline: dict[str, Outcome], parts: list[dict], grey: f
             mean_rank_shift=effect["rank_shift"],
             mean_item_lift=effect["item_lift"],
         )
-    # Of all its parts, whichever process ran them: a resumed run takes seconds itself.
-    run.metrics(minutes=sum(part["seconds"] for part in parts) / 60)
+    run.metrics(minutes=parts.minutes)
 
 
 def _draw(options: Options, run: Run, headline: dict[str, Outcome]) -> None:

@@ -1,5 +1,6 @@
 """Gradient attacks: one loop (`search`), what to raise, where to stand, how to move, which iterate to keep."""
 
+from common.attacks.controls import corner_noise
 from common.attacks.dataset import Attacked, attack_dataset
 from common.attacks.elimination import eliminate, salient
 from common.attacks.logits import check_logits, inference, logits_of
@@ -31,6 +32,7 @@ __all__ = [
     "bim",
     "box",
     "check_logits",
+    "corner_noise",
     "cosine_to",
     "cw_l0",
     "cw_l2",

@@ -2,14 +2,20 @@
 
 from common.models.assembly import Assembly
 from common.models.backbones import cifar_resnet, imagenet_resnet, preactivation_block, small_cnn
+from common.models.halves import halves
+from common.models.imagenet import IMAGENET, imagenet_classifier, imagenet_names
 from common.models.registry import NETWORKS, Builder, build
 
 __all__ = [
+    "IMAGENET",
     "NETWORKS",
     "Assembly",
     "Builder",
     "build",
     "cifar_resnet",
+    "halves",
+    "imagenet_classifier",
+    "imagenet_names",
     "imagenet_resnet",
     "preactivation_block",
     "small_cnn",

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from common.errors import UserError
+from common.models import imagenet_classifier
 from multimedia_recsys import cnn
 from multimedia_recsys.picture_attacks import PictureAttack, stand_ins
 
@@ -61,7 +62,7 @@ def test_a_model_without_pooled_features_is_refused():
 
 def test_resnet50_has_its_preprocessing_inside():
     """Caffe's: BGR in 0..255 less the mean; with given weights one picture keeps its answer."""
-    model = cnn.resnet50(None, size=64)
+    model = imagenet_classifier("resnet50", weights=None, size=64)
     rng = np.random.default_rng(7)
     for weight in model.weights:
         if "variance" in weight.path or "gamma" in weight.path:

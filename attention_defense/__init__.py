@@ -1,0 +1,1 @@
+"""AAD: defence by rectifying and preserving attention maps; attacks on them, and what they tell."""

@@ -1,0 +1,231 @@
+"""Test what the paper claims about attention and attacks: O1, O2 and O3, with intervals and controls."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from attention_defense.models import chosen
+from attention_defense.pictures import TestedOptions, load_tested
+from common.cli import Count, LinfBudget, script
+from common.errors import UserError
+from common.runs import Run
+
+if TYPE_CHECKING:
+    import keras
+    import numpy as np
+
+    from attention_defense.analysis import Interval, Looked
+    from attention_defense.attacks import Attack
+
+# Numbers of steps at which O3 is looked at.
+STEPS = (1, 2, 3, 4, 8)
+
+
+@dataclass(kw_only=True)
+class Options(TestedOptions):
+    """Which attacks."""
+
+    attack: tuple[str, ...] = ("pgd20", "step_ll")
+    """Attacks whose successes and failures are compared, as in attack.py; the first is the headline's."""
+    eps: LinfBudget = 8 / 255
+    """Radius of the attacks (L-inf), in [0, 1]."""
+    n_test: Count | None = 500
+    """Number of test pictures; null takes all."""
+
+
+class Case(NamedTuple):
+    """The pictures that `model` answers rightly: `x` float32 (N, H, W, C) in [0, 1], `y` int32 (N,), `masks` bool
+    (N, H, W) or None; what it makes of them, `seen`; and what it makes of others for the same classes, `look`."""
+
+    model: "keras.Model"
+    x: "np.ndarray"
+    y: "np.ndarray"
+    masks: "np.ndarray | None"
+    seen: "Looked"
+    options: Options
+
+    def look(self, x: "np.ndarray") -> "Looked":
+        from attention_defense import analysis
+
+        return analysis.look(self.model, x, self.y, layer=self.options.layer, batch_size=self.options.batch_size)
+
+    def attacked(self, kind: str, eps: float) -> "np.ndarray":
+        """The pictures under the attack `kind`, at 8 bits."""
+        from attention_defense import attacks
+
+        return self.changed(attacks.named(kind, self.model, eps=eps, layer=self.options.layer, seed=self.options.seed))
+
+    def changed(self, attack: "Attack") -> "np.ndarray":
+        """What `attack` makes of the pictures, at 8 bits."""
+        import numpy as np
+
+        from common.attacks import attack_dataset
+
+        moved = attack_dataset(attack, self.x, self.y, batch_size=self.options.batch_size, progress=True).x
+        return np.rint(moved * 255) / np.float32(255)
+
+
+class Table:
+    """Rows and headlines of one model's run."""
+
+    def __init__(self, run: Run, model: str, eps: float) -> None:
+        self.run, self.model, self.eps = run, model, eps
+
+    def write(
+        self, metric: str, found: "Interval | None", n: int, *, attack: str, split: str, headline: str | None = None
+    ) -> None:
+        """A row, if there is an estimate; and under `headline` a figure of the run."""
+        if found is None:
+            return
+        self.run.row(
+            model=self.model,
+            attack=attack,
+            norm="linf",
+            eps=self.eps,
+            split=split,
+            metric=metric,
+            value=found.value,
+            n=n,
+            low=found.low,
+            high=found.high,
+        )
+        if headline is not None:
+            self.run.intervals({headline: (found.value, n, found.low, found.high)})
+
+
+@script(app="attention_defense", name="analyse")
+def analyse(options: Options, run: Run) -> None:
+    """Attack what is answered rightly, and compare attention before and after, by outcome."""
+    import numpy as np
+
+    from attention_defense import analysis, attacks, figures
+    from common.evaluation import predict
+    from common.training import as_float
+
+    unknown = [name for name in options.attack if name not in attacks.NAMES]
+    if unknown or not options.attack:
+        raise UserError(f"--attack: expected some of {', '.join(attacks.NAMES)}, got {', '.join(unknown) or 'none'}")
+    tested = load_tested(options, run)
+    model, name = chosen(options, tested, run)
+    right = predict(model, tested.x, batch_size=options.batch_size) == tested.y
+    run.rate("clean_accuracy", float(right.mean()), len(right), model=name, split="test")
+    if not right.any():
+        raise UserError(f"{name}: answers none of the {len(right)} pictures rightly; there is nothing to attack")
+    run.say(f"{right.sum()} of {len(right)} pictures are answered rightly and attacked")
+    x, y = np.asarray(as_float(tested.x[right])), tested.y[right]
+    seen = analysis.look(model, x, y, layer=options.layer, batch_size=options.batch_size)
+    case = Case(model, x, y, None if tested.masks is None else tested.masks[right], seen, options)
+    table = Table(run, name, options.eps)
+    histograms = {}
+    for kind in options.attack:
+        run.say(f"{kind}, eps {255 * options.eps:.4g}/255")
+        changed = case.attacked(kind, options.eps)
+        after = case.look(changed)
+        success = after.logits.argmax(axis=1) != y
+        overlap = _outcomes(case, table, kind, after, success, headline=kind == options.attack[0])
+        histograms[kind] = overlap[success], overlap[~success]
+        if kind == options.attack[0]:
+            _controls(case, table, kind, changed, overlap, success)
+    run.say(f"Step-LL, {STEPS[-1]} times")
+    curves = _iterated(case, table)
+    figures.overlap_histograms(
+        histograms,
+        run.folder / "overlap.png",
+        title=f"{name}: attention before and after, eps {table.eps * 255:.3g}/255",
+    )
+    figures.iteration_curves(curves, run.folder / "steps.png", title=f"{name}: Step-LL, iterated")
+    run.artifact("overlap", run.folder / "overlap.png")
+    run.artifact("steps", run.folder / "steps.png")
+
+
+def _outcomes(
+    case: Case, table: Table, kind: str, after: "Looked", success: "np.ndarray", *, headline: bool
+) -> "np.ndarray":
+    """Attention of successes beside that of failures, and O1; the IoU of clean and attacked attention (N,)."""
+    from attention_defense import analysis
+
+    seed = case.options.seed
+    overlap = analysis.moved(case.seen.area, after.area)
+    measures = {"iou_clean_adv": overlap}
+    causes = {"margin": analysis.margin(case.seen.logits, case.y)}
+    if case.masks is not None and case.masks.any():
+        measures["iou_object"] = causes["iou_object"] = analysis.object_overlap(case.seen.attention, case.masks)
+        causes["object_area"] = case.masks.mean(axis=(1, 2))
+    everything = success | ~success
+    table.run.rate("success", float(success.mean()), len(success), model=table.model, attack=kind, eps=table.eps)
+    for metric, values in measures.items():
+        for split, rows in (("success", success), ("failure", ~success)):
+            key = f"{metric}_{split}" if headline else None
+            found = analysis.mean(values, rows, seed=seed)
+            table.write(metric, found, int(rows.sum()), attack=kind, split=split, headline=key)
+        found = analysis.difference(values, success, ~success, seed=seed)
+        table.write(metric, found, len(success), attack=kind, split="success less failure")
+    for metric, of in (("trust", lambda looked: analysis.trust(looked.logits)), ("entropy", _entropy)):
+        for when, looked in (("clean", case.seen), ("adv", after)):
+            key = f"{metric}_{when}" if headline and metric == "trust" else None
+            found = analysis.mean(of(looked), everything, seed=seed)
+            table.write(f"{metric}_{when}", found, len(success), attack=kind, split="all", headline=key)
+    for cause, found in analysis.odds(success, causes, seed=seed).items():
+        table.write(f"log_odds_{cause}", found, len(success), attack=kind, split="O1")
+    return overlap
+
+
+def _entropy(looked: "Looked") -> "np.ndarray":
+    from attention_defense import analysis
+
+    return analysis.entropy(looked.attention)
+
+
+def _controls(
+    case: Case, table: Table, kind: str, changed: "np.ndarray", overlap: "np.ndarray", success: "np.ndarray"
+) -> None:
+    """O2 beside what moves attention without fooling anyone: noise of the same budget, and the same pictures seen by
+    the same network with random weights."""
+    import keras
+
+    from attention_defense import analysis
+
+    seed, everything = case.options.seed, success | ~success
+    noise = analysis.moved(case.seen.area, case.look(case.attacked("noise", table.eps)).area)
+    table.write("iou_clean_adv", analysis.mean(noise, everything, seed=seed), len(noise), attack="noise", split="all")
+    paired = analysis.bootstrap(lambda rows: (overlap - noise)[rows].mean(), len(noise), seed=seed)
+    table.write("iou_clean_adv", paired, len(noise), attack=kind, split="attack less noise")
+    stranger = case._replace(model=keras.models.clone_model(case.model))
+    of_random = analysis.moved(stranger.look(case.x).area, stranger.look(changed).area)
+    for split, found in (
+        ("random weights", analysis.mean(of_random, everything, seed=seed)),
+        ("random weights, success less failure", analysis.difference(of_random, success, ~success, seed=seed)),
+    ):
+        table.write("iou_clean_adv", found, len(of_random), attack=kind, split=split)
+
+
+def _iterated(case: Case, table: Table) -> "dict[str, dict[int, tuple[float, float]]]":
+    """O3: success and IoU by the number of steps, within the ball and, as in the original, with a budget that grows
+    by eps at each step."""
+    from attention_defense import analysis
+    from common.attacks import bim, least_likely
+
+    curves: dict[str, dict[int, tuple[float, float]]] = {}
+    for split, growth in (("within eps", 0), ("eps a step", 1)):
+        for steps in STEPS:
+
+            def attack(x, y, steps=steps, growth=growth):
+                eps = min(table.eps * (1 + growth * (steps - 1)), 1.0)
+                return bim(
+                    case.model, x, least_likely(case.model, x), eps=eps, alpha=table.eps, steps=steps, targeted=True
+                )
+
+            after = case.look(case.changed(attack))
+            success = after.logits.argmax(axis=1) != case.y
+            found = analysis.mean(
+                analysis.moved(case.seen.area, after.area), success | ~success, seed=case.options.seed
+            )
+            where = {"attack": f"step_ll x {steps}", "split": f"O3, {split}"}
+            rate = float(success.mean())
+            table.run.rate("success", rate, len(success), model=table.model, norm="linf", eps=table.eps, **where)
+            table.write("iou_clean_adv", found, len(success), **where)
+            curves.setdefault(split, {})[steps] = rate, found.value
+    return curves
+
+
+if __name__ == "__main__":
+    analyse.main()

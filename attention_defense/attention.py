@@ -1,0 +1,121 @@
+"""Where a classifier looks: Grad-CAM (Selvaraju et al. 2017), of each picture by itself, and itself differentiable.
+
+    attention = Attention(model)
+    logits, cam = attention(x, y)
+    where = resized(spread(cam), x.shape[1:3])
+
+A map `cam` (B, h, w) has no unit; `spread`, `area` and `shown` are three readings of it.
+"""
+
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from common.attacks import logits_of
+from common.errors import UserError
+from common.models import halves
+
+Tensor = tf.Tensor
+
+# A map of fewer cells a side says little about where; the paper's have 8.
+_CELLS = 7
+
+
+class Seen(NamedTuple):
+    """`logits` (B, classes) and the map `cam` (B, h, w) of the layer's evidence for one class."""
+
+    logits: Tensor
+    cam: Tensor
+
+
+class Attention:
+    """Grad-CAM of one layer of a convolutional classifier.
+
+    `layer`: its name; by default the last whose map has at least 7 x 7 cells, or the last at all.
+
+    Errors: `UserError` for a model without such a layer, or where something passes it by.
+    """
+
+    def __init__(self, model: keras.Model, layer: str | None = None) -> None:
+        found = _layer(model, layer)
+        self.layer, tensor = found.name, found.output
+        self.cells = tuple(tensor.shape[1:3])
+        self.trunk, self.head = halves(model, tensor)
+
+    def __call__(self, x: Tensor, y: Tensor | None = None, *, training: bool = False) -> Seen:
+        """Answers and maps for pictures `x` (B, H, W, C) and classes `y` (B,), by default the ones answered.
+
+        Each picture's map is its own: the original divides gradients by the root mean square of the whole batch.
+        """
+        activation = tf.cast(self.trunk(x, training=training), tf.float32)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(activation)
+            logits = self._logits(activation, training)
+            of_class = tf.argmax(logits, axis=1, output_type=tf.int32) if y is None else y
+            # The answer to one picture depends on its own activation, so one sum serves all.
+            evidence = tf.reduce_sum(tf.gather(logits, of_class, axis=1, batch_dims=1))
+        slope = tape.gradient(evidence, activation)
+        size = tf.sqrt(tf.reduce_mean(tf.square(slope), axis=(1, 2, 3), keepdims=True) + 1e-20)
+        weight = tf.reduce_mean(slope / size, axis=(1, 2), keepdims=True)
+        return Seen(logits, tf.reduce_sum(weight * activation, axis=-1))
+
+    def _logits(self, activation: Tensor, training: bool) -> Tensor:
+        # A model in training is one of ours and ends in logits; any other may end in softmax.
+        return (
+            tf.cast(self.head(activation, training=True), tf.float32) if training else logits_of(self.head)(activation)
+        )
+
+
+def spread(cam: Tensor) -> Tensor:
+    """Attention (B, h, w), positive, mean 1 over the cells: the softmax of the map at mean 0 and deviation 1.
+
+    Without the latter it would be flat or a single cell, as the scale of the logits would have it.
+    """
+    centred = cam - tf.reduce_mean(cam, axis=(1, 2), keepdims=True)
+    deviation = tf.sqrt(tf.reduce_mean(tf.square(centred), axis=(1, 2), keepdims=True) + 1e-8)
+    cells = tf.cast(tf.reduce_prod(tf.shape(cam)[1:]), cam.dtype)
+    flat = tf.reshape(centred / deviation, [tf.shape(cam)[0], -1])
+    return tf.reshape(cells * tf.nn.softmax(flat), tf.shape(cam))
+
+
+def area(cam: Tensor) -> Tensor:
+    """The cells above the mean of their map, bool (B, h, w)."""
+    return cam > tf.reduce_mean(cam, axis=(1, 2), keepdims=True)
+
+
+def shown(cam: Tensor) -> Tensor:
+    """The map as it is drawn: what speaks for the class, the highest at 1, (B, h, w) in [0, 1]."""
+    positive = tf.nn.relu(cam)
+    return tf.math.divide_no_nan(positive, tf.reduce_max(positive, axis=(1, 2), keepdims=True))
+
+
+def resized(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (B, h, w) over pictures of `size` (H, W), bilinear: (B, H, W)."""
+    return tf.image.resize(values[..., None], size)[..., 0]
+
+
+def overlap(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of the areas `a` and `b`, bool (B, h, w): intersection over union, 1 where both are empty; (B,)."""
+    axes = list(range(1, a.shape.rank))
+    both = tf.reduce_sum(tf.cast(a & b, tf.float32), axis=axes)
+    either = tf.reduce_sum(tf.cast(a | b, tf.float32), axis=axes)
+    return tf.where(either > 0, both / tf.maximum(either, 1.0), 1.0)
+
+
+def _layer(model: keras.Model, name: str | None) -> keras.layers.Layer:
+    layers = model.layers if hasattr(model, "operations") else []
+    spatial = [
+        layer
+        for layer in layers
+        if not isinstance(layer, keras.layers.InputLayer) and len(layer.output.shape) == 4 and layer.output.shape[1]
+    ]
+    if not spatial:
+        raise UserError(f"{model.name}: no layer with a map; a Sequential or functional convolutional model is wanted")
+    if name is None:
+        return next((layer for layer in reversed(spatial) if min(layer.output.shape[1:3]) >= _CELLS), spatial[-1])
+    for layer in spatial:
+        if layer.name == name:
+            return layer
+    known = ", ".join(layer.name for layer in spatial[-8:])
+    raise UserError(f"--layer: {name}: no such layer with a map; there are {known}")

@@ -1,0 +1,187 @@
+"""Attacks that see the attention map: they shrink it, move it off what it attends, or go on until it has moved.
+
+All of them lie in an L-inf ball and in [0, 1]. Called eagerly, they run compiled, once for each model, picture size and
+layer; called in a training step they become part of it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import keras
+import tensorflow as tf
+
+from attention_defense import losses
+from attention_defense.attention import Attention, area, overlap, resized, shown, spread
+from common.attacks import ascent, linf, randomness, search, strongest
+from common.attacks.calls import compiled
+from common.attacks.loop import Objective, Result, merge
+from common.attacks.objectives import least_likely
+
+Tensor = tf.Tensor
+Kind = Literal["attention", "displace", "gated", "adaptive"]
+KINDS: tuple[Kind, ...] = ("attention", "displace", "gated", "adaptive")
+
+# The weight of the map beside the cross-entropy, as published with both of its attacks.
+_MAP_WEIGHT = 10.0
+# What counts as attended when a map is to be moved off it: a fifth of its highest value.
+_ATTENDED = 0.2
+
+
+def attention_attack(
+    kind: Kind,
+    model: keras.Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    alpha: float,
+    steps: int,
+    restarts: int = 1,
+    layer: str | None = None,
+    iou_key: float = 0.59513,
+    sharpness: float = 10.0,
+    seed: int = 0,
+    index: Tensor | None = None,
+) -> Tensor:
+    """Pictures `x` (B, H, W, C) in [0, 1] of true classes `y` (B,), changed within `eps` by `steps` of `alpha`.
+
+    - `attention` draws towards the least likely class and shrinks the map of the true one to nothing (the paper's
+      "attachment" attack);
+    - `displace` makes the map differ from the clean picture's attended area, and nothing else;
+    - `gated` is Step-LL, iterated while the IoU of the attended areas is above `iou_key` (algorithm E);
+    - `adaptive` raises all that AAD lowers: cross-entropy, and its two terms of attention, at the paper's weights, from
+      random starts.
+
+    Of the iterates, and of `restarts`, each picture keeps one that is misclassified, if any is; `gated` keeps the last.
+    """
+    x = tf.convert_to_tensor(x, tf.float32)
+    static = {"kind": kind, "layer": layer, "many": restarts > 1}
+    signature = [
+        tf.TensorSpec([None, *x.shape[1:]]),
+        tf.TensorSpec([None], tf.int32),
+        *[tf.TensorSpec([])] * 4,
+        *[tf.TensorSpec([], tf.int32)] * 2,
+        tf.TensorSpec([2], tf.int32),
+        tf.TensorSpec([None], tf.int32),
+    ]
+    attack = compiled(model, ("attention", *static.values(), *x.shape[1:]), partial(_attack, **static), signature)
+    places = tf.range(len(x)) if index is None else tf.cast(index, tf.int32)
+    numbers = [tf.constant(value, tf.float32) for value in (eps, alpha, iou_key, sharpness)]
+    return attack(x, tf.cast(y, tf.int32), *numbers, steps, restarts, randomness.seed_pair(seed), places)
+
+
+def gated_step_ll(
+    model: keras.Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float | Tensor,
+    steps: int | Tensor,
+    iou_key: float | Tensor,
+    layer: str | None = None,
+) -> Tensor:
+    """Step-LL of size `eps`, iterated in its ball up to `steps` times while the attended area of the class `y` (B,)
+    overlaps that in the clean picture by more than `iou_key` (algorithms C and E, the gate with its bound)."""
+    attention = Attention(model, layer)
+    target = least_likely(model, x)
+    before = area(attention(x, y).cam)
+
+    def objective(x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, cam = attention(x, y)
+        score = -tf.nn.sparse_softmax_cross_entropy_with_logits(labels=target, logits=logits)
+        return score, overlap(before, area(cam)) <= iou_key
+
+    return tf.stop_gradient(search(objective, ascent(tf.sign, eps), linf(x, eps), x, steps, stop=True).x)
+
+
+def _attack(
+    model: keras.Model,
+    x: Tensor,
+    y: Tensor,
+    eps: Tensor,
+    alpha: Tensor,
+    iou_key: Tensor,
+    sharpness: Tensor,
+    steps: Tensor,
+    restarts: Tensor,
+    seed: Tensor,
+    index: Tensor,
+    *,
+    kind: Kind,
+    layer: str | None,
+    many: bool,
+) -> Tensor:
+    if kind == "gated":
+        return gated_step_ll(model, x, y, eps=eps, steps=steps, iou_key=iou_key, layer=layer)
+    objective = _OBJECTIVES[kind](Attention(model, layer), model, x, y, sharpness)
+    space = linf(x, eps)
+
+    def run(restart: Tensor) -> Result:
+        start = x
+        if kind == "adaptive" or many:
+            start = space.start(randomness.example_seeds(tf.random.fold_in(seed, restart), index))
+            start.set_shape(x.shape)
+        return search(objective, ascent(tf.sign, alpha), space, start, steps, rank=strongest)
+
+    best = run(tf.constant(0))
+    if many:
+        _, best = tf.while_loop(
+            lambda restart, best: restart < restarts,
+            lambda restart, best: (restart + 1, merge(run(restart), best)),
+            (tf.constant(1), best),
+            parallel_iterations=1,
+        )
+    return best.x
+
+
+def _shrinking(attention: Attention, model: keras.Model, x: Tensor, y: Tensor, sharpness: Tensor) -> Objective:
+    target = least_likely(model, x)
+
+    def objective(x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, cam = attention(x, y)
+        entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=target, logits=logits)
+        return -entropy - _MAP_WEIGHT * tf.reduce_mean(shown(cam), axis=(1, 2)), _wrong(logits, y)
+
+    return objective
+
+
+def _displacing(attention: Attention, model: keras.Model, x: Tensor, y: Tensor, sharpness: Tensor) -> Objective:
+    attended = tf.cast(shown(attention(x, y).cam) > _ATTENDED, tf.float32)
+
+    def objective(x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, cam = attention(x, y)
+        return _MAP_WEIGHT * tf.reduce_mean(tf.abs(attended - shown(cam)), axis=(1, 2)), _wrong(logits, y)
+
+    return objective
+
+
+def _adaptive(attention: Attention, model: keras.Model, x: Tensor, y: Tensor, sharpness: Tensor) -> Objective:
+    weights = losses.Weights()
+    size = x.shape[1:3]
+    before = resized(spread(attention(x, y).cam), size)
+
+    def objective(x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, cam = attention(x, y)
+        now = resized(spread(cam), size)
+        blank = attention(losses.hidden(x, losses.hiding(now, sharpness)), y).logits
+        change = tf.reduce_mean(tf.square(tf.nn.softmax(logits) - tf.nn.softmax(blank)), axis=1)
+        score = (
+            weights.classification * tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits)
+            - weights.rectification * change
+            + weights.preservation * tf.reduce_mean(tf.square(before - now), axis=(1, 2))
+        )
+        return score, _wrong(logits, y)
+
+    return objective
+
+
+_OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "attention": _shrinking,
+    "displace": _displacing,
+    "adaptive": _adaptive,
+}
+
+
+def _wrong(logits: Tensor, y: Tensor) -> Tensor:
+    return tf.argmax(logits, axis=1, output_type=tf.int32) != y

@@ -1,0 +1,55 @@
+"""Where the objects of pictures are, from PASCAL VOC annotations."""
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import UserError
+
+
+def masks_from(folder: Path, pictures: Sequence[Path], size: tuple[int, int]) -> np.ndarray:
+    """The union of all boxes of each of `pictures` in `<folder>/<stem>.xml`, or in a folder there that is called like
+    the picture's own, brought to `size` (H, W): bool (N, H, W), all False for a picture without annotation.
+
+    Errors: `UserError` naming the file for one that is damaged, and when not one picture has an annotation.
+    """
+    masks = np.zeros((len(pictures), *size), bool)
+    found = 0
+    for mask, picture in zip(masks, pictures, strict=True):
+        for place in (folder / f"{picture.stem}.xml", folder / picture.parent.name / f"{picture.stem}.xml"):
+            if place.is_file():
+                found += 1
+                for top, left, bottom, right in read_boxes(place):
+                    rows = slice(int(top * size[0]), max(int(np.ceil(bottom * size[0])), int(top * size[0]) + 1))
+                    columns = slice(int(left * size[1]), max(int(np.ceil(right * size[1])), int(left * size[1]) + 1))
+                    mask[rows, columns] = True
+                break
+    if not found:
+        raise UserError(f"--boxes: {folder}: no annotation for any picture; expected such as {pictures[0].stem}.xml")
+    return masks
+
+
+def read_boxes(path: Path) -> list[tuple[float, float, float, float]]:
+    """The boxes of an annotation as shares of the picture: top, left, bottom, right in [0, 1].
+
+    Errors: `UserError` for a file that is damaged, and for a box outside its picture.
+    """
+    try:
+        root = ElementTree.parse(path).getroot()
+        width, height = (float(root.findtext(f"size/{side}")) for side in ("width", "height"))
+        boxes = [
+            tuple(float(box.findtext(edge)) for edge in ("ymin", "xmin", "ymax", "xmax"))
+            for box in root.iterfind("object/bndbox")
+        ]
+    except (OSError, ElementTree.ParseError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: no PASCAL VOC annotation ({error}); expected size and object/bndbox") from error
+    for top, left, bottom, right in boxes:
+        # Edges count from 1 in some annotations and from 0 in others.
+        if not (0 <= left < right <= width + 1 and 0 <= top < bottom <= height + 1):
+            raise UserError(f"{path}: box {left:g} {top:g} {right:g} {bottom:g} outside {width:g} x {height:g}")
+    return [
+        (top / height, left / width, min(bottom / height, 1.0), min(right / width, 1.0))
+        for top, left, bottom, right in boxes
+    ]

@@ -1,0 +1,124 @@
+"""Training by attention: AAD and its variants, and Step-LL adversarial training, for `common.training`.
+
+    way = method("aad", eps=8 / 255)
+    train(model, batches(x, y, ...), way.loss, optimizer, epochs=30, adversary=way.adversary)
+
+Letters are those of the paper's algorithms: A is `aad`, B `aad_two_step`, C `aad_iou`, D `step_ll`.
+"""
+
+from typing import Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from attention_defense import losses
+from attention_defense.attention import Attention, resized, spread
+from attention_defense.attention_attacks import gated_step_ll
+from attention_defense.losses import Weights
+from common.adversarial_training import Method
+from common.attacks import bim, step_ll
+from common.attacks.objectives import least_likely
+from common.training import Adversary, Batch, Loss, Terms
+
+Tensor = tf.Tensor
+Name = Literal["step_ll", "aad", "aad_two_step", "aad_iou"]
+ATTENTIVE: tuple[Name, ...] = ("aad", "aad_two_step", "aad_iou")
+"""Those with terms of attention."""
+
+
+def method(
+    name: Name,
+    *,
+    eps: float,
+    weights: Weights = Weights(),
+    layer: str | None = None,
+    sharpness: float = 10.0,
+    iou_key: float = 0.2,
+    iou_steps: int = 5,
+) -> Method:
+    """Training against Step-LL of `eps` (L-inf, in [0, 1]), always inside that ball.
+
+    `aad` takes one step to the least likely class; `aad_two_step` trains on each batch twice, after one step and after
+    two; `aad_iou` goes on for up to `iou_steps` steps while the IoU of the attended areas of picture and attacked
+    picture is above `iou_key`. `step_ll` is `aad` without the terms of attention. `sharpness` as in `losses.hiding`.
+    """
+    attacks: dict[str, Adversary] = {
+        "step_ll": _one_step(eps),
+        "aad": _one_step(eps),
+        "aad_two_step": _by_turns(eps),
+        "aad_iou": _gated(eps, layer, iou_key, iou_steps),
+    }
+    loss = aad_loss(
+        weights if name in ATTENTIVE else weights._replace(rectification=0, preservation=0), layer, sharpness
+    )
+    return Method(loss, attacks[name], turns=2 if name == "aad_two_step" else 1)
+
+
+def aad_loss(weights: Weights, layer: str | None, sharpness: float) -> Loss:
+    """The loss of a batch (x, y, x'): classification, rectification and preservation, each times its weight."""
+
+    def loss(model: keras.Model, batch: Batch) -> tuple[Terms, Terms]:
+        x, y, moved = batch
+        pictures, labels = tf.concat([x, moved], axis=0), tf.concat([y, y], axis=0)
+        if weights.rectification or weights.preservation:
+            attention = Attention(model, layer)
+            logits, cam = attention(pictures, labels, training=True)
+            # The class is the true one for both, or preservation would compare evidence for different classes.
+            seen = resized(spread(cam), x.shape[1:3])
+        else:
+            logits = tf.cast(model(pictures, training=True), tf.float32)
+        entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+        terms = {"classification": weights.classification * 2.0 * tf.reduce_mean(entropy)}
+        if weights.rectification:
+            blank = losses.hidden(pictures, losses.hiding(seen, sharpness))
+            # Not in training mode: pictures with holes are not what running averages should describe.
+            answer = tf.nn.softmax(tf.cast(model(blank, training=False), tf.float32))
+            terms["rectification"] = weights.rectification * 2.0 * losses.rectification(tf.nn.softmax(logits), answer)
+        if weights.preservation:
+            terms["preservation"] = weights.preservation * losses.preservation(*tf.split(seen, 2))
+        right = keras.metrics.sparse_categorical_accuracy(labels, logits)
+        clean, attacked = tf.split(right, 2)
+        return terms, {"accuracy": tf.reduce_mean(clean), "attacked_accuracy": tf.reduce_mean(attacked)}
+
+    return loss
+
+
+def gradient_norms(model: keras.Model, loss: Loss, batch: Batch) -> dict[str, float]:
+    """L2 norm, over all weights, of the gradient of each term of `loss` on a batch as its adversary leaves it, by
+    `gradient_norm_<term>`. A term that is switched off has none. The model is left as it was."""
+    averages = [np.asarray(value) for value in model.non_trainable_variables]
+    with tf.GradientTape(persistent=True) as tape:
+        terms, _ = loss(model, batch)
+    for variable, value in zip(model.non_trainable_variables, averages, strict=True):
+        variable.assign(value)
+    norms = {}
+    for name, term in terms.items():
+        gradients = tape.gradient(term, model.trainable_variables, unconnected_gradients="zero")
+        norms[f"gradient_norm_{name}"] = float(tf.linalg.global_norm(gradients))
+    return norms
+
+
+def _one_step(eps: float) -> Adversary:
+    def adversary(model: keras.Model, batch: Batch, seed: Tensor) -> Batch:
+        x, y = batch
+        return x, y, step_ll(model, x, eps=eps)
+
+    return adversary
+
+
+def _by_turns(eps: float) -> Adversary:
+    def adversary(model: keras.Model, batch: Batch, seed: Tensor) -> Batch:
+        x, y, turn = batch
+        target = least_likely(model, x)
+        return x, y, bim(model, x, target, eps=eps, alpha=eps, steps=turn, targeted=True)
+
+    return adversary
+
+
+def _gated(eps: float, layer: str | None, iou_key: float, iou_steps: int) -> Adversary:
+    def adversary(model: keras.Model, batch: Batch, seed: Tensor) -> Batch:
+        x, y = batch
+        return x, y, gated_step_ll(model, x, y, eps=eps, steps=iou_steps, iou_key=iou_key, layer=layer)
+
+    return adversary

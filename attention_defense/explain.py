@@ -1,0 +1,131 @@
+"""Draw where a classifier looks, before and after an attack, by Grad-CAM and by LIME."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from attention_defense.models import chosen
+from attention_defense.pictures import TestedOptions, load_tested
+from common.cli import Count, LinfBudget, script
+from common.errors import UserError
+from common.runs import Run
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(kw_only=True)
+class Options(TestedOptions):
+    """What is drawn."""
+
+    attack: str = "pgd20"
+    """Attack, as in attack.py."""
+    eps: LinfBudget = 8 / 255
+    """Radius of the attack (L-inf), in [0, 1]."""
+    lime_samples: Count = 300
+    """LIME: pictures with some superpixels hidden."""
+    segments: Count = 50
+    """LIME: about as many superpixels."""
+    lime_features: Count = 10
+    """LIME: superpixels that an explanation may name."""
+    n_test: Count | None = 24
+    """Number of test pictures; null takes all."""
+    n_drawn: Count = 6
+    """Pictures in the figure; successes of the attack come first."""
+
+
+@script(app="attention_defense", name="explain")
+def explain(options: Options, run: Run) -> None:
+    """Explain every picture as it is and attacked; draw some, and measure how explanations agree."""
+    import keras
+    import numpy as np
+
+    from attention_defense import analysis, attacks, figures
+    from attention_defense.superpixels import lime_area
+    from common.attacks import attack_dataset
+    from common.training import as_float
+
+    if options.attack not in attacks.NAMES:
+        raise UserError(f"--attack: expected one of {', '.join(attacks.NAMES)}, got {options.attack}")
+    tested = load_tested(options, run)
+    model, name = chosen(options, tested, run)
+    x, y = np.asarray(as_float(tested.x)), tested.y
+    attack = attacks.named(options.attack, model, eps=options.eps, layer=options.layer, seed=options.seed)
+    changed = attack_dataset(attack, x, y, batch_size=options.batch_size).x
+    pictures = {"clean": x, "attacked": np.rint(changed * 255) / np.float32(255)}
+    looked = {
+        when: analysis.look(model, of, y, layer=options.layer, batch_size=options.batch_size)
+        for when, of in pictures.items()
+    }
+
+    def answer(batch: "np.ndarray") -> "np.ndarray":
+        return analysis.softmax(analysis.look(model, batch, np.zeros(len(batch), np.int32), layer=options.layer).logits)
+
+    run.say(f"LIME on {len(x)} pictures and their attacked versions, {options.lime_samples} samples each")
+    bar = keras.utils.Progbar(2 * len(x), unit_name="picture")
+    areas: dict[str, list[np.ndarray]] = {when: [] for when in pictures}
+    for when, of in pictures.items():
+        for picture, label in zip(of, y, strict=True):
+            areas[when].append(
+                lime_area(
+                    answer,
+                    picture,
+                    int(label),
+                    segments=options.segments,
+                    features=options.lime_features,
+                    samples=options.lime_samples,
+                    seed=options.seed,
+                )
+            )
+            bar.add(1)
+    lime = {when: np.stack(of) for when, of in areas.items()}
+    everything = np.ones(len(x), bool)
+    measures = {
+        "iou_clean_adv": analysis.moved(looked["clean"].area, looked["attacked"].area),
+        "iou_lime_clean_adv": analysis.moved(lime["clean"], lime["attacked"]),
+    }
+    if tested.masks is not None and tested.masks.any():
+        known = tested.masks.any(axis=(1, 2))
+        measures["iou_object"] = analysis.object_overlap(looked["clean"].attention, tested.masks)
+        measures["iou_lime_object"] = np.where(known, analysis.moved(lime["clean"], tested.masks), np.nan)
+    for metric, values in measures.items():
+        found = analysis.mean(values, everything, seed=options.seed)
+        count = int(np.isfinite(values).sum())
+        run.row(
+            model=name, attack=options.attack, norm="linf", eps=options.eps, split="test", metric=metric,
+            value=found.value, n=count, low=found.low, high=found.high,
+        )  # fmt: skip
+        run.intervals({metric: (found.value, count, found.low, found.high)})
+    answers = {when: of.logits.argmax(axis=1) for when, of in looked.items()}
+    fooled = (answers["clean"] == y) & (answers["attacked"] != y)
+    rows = []
+    for row in np.concatenate([np.flatnonzero(fooled), np.flatnonzero(~fooled)])[: options.n_drawn]:
+        caption = " -> ".join(tested.class_names[answers[when][row]] for when in pictures)
+        sides = [(pictures[when][row], _heat(looked[when].attention[row]), lime[when][row]) for when in pictures]
+        rows.append((caption if fooled[row] else f"{caption}\n(not fooled)", _strip(*sides, options.eps)))
+    columns = ["picture", "Grad-CAM", "LIME", "attacked", "Grad-CAM", "LIME", "change / eps", "attention moved"]
+    title = f"{name}: {options.attack}, eps {255 * options.eps:.3g}/255; maps of the true class"
+    figures.strips(rows, columns, run.folder / "strips.png", title=title)
+    run.artifact("strips", run.folder / "strips.png")
+
+
+def _heat(attention: "np.ndarray") -> "np.ndarray":
+    """Attention (H, W) brought to [0, 1]."""
+    low, high = attention.min(), attention.max()
+    return (attention - low) / max(high - low, 1e-12)
+
+
+def _strip(clean: tuple, attacked: tuple, eps: float) -> "list[np.ndarray]":
+    """The drawings of one example; its sides are picture (H, W, C), heat and LIME's area (H, W) each."""
+    from attention_defense.figures import overlay
+
+    drawings = [
+        drawing
+        for picture, heat, area in (clean, attacked)
+        for drawing in (picture, overlay(picture, heat), overlay(picture, area.astype(float)))
+    ]
+    change = abs(attacked[0] - clean[0]) / max(eps, 1 / 255)
+    return [*drawings, change.clip(0, 1), overlay(0 * clean[0], abs(attacked[1] - clean[1]))]
+
+
+if __name__ == "__main__":
+    explain.main()

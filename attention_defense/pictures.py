@@ -1,0 +1,109 @@
+"""The pictures of this app: labelled, and where known with the place of their object."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from common.cli import CommonOptions, Count
+from common.errors import UserError
+from common.runs import Run
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from common.datasets import Arrays
+
+# What an attack, an analysis and an explanation must have in common with the training of their model.
+PICTURE_FIELDS = ("dataset", "seed", "image_size")
+
+
+@dataclass(kw_only=True)
+class PictureOptions(CommonOptions):
+    """Which pictures."""
+
+    image_size: Count | None = None
+    """Side, in pixels, to which the pictures of a folder are scaled, and at which scenes are drawn."""
+
+
+@dataclass(kw_only=True)
+class TestedOptions(PictureOptions):
+    """Pictures to judge a model by; see also --n-test."""
+
+    model: Path | None = None
+    """Classifier: a .keras file, a run of train.py, inception_v3 or resnet50 (ImageNet weights, downloaded once); by
+    default that of train.py, trained if need be."""
+    class_list: Path | None = None
+    """Text file with the classes of --model in its order, one folder name (ImageNet: wnid) a line; by default the
+    folders of the data set, sorted."""
+    boxes: Path | None = None
+    """Folder of PASCAL VOC annotations, <picture's name>.xml, for the objects of an image folder."""
+    layer: str | None = None
+    """Layer whose attention is looked at; by default the last with a map of at least 7 x 7 cells."""
+    batch_size: Count = 100
+    """Pictures looked at or attacked at a time."""
+
+
+class Tested(NamedTuple):
+    """`x` uint8 (N, H, W, C); `y` int32 (N,); `masks` bool (N, H, W), the pixels of the objects, all False where an
+    object is not known, or None where none is; `class_names` of the model."""
+
+    x: "np.ndarray"
+    y: "np.ndarray"
+    masks: "np.ndarray | None"
+    class_names: tuple[str, ...]
+
+
+def load(options: PictureOptions, run: Run, *, n_train: int | None) -> "Arrays":
+    """The data set that `options` name, with `n_train` training pictures, recorded in `run`."""
+    from common import datasets
+
+    data = datasets.load(
+        options.dataset,
+        data_dir=options.data_dir,
+        seed=options.seed,
+        n_train=n_train,
+        n_test=options.n_test,
+        image_size=options.image_size,
+    )
+    run.data(data.name, data.sha256)
+    return data
+
+
+def load_tested(options: TestedOptions, run: Run) -> Tested:
+    """The test pictures with their objects, and labels in the order of the model's classes.
+
+    Errors: `UserError` for a class that is not on the list, and a damaged annotation.
+    """
+    # Nothing is learnt here, and of a folder only the pictures that are judged need be read.
+    data = load(options, run, n_train=1)
+    y, names, masks = data.y_test, data.class_names, data.masks_test
+    if options.boxes is not None:
+        masks = _boxed(options, data.x_test.shape[1:3])
+    if options.class_list is not None:
+        y, names = relabelled(y, names, options.class_list)
+    return Tested(data.x_test, y, masks, names)
+
+
+def _boxed(options: TestedOptions, size: tuple[int, int]) -> "np.ndarray":
+    from attention_defense.boxes import masks_from
+    from common import datasets
+
+    if options.dataset in datasets.NAMES or not Path(options.dataset).is_dir():
+        raise UserError(f"--boxes: belong to an image folder; {options.dataset} is none")
+    listed, _ = datasets.list_folder(options.dataset, seed=options.seed, n_train=1, n_test=options.n_test)
+    return masks_from(options.boxes, [picture.path for picture in listed["test"]], size)
+
+
+def relabelled(y: "np.ndarray", names: tuple[str, ...], class_list: Path) -> "tuple[np.ndarray, tuple[str, ...]]":
+    """Labels `y` (N,) of folders `names` as places in `class_list`, and that list."""
+    import numpy as np
+
+    try:
+        listed = tuple(line.split()[0] for line in class_list.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--class-list: {class_list}: cannot be read ({error})") from error
+    place = {name: number for number, name in enumerate(listed)}
+    missing = sorted(set(names) - set(place))
+    if missing:
+        raise UserError(f"--class-list: {class_list}: no class {missing[0]!r}, which the data set has")
+    return np.array([place[name] for name in names], np.int32)[y], listed

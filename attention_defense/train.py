@@ -1,0 +1,169 @@
+"""Train a classifier: plainly, adversarially, or by AAD, which also rectifies and preserves its attention."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from attention_defense.pictures import PictureOptions, load
+from common import fitting
+from common.cli import Budget, Count, LinfBudget, Natural, script
+from common.errors import UserError
+from common.runs import Run
+
+if TYPE_CHECKING:
+    import keras
+    import numpy as np
+
+    from common.adversarial_training import Method
+
+# Pictures on which the terms' gradients are measured after every epoch.
+_MEASURED = 64
+
+
+@dataclass(kw_only=True)
+class Options(PictureOptions, fitting.FittingOptions):
+    """The network and how it is defended."""
+
+    arch: str = "cifarnet_bn"
+    """Network: cifarnet, cifarnet_bn, small_cnn, resnet18, resnet20, resnet50, ..."""
+    method: Literal["standard", "step_ll", "fast", "pgd", "trades", "aad", "aad_two_step", "aad_iou"] = "aad"
+    """Plain training; on Step-LL, fast FGSM or PGD examples; TRADES; AAD, with a second step, or attacking while the
+    attention has not moved."""
+    eps: LinfBudget = 8 / 255
+    """Radius of the training examples (L-inf), in [0, 1]."""
+    pgd_steps: Count = 4
+    """Steps of PGD and TRADES, of 2 x radius / steps each; 4 cost as many gradients as AAD."""
+    trades_beta: Budget = 6.0
+    """Weight of the divergence of TRADES."""
+    alpha: Budget = 8.0
+    """Weight of classification in AAD."""
+    beta: Budget = 4.0
+    """Weight of rectification in AAD."""
+    gamma: Budget = 1.0
+    """Weight of preservation in AAD, of maps of mean 1; see the README for the original's."""
+    sharpness: Budget = 10.0
+    """Slope of the soft mask that hides what is attended."""
+    iou_key: Budget = 0.2
+    """aad_iou: a picture is attacked on while its attended areas overlap by more than this."""
+    iou_steps: Count = 5
+    """aad_iou: most steps."""
+    layer: str | None = None
+    """Layer whose attention is trained; by default the last with a map of at least 7 x 7 cells."""
+    n_validation: Natural = 200
+    """Training pictures held back to measure the accuracy under PGD-10 after every epoch; they choose nothing."""
+    epochs: Count = 10
+    """Passes over the training pictures."""
+    learning_rate: Budget = 0.02
+    """Learning rate at its highest."""
+    batch_size: Count = 64
+    """Pictures a step, over all devices."""
+
+
+@script(app="attention_defense", name="train")
+def train(options: Options, run: Run) -> None:
+    """Train, watch the accuracy under PGD, save `model.keras`."""
+    from attention_defense import defence
+    from attention_defense.networks import NETWORKS
+    from common import checkpoints, evaluation, plots
+
+    _check(options)
+    data = load(options, run, n_train=options.n_train)
+    count = min(options.n_validation, len(data.x_train) // 2)
+    held, kept = slice(len(data.x_train) - count, None), slice(len(data.x_train) - count)
+    watched = data.x_train[held], data.y_train[held]
+    way = _way(options)
+
+    def evaluate(model: "keras.Model") -> dict[str, float]:
+        found = {"test_accuracy": evaluation.accuracy(model, data.x_test, data.y_test)}
+        if count:
+            found["validation_pgd"] = _under_pgd(options, model, *watched)
+        if options.method in defence.ATTENTIVE:
+            found |= _gradient_norms(model, way, data.x_train[:_MEASURED], data.y_train[:_MEASURED])
+        return found
+
+    model, history = fitting.fit(
+        options,
+        run,
+        data.x_train[kept],
+        data.y_train[kept],
+        data.classes,
+        evaluate,
+        title=options.method,
+        seed=options.seed,
+        method=way,
+        networks=NETWORKS,
+    )
+    last = history[-1]
+    run.rate("clean_accuracy", last["test_accuracy"], len(data.y_test), model=options.method, split="test")
+    run.metrics(clean_accuracy=last["test_accuracy"], clean_accuracy_n=len(data.y_test))
+    if count:
+        run.rate("accuracy", last["validation_pgd"], count, model=options.method, attack="pgd10", split="validation")
+        run.metrics(validation_pgd=last["validation_pgd"], validation_pgd_n=count)
+    run.metrics(**{name: value for name, value in last.items() if name.startswith("gradient_norm_")})
+    if run.chief:
+        checkpoints.save_model(model, run.folder / "model.keras")
+        run.artifact("model", run.folder / "model.keras")
+        names = [name for name in ("accuracy", "test_accuracy", "validation_pgd") if name in last]
+        curves = {name.replace("_", " "): [epoch[name] for epoch in history] for name in names}
+        plots.accuracy_curves(curves, run.folder / "training.png", title=f"{options.method}: {options.arch}")
+        run.artifact("training", run.folder / "training.png")
+
+
+def _way(options: Options) -> "Method":
+    from attention_defense import defence
+    from attention_defense.losses import Weights
+    from common.adversarial_training import fast_training, pgd_training, standard_training, trades_training
+
+    pgd = {"eps": options.eps, "alpha": 2 * options.eps / options.pgd_steps, "steps": options.pgd_steps}
+    if options.method == "standard":
+        return standard_training()
+    if options.method == "fast":
+        return fast_training(eps=options.eps)
+    if options.method == "pgd":
+        return pgd_training(**pgd)
+    if options.method == "trades":
+        return trades_training(**pgd, beta=options.trades_beta)
+    return defence.method(
+        options.method,
+        eps=options.eps,
+        weights=Weights(options.alpha, options.beta, options.gamma),
+        layer=options.layer,
+        sharpness=options.sharpness,
+        iou_key=options.iou_key,
+        iou_steps=options.iou_steps,
+    )
+
+
+def _gradient_norms(model: "keras.Model", way: "Method", x: "np.ndarray", y: "np.ndarray") -> dict[str, float]:
+    import tensorflow as tf
+
+    from attention_defense.defence import gradient_norms
+    from common.training import as_float
+
+    seed, turn = tf.zeros([2], tf.int32), [tf.ones([len(x)], tf.int32)] * (way.turns > 1)
+    batch = way.adversary(model, (as_float(tf.constant(x)), tf.constant(y), *turn), seed)
+    return gradient_norms(model, way.loss, batch)
+
+
+def _under_pgd(options: Options, model: "keras.Model", x: "np.ndarray", y: "np.ndarray") -> float:
+    import functools
+
+    import numpy as np
+
+    from common.attacks import attack_dataset, pgd
+    from common.evaluation import accuracy
+    from common.training import as_float
+
+    attack = functools.partial(pgd, model, eps=options.eps, alpha=options.eps / 4, steps=10, stop=True)
+    moved = attack_dataset(attack, np.asarray(as_float(x)), y, batch_size=100).x
+    return accuracy(model, moved, y)
+
+
+def _check(options: Options) -> None:
+    if options.method != "standard" and not options.eps > 0:
+        raise UserError(f"--eps: must be above 0 for --method {options.method}; received {options.eps:g}")
+    if options.method.startswith("aad") and not options.beta and not options.gamma:
+        raise UserError("--beta, --gamma: one of them must be above 0, or the method is step_ll")
+
+
+if __name__ == "__main__":
+    train.main()

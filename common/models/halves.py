@@ -1,0 +1,27 @@
+"""A model cut in two, where something looks at what goes from one half into the other."""
+
+import weakref
+from typing import Any
+
+import keras
+
+from common.errors import UserError, one_line
+
+_halves: "weakref.WeakKeyDictionary[Any, dict[str, tuple[keras.Model, keras.Model]]]" = weakref.WeakKeyDictionary()
+
+
+def halves(model: keras.Model, tensor: Any) -> tuple[keras.Model, keras.Model]:
+    """`model` up to the Keras tensor `tensor`, and from there on; both share its weights.
+
+    Errors: `UserError` where something passes `tensor` by, such as a shortcut.
+    """
+    known = _halves.setdefault(model, {})
+    if tensor.name not in known:
+        try:
+            known[tensor.name] = keras.Model(model.inputs[0], tensor), keras.Model(tensor, model.outputs[0])
+        except ValueError as error:
+            raise UserError(
+                f"{model.name}: cannot be cut at {tensor.name}, something passes it by ({one_line(error)}); choose"
+                " another layer"
+            ) from error
+    return known[tensor.name]

@@ -1,0 +1,61 @@
+"""Keras's networks with ImageNet weights, their preprocessing inside: pictures in [0, 1] -> 1000 logits."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from common.errors import UserError, one_line
+
+_PACKAGE = "common"
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class CaffePreprocessing(keras.layers.Layer):
+    """Pictures (B, H, W, 3), RGB in [0, 1], as the ImageNet weights of ResNet50 want them: BGR in 0..255, less the mean
+    of ImageNet."""
+
+    def call(self, images):
+        return keras.ops.flip(images * 255.0, axis=-1) - keras.ops.convert_to_tensor((103.939, 116.779, 123.68))
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+IMAGENET = {
+    "resnet50": (keras.applications.ResNet50, CaffePreprocessing, {}),
+    "inception_v3": (keras.applications.InceptionV3, keras.layers.Rescaling, {"scale": 2.0, "offset": -1.0}),
+}
+"""By name: the network, and the layer that prepares pictures for it."""
+
+
+def imagenet_classifier(name: str, *, size: int, weights: Path | str | None = "imagenet") -> keras.Model:
+    """The network `name` of `IMAGENET`: pictures (B, size, size, 3), RGB in [0, 1] -> 1000 logits.
+
+    `weights`: "imagenet", which Keras downloads once, or a file of weights, or None.
+
+    Errors: `UserError` when weights cannot be had.
+    """
+    application, layer, arguments = IMAGENET[name]
+    images = keras.Input((size, size, 3), name="images")
+    try:
+        network = application(
+            weights=weights,
+            input_tensor=layer(**arguments, name="preprocessing")(images),
+            classifier_activation=None,
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{name}: weights {weights} cannot be had ({one_line(error)}); download them where there is a network, or"
+            " name a .keras file by --model"
+        ) from error
+    return keras.Model(images, network.output, name=name)
+
+
+def imagenet_names() -> tuple[str, ...]:
+    """The 1000 classes of ImageNet; their numbers where Keras cannot get its list of names."""
+    try:
+        decoded = keras.applications.resnet50.decode_predictions(np.eye(1000, dtype=np.float32), top=1)
+    except (OSError, ValueError):
+        return tuple(map(str, range(1000)))
+    return tuple(name for ((_, name, _),) in decoded)
