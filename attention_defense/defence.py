@@ -94,8 +94,8 @@ def gradient_norms(model: keras.Model, loss: Loss, batch: Batch) -> dict[str, fl
         variable.assign(value)
     norms = {}
     for name, term in terms.items():
-        gradients = tape.gradient(term, model.trainable_variables, unconnected_gradients="zero")
-        norms[f"gradient_norm_{name}"] = float(tf.linalg.global_norm(gradients))
+        gradients = tape.gradient(term, model.trainable_variables)
+        norms[f"gradient_norm_{name}"] = float(tf.linalg.global_norm([g for g in gradients if g is not None]))
     return norms
 
 
