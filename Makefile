@@ -38,6 +38,10 @@ demo: setup
 	$(RUN) multimedia_recsys/classify_extract_attack.py --resume
 	$(RUN) multimedia_recsys/evaluate_visual_images.py --resume
 	$(RUN) multimedia_recsys/run_all.py --resume
+	$(RUN) attention_defense/train.py --resume
+	$(RUN) attention_defense/attack.py --resume
+	$(RUN) attention_defense/analyse.py --resume
+	$(RUN) attention_defense/explain.py --resume
 
 test: setup
 	$(RUN) -m pytest

@@ -61,6 +61,11 @@ SMALLEST |= {
         *("classify_extract_attack", "evaluate_visual_images", "run_all"),
     )
 }
+ATTENTION = str(ROOT / ".ci/smallest_attention.yaml")
+SMALLEST |= {
+    f"attention_defense/{name}.py": ["--config", ATTENTION]
+    for name in ("train", "attack", "analyse", "explain", "run_all")
+}
 
 
 def main() -> None:

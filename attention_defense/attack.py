@@ -75,7 +75,7 @@ def attack(options: Options, run: Run) -> None:
         judged.by_all(eps)
     if options.source is not None:
         judged.transferred(load_classifier(options.source, tested), options.budgets[0])
-    figures.budget_curve(judged.curve(), run.folder / "curve.png", title=f"PGD-20 on {name}")
+    figures.budget_curves({name: judged.curve()}, run.folder / "curve.png", title=f"PGD-20 on {name}")
     run.artifact("curve", run.folder / "curve.png")
 
 

@@ -17,13 +17,8 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return 0.5 * base + 0.5 * colormaps["inferno"](heat)[..., :3]
 
 
-def budget_curve(curve: Mapping[float, float], path: Path, *, title: str) -> None:
-    """Accuracy in [0, 1] by budget in [0, 1]."""
-    budget_curves({"": curve}, path, title=title)
-
-
 def budget_curves(curves: Mapping[str, Mapping[float, float]], path: Path, *, title: str) -> None:
-    """Accuracy by budget, a line for each model."""
+    """Accuracy in [0, 1] by budget in [0, 1], a line for each model."""
     figure = Figure(figsize=(6.4, 3.8))
     axes = figure.add_subplot()
     for colour, (name, curve) in zip(plots.COLOURS * 2, curves.items(), strict=False):
@@ -35,7 +30,7 @@ def budget_curves(curves: Mapping[str, Mapping[float, float]], path: Path, *, ti
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if any(curves):
+    if len(curves) > 1:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     plots.save(figure, path)
 

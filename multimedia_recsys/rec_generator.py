@@ -25,7 +25,7 @@ class RecommenderOptions(ShopOptions):
     """Length of the latent vectors; 64 in the original."""
     visual_factors: Natural = 20
     """Length of the visual vectors of VBPR and AMR."""
-    epochs: Count = alias("epoch", default=40)
+    epochs: Count = alias("epoch", default=20)
     """Passes over the interactions; AMR spends the second half on adversarial training."""
     batch_size: Count = 256
     """Triplets a step."""
@@ -33,7 +33,7 @@ class RecommenderOptions(ShopOptions):
     """Learning rate of Adagrad."""
     l2: Budget = 0.01
     """L2 weight of the vectors that a triplet looks up."""
-    l2_visual: Budget = 0.0
+    l2_visual: Budget = 0.1
     """L2 weight of the projection and the visual bias."""
     epsilon: Budget = 1.0
     """AMR: L2 length of the change of a feature; features are scaled to at most 1."""

@@ -47,9 +47,9 @@ class Options(ShopOptions):
     cnns: tuple[str, ...] = (STANDARD,)
     """Networks that look at pictures: standard and robust, which are trained, the latter on PGD examples; resnet50 with
     ImageNet weights; or .keras files."""
-    retrain: Literal["none", "headline", "all"] = "headline"
-    """After which attacks recommenders are also trained anew: of the near pair PGD at the headline budget and its
-    controls, or all."""
+    retrain: Literal["none", "headline", "first", "all"] = "headline"
+    """After which attacks recommenders are also trained anew: PGD at the headline budget on the near pair and its
+    controls; all on the first network; or all."""
     headline_eps: LinfBudget = 8 / 255
     """Budget of the headline, of noise and of insa."""
     top_k: Count = 50
@@ -109,9 +109,12 @@ def run_all(options: Options, run: Run) -> None:
             named = {f"{side}_class": str(int(classes[f"{pair}_{side}"])) for side in ("origin", "target")}
             for attempt in _attempts(options):
                 is_first = (cnn, pair, attempt.eps) == (options.cnns[0], options.pairs[0], options.headline_eps)
-                retrain = options.retrain == "all" or (
-                    options.retrain == "headline" and is_first and attempt.kind in ("pgd", "noise", "swap")
-                )
+                retrain = {
+                    "none": False,
+                    "headline": is_first and attempt.kind in ("pgd", "noise", "swap"),
+                    "first": cnn == options.cnns[0],
+                    "all": True,
+                }[options.retrain]
                 outcome = _try(options, shop, stage, part, run, pair, attempt, named, retrain)
                 if is_first:
                     headline[attempt.name] = outcome

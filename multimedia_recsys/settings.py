@@ -18,10 +18,10 @@ class Settings(NamedTuple):
 
     factors: int = 20
     visual_factors: int = 20
-    epochs: int = 40
+    epochs: int = 20
     batch_size: int = 256
     learning_rate: float = 0.05
     l2: float = 0.01
-    l2_visual: float = 0.0
+    l2_visual: float = 0.1
     epsilon: float = 1.0
     lambd: float = 0.1

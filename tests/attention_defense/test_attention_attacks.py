@@ -1,0 +1,87 @@
+"""Attacks on attention: inside their budget, up their objective, stopped where they should be."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from attention_defense import attacks
+from attention_defense.attention import Attention, area, overlap, shown
+from attention_defense.attention_attacks import KINDS, attention_attack
+from attention_defense.networks import NETWORKS
+
+EPS = 16 / 255
+
+
+@pytest.fixture(scope="module")
+def model():
+    return NETWORKS["cifarnet"]((16, 16, 3), 4, width=8, seed=1)
+
+
+@pytest.fixture(scope="module")
+def case(model):
+    x = np.random.default_rng(0).random((10, 16, 16, 3), np.float32)
+    return x, np.asarray(tf.argmax(model(x), axis=1, output_type=tf.int32))
+
+
+@pytest.mark.parametrize("name", attacks.NAMES)
+def test_every_attack_stays_in_the_ball_and_the_box(model, case, name):
+    x, y = case
+    attack = attacks.named(name, model, eps=EPS)
+    given = {"index": np.arange(10)} if name in (*KINDS, "r_step_ll", "noise") else {}
+    moved = np.asarray(attack(x, y, **given))
+    assert np.abs(moved - x).max() <= EPS + 1e-6
+    assert moved.min() >= 0 and moved.max() <= 1
+    assert np.abs(moved - x).max() > EPS / 2
+
+
+@pytest.mark.parametrize("kind", ["attention", "displace"])
+def test_the_map_goes_where_it_is_pushed(model, case, kind):
+    x, y = case
+    moved = attention_attack(kind, model, x, y, eps=EPS, alpha=EPS / 4, steps=15)
+    before, after = (shown(Attention(model)(of, y).cam).numpy() for of in (x, moved))
+    held = np.asarray(tf.argmax(model(moved), axis=1)) == y
+    if kind == "attention":
+        assert after.mean() < before.mean()
+    else:
+        attended = (before > 0.2).astype(float)
+        gain = np.abs(attended - after).mean(axis=(1, 2)) - np.abs(attended - before).mean(axis=(1, 2))
+        assert (gain[held] > 0).all() and gain.mean() > 0.05
+
+
+def test_the_gated_attack_has_an_end(model, case):
+    """The original's `while IoU > key or step == 4` may go round for ever."""
+    x, y = case
+    never = attention_attack("gated", model, x, y, eps=EPS, alpha=0.0, steps=3, iou_key=-1.0)
+    assert np.abs(never - x).max() > EPS / 2
+    at_once = attention_attack("gated", model, x, y, eps=EPS, alpha=0.0, steps=3, iou_key=1.0)
+    assert np.array_equal(at_once, x)
+    key = 0.6
+    moved = attention_attack("gated", model, x, y, eps=EPS, alpha=0.0, steps=1, iou_key=key)
+    before = area(Attention(model)(x, y).cam)
+    assert moved.shape == x.shape and overlap(before, area(Attention(model)(moved, y).cam)).shape == (10,)
+
+
+def test_restarts_never_do_worse(model, case):
+    x, y = case
+    found = []
+    for restarts in (1, 4):
+        moved = attention_attack("adaptive", model, x, y, eps=2 / 255, alpha=1 / 255, steps=3, restarts=restarts)
+        found.append(np.asarray(tf.argmax(model(moved), axis=1)) != y)
+    assert (found[1] | ~found[0]).all()
+
+
+def test_what_a_picture_becomes_does_not_depend_on_its_neighbours(model, case):
+    x, y = case
+    budget = {"eps": EPS, "alpha": EPS / 4, "steps": 3, "seed": 5}
+    together = attention_attack("adaptive", model, x, y, **budget, index=np.arange(10))
+    alone = attention_attack("adaptive", model, x[7:9], y[7:9], **budget, index=np.array([7, 8]))
+    assert (np.abs(together[7:9] - alone) > 1e-4).mean() < 0.02
+
+
+def test_the_adaptive_attack_beats_noise(model, case):
+    x, y = case
+    budget = {"eps": EPS, "alpha": EPS / 4, "steps": 10}
+    moved = attention_attack("adaptive", model, x, y, **budget)
+    fooled = np.asarray(tf.argmax(model(moved), axis=1)) != y
+    noise = attacks.named("noise", model, eps=EPS)(x, y, index=np.arange(10))
+    assert fooled.mean() > (np.asarray(tf.argmax(model(noise), axis=1)) != y).mean()

@@ -1,0 +1,173 @@
+"""The losses against NumPy, the terms' gradients, and the four ways of training."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from attention_defense import defence, losses
+from attention_defense.attention import Attention, area, overlap, resized, spread
+from attention_defense.networks import NETWORKS
+from common.training import batches, compiled_step, repeated, train
+
+EPS = 8 / 255
+
+
+@pytest.fixture()
+def model():
+    return NETWORKS["cifarnet"]((16, 16, 3), 4, width=8, seed=1)
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    y = rng.integers(4, size=64).astype(np.int32)
+    x = rng.integers(80, size=(64, 16, 16, 3), dtype=np.uint8)
+    for picture, label in zip(x, y, strict=True):
+        picture[4 * label : 4 * label + 4] += 150
+    return x, y
+
+
+@pytest.fixture(scope="module")
+def batch(data):
+    x, y = data
+    return tf.constant(x[:16], tf.float32) / 255, tf.constant(y[:16])
+
+
+def test_each_loss_equals_numpy():
+    rng = np.random.default_rng(1)
+    p, q = (rng.dirichlet(np.ones(5), size=3).astype(np.float32) for _ in range(2))
+    assert np.isclose(losses.rectification(p, q), -((p - q) ** 2).mean(), rtol=1e-5)
+    a, b = rng.random((2, 3, 4, 4)).astype(np.float32)
+    assert np.isclose(losses.preservation(a, b), ((a - b) ** 2).mean(), rtol=1e-5)
+    mask = losses.hiding(tf.constant(2 * a), 10.0).numpy()
+    assert np.allclose(mask, 1 / (1 + np.exp(-10 * (2 * a - 1))), atol=1e-5)
+    x = rng.random((3, 4, 4, 2)).astype(np.float32)
+    assert np.allclose(losses.hidden(x, mask), x * (1 - mask[..., None]) + 0.5 * mask[..., None], atol=1e-6)
+
+
+def test_the_originals_sum_is_twelve_and_a_half_times_our_mean():
+    """50 pictures of 32 x 32, maps of sum 1 on 8 x 8 cells, each cell 16 pixels."""
+    rng = np.random.default_rng(1)
+    a, b = rng.dirichlet(np.ones(64), size=(2, 50)).reshape(2, 50, 8, 8).astype(np.float32)
+    large_a, large_b = (np.kron(of, np.ones((1, 4, 4), np.float32)) for of in (a, b))
+    original = ((large_a - large_b) ** 2).sum()
+    assert np.isclose(original / float(losses.preservation(64 * large_a, 64 * large_b)), 12.5, rtol=1e-4)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts(model, batch):
+    x, y = batch
+    moved = tf.clip_by_value(x + EPS * tf.sign(tf.random.stateless_normal(x.shape, (1, 2))), 0, 1)
+    terms, _ = defence.aad_loss(losses.Weights(8.0, 4.0, 1.0), None, 10.0)(model, (x, y, moved))
+    expected = {"classification": 0.0, "rectification": 0.0}
+    maps = []
+    for pictures in (x, moved):
+        logits, cam = Attention(model)(pictures, y)
+        expected["classification"] += 8 * keras.ops.mean(
+            keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
+        )
+        attention = resized(spread(cam), (16, 16))
+        blank = losses.hidden(pictures, losses.hiding(attention, 10.0))
+        change = losses.rectification(tf.nn.softmax(logits), tf.nn.softmax(model(blank)))
+        expected["rectification"] += 4 * change
+        maps.append(attention)
+    expected["preservation"] = losses.preservation(*maps)
+    assert set(terms) == set(expected)
+    for name, value in expected.items():
+        assert np.isclose(terms[name], value, rtol=1e-3, atol=1e-6), name
+
+
+@pytest.mark.parametrize("name", defence.ATTENTIVE)
+def test_every_method_that_claims_the_terms_has_gradients_of_them(model, batch, name):
+    """Two of the original's three trainings switch them off without a word."""
+    way = defence.method(name, eps=EPS)
+    turn = (tf.fill([16], 2),) if way.turns > 1 else ()
+    before = [np.asarray(v) for v in model.variables]
+    norms = defence.gradient_norms(model, way.loss, way.adversary(model, (*batch, *turn), tf.zeros([2], tf.int32)))
+    assert set(norms) == {f"gradient_norm_{term}" for term in ("classification", "rectification", "preservation")}
+    assert min(norms.values()) > 0
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.variables, strict=True))
+
+
+def test_measuring_gradients_leaves_running_averages(batch):
+    model = NETWORKS["cifarnet_bn"]((16, 16, 3), 4, width=8)
+    way = defence.method("aad", eps=EPS)
+    before = [np.asarray(v) for v in model.variables]
+    defence.gradient_norms(model, way.loss, way.adversary(model, batch, tf.zeros([2], tf.int32)))
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.variables, strict=True))
+
+
+def test_step_ll_is_aad_without_attention(model, batch):
+    way = defence.method("step_ll", eps=EPS)
+    terms, _ = way.loss(model, way.adversary(model, batch, tf.zeros([2], tf.int32)))
+    assert set(terms) == {"classification"}
+
+
+def test_all_adversaries_stay_in_the_ball_and_the_box(model, batch):
+    for name in ("step_ll", *defence.ATTENTIVE):
+        way = defence.method(name, eps=EPS)
+        turn = (tf.fill([16], 2),) if way.turns > 1 else ()
+        x, _y, moved = way.adversary(model, (*batch, *turn), tf.zeros([2], tf.int32))
+        assert float(tf.reduce_max(tf.abs(moved - x))) <= EPS + 1e-6, name
+        assert float(tf.reduce_min(moved)) >= 0 and float(tf.reduce_max(moved)) <= 1
+        assert float(tf.reduce_max(tf.abs(moved - x))) > EPS / 2
+
+
+def test_the_second_turn_is_one_step_further(model, batch):
+    way = defence.method("aad_two_step", eps=EPS)
+    moved = [way.adversary(model, (*batch, tf.fill([16], turn)), tf.zeros([2], tf.int32))[2] for turn in (1, 2)]
+    one_step = defence.method("aad", eps=EPS).adversary(model, batch, tf.zeros([2], tf.int32))[2]
+    assert np.allclose(moved[0], one_step, atol=1e-6)
+    assert not np.allclose(moved[1], one_step, atol=1e-3)
+
+
+def test_the_gate_stops_where_attention_has_moved(model, batch):
+    """C: no picture moves on once its areas overlap by no more than the key; one that never does takes all steps."""
+    x, y = batch
+    always = defence.method("aad_iou", eps=EPS, iou_key=1.0).adversary(model, batch, tf.zeros([2], tf.int32))[2]
+    assert np.array_equal(always, x)
+    before = area(Attention(model)(x, y).cam)
+    key = 0.7
+    gated = defence.method("aad_iou", eps=EPS, iou_key=key, iou_steps=4)
+    moved = gated.adversary(model, batch, tf.zeros([2], tf.int32))[2]
+    steps = {k: defence.method("aad_iou", eps=EPS, iou_key=-1.0, iou_steps=k) for k in range(1, 5)}
+    paths = [x, *(way.adversary(model, batch, tf.zeros([2], tf.int32))[2] for way in steps.values())]
+    overlaps = [overlap(before, area(Attention(model)(of, y).cam)).numpy() for of in paths]
+    for row in range(16):
+        first = next((k for k in range(5) if overlaps[k][row] <= key), 4)
+        assert np.allclose(moved[row], paths[first][row], atol=1e-6)
+
+
+def test_a_repeated_batch_comes_as_often_as_it_should(data):
+    once = batches(*data, batch_size=16, seed=0)
+    twice = list(repeated(once, 2)(3))
+    assert len(twice) == 8 == int(repeated(once, 2)(3).cardinality())
+    for place, (x, y) in enumerate(once(3)):
+        for turn in (1, 2):
+            again = twice[2 * place + turn - 1]
+            assert np.array_equal(again[0], x) and np.array_equal(again[1], y)
+            assert np.array_equal(again[2], np.full(16, turn))
+
+
+@pytest.mark.parametrize("name", ["aad", "aad_two_step"])
+def test_training_learns(model, data, name):
+    way = defence.method(name, eps=EPS)
+    epochs = batches(*data, batch_size=16, seed=0)
+    history = train(
+        model,
+        repeated(epochs, way.turns) if way.turns > 1 else epochs,
+        way.loss,
+        keras.optimizers.Adam(1e-3),
+        epochs=8,
+        adversary=way.adversary,
+        verbose=False,
+    )
+    assert history[-1]["attacked_accuracy"] > 0.9 > history[0]["attacked_accuracy"]
+
+
+def test_one_step_changes_every_weight(model, batch):
+    way = defence.method("aad", eps=EPS)
+    before = [np.asarray(w) for w in model.trainable_variables]
+    compiled_step(model, way.loss, keras.optimizers.SGD(0.1), adversary=way.adversary)(batch)
+    changed = [not np.array_equal(a, b) for a, b in zip(before, model.trainable_variables, strict=True)]
+    assert all(changed)
