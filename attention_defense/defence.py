@@ -111,7 +111,8 @@ def _by_turns(eps: float) -> Adversary:
     def adversary(model: keras.Model, batch: Batch, seed: Tensor) -> Batch:
         x, y, turn = batch
         target = least_likely(model, x)
-        return x, y, bim(model, x, target, eps=eps, alpha=eps, steps=turn, targeted=True)
+        # A batch is at one turn.
+        return x, y, bim(model, x, target, eps=eps, alpha=eps, steps=turn[0], targeted=True)
 
     return adversary
 
