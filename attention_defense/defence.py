@@ -56,7 +56,10 @@ def method(
 
 
 def aad_loss(weights: Weights, layer: str | None, sharpness: float) -> Loss:
-    """The loss of a batch (x, y, x'): classification, rectification and preservation, each times its weight."""
+    """The loss of a batch (x, y, x'): classification, rectification and preservation, each times its weight, over twice
+    that of classification: the first term is then the mean cross-entropy, and a learning rate means what it does for
+    any other training."""
+    scale = 0.5 / weights.classification
 
     def loss(model: keras.Model, batch: Batch) -> tuple[Terms, Terms]:
         x, y, moved = batch
@@ -69,14 +72,15 @@ def aad_loss(weights: Weights, layer: str | None, sharpness: float) -> Loss:
         else:
             logits = tf.cast(model(pictures, training=True), tf.float32)
         entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
-        terms = {"classification": weights.classification * 2.0 * tf.reduce_mean(entropy)}
+        terms = {"classification": tf.reduce_mean(entropy)}
         if weights.rectification:
             blank = losses.hidden(pictures, losses.hiding(seen, sharpness))
             # Not in training mode: pictures with holes are not what running averages should describe.
             answer = tf.nn.softmax(tf.cast(model(blank, training=False), tf.float32))
-            terms["rectification"] = weights.rectification * 2.0 * losses.rectification(tf.nn.softmax(logits), answer)
+            change = 2.0 * losses.rectification(tf.nn.softmax(logits), answer)
+            terms["rectification"] = scale * weights.rectification * change
         if weights.preservation:
-            terms["preservation"] = weights.preservation * losses.preservation(*tf.split(seen, 2))
+            terms["preservation"] = scale * weights.preservation * losses.preservation(*tf.split(seen, 2))
         right = keras.metrics.sparse_categorical_accuracy(labels, logits)
         clean, attacked = tf.split(right, 2)
         return terms, {"accuracy": tf.reduce_mean(clean), "attacked_accuracy": tf.reduce_mean(attacked)}

@@ -25,8 +25,8 @@ _MEASURED = 64
 class Options(PictureOptions, fitting.FittingOptions):
     """The network and how it is defended."""
 
-    arch: str = "cifarnet_bn"
-    """Network: cifarnet, cifarnet_bn, small_cnn, resnet18, resnet20, resnet50, ..."""
+    arch: str = "small_cnn"
+    """Network: small_cnn, cifarnet, cifarnet_bn, resnet18, resnet20, resnet50, ..."""
     method: Name = "aad"
     """Plain training; on Step-LL, fast FGSM or PGD examples; TRADES; AAD, with a second step, or attacking while the
     attention has not moved."""
@@ -54,7 +54,7 @@ class Options(PictureOptions, fitting.FittingOptions):
     """Training pictures held back to measure the accuracy under PGD-10 after every epoch; they choose nothing."""
     epochs: Count = 10
     """Passes over the training pictures."""
-    learning_rate: Budget = 0.02
+    learning_rate: Budget = 0.1
     """Learning rate at its highest."""
     batch_size: Count = 64
     """Pictures a step, over all devices."""
@@ -163,6 +163,8 @@ def _under_pgd(options: Options, model: "keras.Model", x: "np.ndarray", y: "np.n
 def _check(options: Options) -> None:
     if options.method != "standard" and not options.eps > 0:
         raise UserError(f"--eps: must be above 0 for --method {options.method}; received {options.eps:g}")
+    if not options.alpha > 0:
+        raise UserError(f"--alpha: must be above 0; received {options.alpha:g}")
     if options.method.startswith("aad") and not options.beta and not options.gamma:
         raise UserError("--beta, --gamma: one of them must be above 0, or the method is step_ll")
 

@@ -74,7 +74,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(model, batch):
     expected["preservation"] = losses.preservation(*maps)
     assert set(terms) == set(expected)
     for name, value in expected.items():
-        assert np.isclose(terms[name], value, rtol=1e-3, atol=1e-6), name
+        assert np.isclose(terms[name], value / 16, rtol=1e-3, atol=1e-6), name
 
 
 @pytest.mark.parametrize("name", defence.ATTENTIVE)
