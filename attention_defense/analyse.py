@@ -116,6 +116,9 @@ def analyse(options: Options, run: Run) -> None:
     case = Case(model, x, y, None if tested.masks is None else tested.masks[right], seen, options)
     table = Table(run, name, options.eps)
     histograms = {}
+    noise = analysis.moved(seen.area, case.look(case.attacked("noise", options.eps)).area)
+    found = analysis.mean(noise, noise >= 0, seed=options.seed)
+    table.write("iou_clean_adv", found, len(noise), attack="noise", split="all")
     for kind in options.attack:
         run.say(f"{kind}, eps {255 * options.eps:.4g}/255")
         changed = case.attacked(kind, options.eps)
@@ -123,8 +126,7 @@ def analyse(options: Options, run: Run) -> None:
         success = after.logits.argmax(axis=1) != y
         overlap = _outcomes(case, table, kind, after, success, headline=kind == options.attack[0])
         histograms[kind] = overlap[success], overlap[~success]
-        if kind == options.attack[0]:
-            _controls(case, table, kind, changed, overlap, success)
+        _controls(case, table, kind, changed, overlap, success, noise)
     run.say(f"Step-LL, {STEPS[-1]} times")
     curves = _iterated(case, table)
     figures.overlap_histograms(
@@ -176,17 +178,21 @@ def _entropy(looked: "Looked") -> "np.ndarray":
 
 
 def _controls(
-    case: Case, table: Table, kind: str, changed: "np.ndarray", overlap: "np.ndarray", success: "np.ndarray"
+    case: Case,
+    table: Table,
+    kind: str,
+    changed: "np.ndarray",
+    overlap: "np.ndarray",
+    success: "np.ndarray",
+    noise: "np.ndarray",
 ) -> None:
-    """O2 beside what moves attention without fooling anyone: noise of the same budget, and the same pictures seen by
-    the same network with random weights."""
+    """O2 beside what moves attention without fooling anyone: noise of the same budget, which gave the IoU `noise` (N,),
+    and the same pictures seen by the same network with random weights."""
     import keras
 
     from attention_defense import analysis
 
     seed, everything = case.options.seed, success | ~success
-    noise = analysis.moved(case.seen.area, case.look(case.attacked("noise", table.eps)).area)
-    table.write("iou_clean_adv", analysis.mean(noise, everything, seed=seed), len(noise), attack="noise", split="all")
     paired = analysis.bootstrap(lambda rows: (overlap - noise)[rows].mean(), len(noise), seed=seed)
     table.write("iou_clean_adv", paired, len(noise), attack=kind, split="attack less noise")
     stranger = case._replace(model=keras.models.clone_model(case.model))

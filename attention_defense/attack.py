@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attention_defense.pictures import TestedOptions, load_tested
-from common.cli import Budget, LinfBudget, script
+from common.cli import Budget, Count, LinfBudget, script
 from common.errors import UserError
 from common.runs import Run
 
@@ -43,13 +43,13 @@ class Options(TestedOptions):
     19.125/255."""
     curve: tuple[LinfBudget, ...] = (1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255, 32 / 255, 1.0)
     """Radii at which PGD-20 is measured for the curve; without bound, at 1, nothing should stand."""
-    n_strongest: int = 200
+    n_strongest: Count = 200
     """Pictures for pgd100 and for the curve, the first of --n-test."""
     source: Path | None = None
     """Another model, a .keras file: the pictures that PGD-20 makes for it are shown to --model too."""
     sharpness: Budget = 10.0
     """adaptive: slope of the soft mask, as in train.py."""
-    n_test: int | None = 300
+    n_test: Count | None = 300
     """Number of test pictures; null takes all."""
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from attention_defense.pictures import PICTURE_FIELDS, Tested, TestedOptions
 from attention_defense.train import train
 from common.errors import UserError
-from common.runs import Run
+from common.runs import Run, read_config, read_owner
 
 if TYPE_CHECKING:
     import keras
@@ -51,7 +51,7 @@ def load_classifier(path: Path, tested: Tested) -> "keras.Model":
 
 
 def label_of(path: Path) -> str:
-    """What a model is called in tables: its run, or its file."""
-    return (
-        path.stem if path.suffix == ".keras" and path.stem != "model" else (path.parent if path.suffix else path).name
-    )
+    """What a model is called in tables: the method of its run, else the name of its file or folder."""
+    folder = path.parent if path.name == "model.keras" else path
+    method = read_config(folder).get("method") if read_owner(folder) else None
+    return str(method or folder.stem)

@@ -1,0 +1,138 @@
+"""A training step of AAD beside the sum of its parts, each timed alone on the same batch."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from common.cli import CommonOptions, Count, LinfBudget, script
+from common.runs import Run
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+BOUND = 1.15
+LEARNING_RATE = 0.01
+
+
+@dataclass(kw_only=True)
+class Options(CommonOptions):
+    """What is measured, on which networks, and how often."""
+
+    without = ("dataset", "data_dir", "strategy", "precision", "n_train", "n_test")
+
+    archs: tuple[str, ...] = ("small_cnn", "cifarnet_bn")
+    """Networks of attention_defense/."""
+    batch_size: Count = 64
+    """Pictures of 32 x 32 a step."""
+    repeats: Count = 11
+    """Repetitions, of which the median counts; each runs every part once."""
+    eps: LinfBudget = 8 / 255
+    """Radius of Step-LL, in [0, 1]."""
+
+
+@script(app="benchmarks", name="attention")
+def attention(options: Options, run: Run) -> None:
+    """Time the whole step and its parts in turn, and compare with the target."""
+    import hashlib
+
+    import numpy as np
+    import tensorflow as tf
+
+    from benchmarks import subjects, timing
+    from common.datasets.scenes import scenes
+
+    drawn = scenes(options.batch_size, seed=options.seed)
+    run.data("scenes", hashlib.sha256(np.ascontiguousarray(drawn.images).data).hexdigest())
+    subjects.describe_machine(run, ())
+    x, y = tf.constant(drawn.images, tf.float32) / 255, tf.constant(drawn.labels)
+    met = []
+    for arch in options.archs:
+        contenders = {name: _timed(part) for name, part in _parts(options, arch, x, y).items()}
+        run.say(f"{arch}: {', '.join(contenders)}")
+        for contender in contenders.values():
+            contender()
+        seconds = timing.interleaved(contenders, options.repeats)
+        for name, taken in seconds.items():
+            spread = timing.Spread.of(taken)
+            run.row(model=arch, split=name, metric="seconds", value=spread.median, low=spread.low, high=spread.high)
+        alone = ("attack", "loss and gradients", "update")
+        seconds["parts"] = [sum(each) for each in zip(*(seconds[name] for name in alone), strict=True)]
+        spread = timing.ratio(seconds, "step", "parts")
+        run.row(model=arch, metric="step_over_parts", value=spread.median, low=spread.low, high=spread.high)
+        run.metrics(**{f"{arch}_step_over_parts": spread.median})
+        met.append(spread.median <= BOUND)
+    run.metrics(targets=len(met), targets_met=sum(met))
+
+
+def _parts(options: Options, arch: str, x: "tf.Tensor", y: "tf.Tensor") -> "dict[str, Callable[[], tf.Tensor]]":
+    """The whole step; the parts that make it up, which are attack, loss with gradients, and update; and what the second
+    consists of, for the reader: its forward passes, and classification alone."""
+    import keras
+    import tensorflow as tf
+
+    from attention_defense.defence import aad_loss, method
+    from attention_defense.losses import Weights
+    from attention_defense.networks import NETWORKS
+    from common.training import compiled_step
+
+    mean, std = [0.5] * 3, [0.25] * 3
+
+    def network() -> "keras.Model":
+        return NETWORKS[arch](x.shape[1:], 10, mean=mean, std=std, seed=options.seed)
+
+    def optimizer() -> "keras.Optimizer":
+        return keras.optimizers.SGD(LEARNING_RATE, momentum=0.9, nesterov=True)
+
+    way, model, stepped = method("aad", eps=options.eps), network(), network()
+    step = compiled_step(stepped, way.loss, optimizer(), adversary=way.adversary)
+    seed = tf.zeros([2], tf.int32)
+    attack = tf.function(lambda x: way.adversary(model, (x, y), seed)[2])
+    batch = (x, y, attack(x))
+
+    def gradients_of(loss: Any) -> "Callable[[], list[tf.Tensor]]":
+        @tf.function
+        def gradients() -> "list[tf.Tensor]":
+            with tf.GradientTape() as tape:
+                terms, _ = loss(model, batch)
+                total = tf.add_n(list(terms.values()))
+            return tape.gradient(total, model.trainable_variables)
+
+        return gradients
+
+    @tf.function
+    def forward() -> "tf.Tensor":
+        terms, _ = way.loss(model, batch)
+        return tf.add_n(list(terms.values()))
+
+    whole, plain = gradients_of(way.loss), gradients_of(aad_loss(Weights(8.0, 0.0, 0.0), None, 10.0))
+    own, held = optimizer(), [tf.zeros(w.shape) for w in model.trainable_variables]
+    own.build(model.trainable_variables)
+
+    @tf.function
+    def update() -> "tf.Tensor":
+        own.apply(held, model.trainable_variables)
+        return tf.constant(0)
+
+    return {
+        "step": lambda: step((x, y))["loss"],
+        "attack": lambda: attack(x),
+        "loss and gradients": lambda: whole()[0],
+        "update": update,
+        "forward passes and maps": forward,
+        "classification and gradients": lambda: plain()[0],
+    }
+
+
+def _timed(part: "Callable[[], tf.Tensor]") -> Callable[[], float]:
+    def seconds() -> float:
+        started = time.perf_counter()
+        part().numpy()
+        return time.perf_counter() - started
+
+    return seconds
+
+
+if __name__ == "__main__":
+    attention.main()

@@ -1,0 +1,161 @@
+"""The five scripts, from scenes to tables and figures, and what they refuse."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from attention_defense import analyse, attack, explain, run_all, train
+from common.errors import UserError
+
+CONFIG = """
+train: {n_train: 400, n_test: 60, epochs: 2, n_validation: 20, batch_size: 32}
+attack: {n_test: 30, attack: "fgsm,step_ll,pgd20,attention,noise", curve: "2/255,1.0", n_strongest: 20}
+analyse: {n_test: 120}
+explain: {n_test: 3, lime_samples: 40, n_drawn: 2}
+run_all: {methods: "standard,aad", few_methods: aad_two_step, n_few: 100}
+"""
+
+
+def rows(folder):
+    with open(folder / "table.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """A folder in which attack.py and then the others ran with nothing there, and their results."""
+    folder = tmp_path_factory.mktemp("attention")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        (folder / "tiny.yaml").write_text(CONFIG)
+        results = {}
+        for script in (attack.attack, analyse.analyse, explain.explain, run_all.run_all):
+            results[script.name] = script(script.parse(["--config", "tiny.yaml"]))
+        results["train"] = json.loads((folder / "runs/attention_defense/train/tiny/results.json").read_text())
+        yield folder / "runs/attention_defense", results
+
+
+def test_headlines_are_there(chain):
+    _, results = chain
+    assert {"clean_accuracy", "gradient_norm_rectification", "gradient_norm_preservation"} <= set(
+        results["train"]["metrics"]
+    )
+    assert min(results["train"]["metrics"][f"gradient_norm_{t}"] for t in ("rectification", "preservation")) > 0
+    assert {"clean_accuracy", *(f"accuracy_{name}" for name in attack.HEADLINE)} <= set(results["attack"]["metrics"])
+    wanted = {f"{metric}_{side}" for metric in ("iou_clean_adv", "iou_object") for side in ("success", "failure")}
+    assert wanted | {"trust_clean", "trust_adv"} <= set(results["analyse"]["metrics"])
+
+
+def test_accuracies_go_together(chain):
+    folder, results = chain
+    by_attack = {
+        row["attack"]: float(row["value"]) for row in rows(folder / "attack/tiny") if row["metric"] == "accuracy"
+    }
+    clean = results["attack"]["metrics"]["clean_accuracy"]
+    attacks = [name for name in ("fgsm", "step_ll", "pgd20", "attention") if name in by_attack]
+    assert all(by_attack[name] <= clean for name in attacks)
+    assert results["attack"]["metrics"]["accuracy_all"] <= min(
+        results["attack"]["metrics"][f"accuracy_{name}"] for name in attacks
+    )
+    unbound = [row for row in rows(folder / "attack/tiny") if row["split"] == "curve" and float(row["eps"]) == 1]
+    assert float(unbound[0]["value"]) == 0
+
+
+def test_outcomes_are_all_that_was_attacked(chain):
+    folder, _ = chain
+    found = rows(folder / "analyse/tiny")
+    attacked = [row for row in found if row["metric"] == "trust_adv"]
+    for row in attacked:
+        sides = [r for r in found if r["attack"] == row["attack"] and r["metric"] == "iou_clean_adv"]
+        counts = {r["split"]: int(r["n"]) for r in sides if r["split"] in ("success", "failure")}
+        assert sum(counts.values()) == int(row["n"])
+    assert {"random weights", "attack less noise", "O3, within eps", "O3, eps a step"} <= {r["split"] for r in found}
+
+
+def test_run_all_joins_its_parts(chain):
+    folder, results = chain
+    joined = rows(folder / "run_all/tiny")
+    assert {row["model"] for row in joined} == {"standard", "aad", "aad_two_step"}
+    for method in ("standard", "aad", "aad_two_step"):
+        own = json.loads((folder / f"attack/tiny/{method}/results.json").read_text())["metrics"]
+        assert results["run_all"]["metrics"][f"{method}_accuracy_pgd20"] == own["accuracy_pgd20"]
+        clean = [row for row in joined if row["model"] == method and row["metric"] == "clean_accuracy"]
+        assert len(clean) == 1
+    transferred = {row["model"] for row in joined if row["attack"] == "transfer"}
+    assert transferred == {"aad", "aad_two_step"}
+
+
+def test_figures_are_drawn(chain):
+    folder, _ = chain
+    for place in ("train/tiny/training", "attack/tiny/curve", "analyse/tiny/overlap", "explain/tiny/strips"):
+        assert (folder / f"{place}.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("method", train.METHODS)
+def test_every_method_trains(tmp_path, monkeypatch, method):
+    monkeypatch.chdir(tmp_path)
+    options = train.Options(method=method, n_train=96, n_test=20, epochs=1, n_validation=8, batch_size=32)
+    assert "clean_accuracy" in train.train(options)["metrics"]
+
+
+def test_grey_folders_and_masks_from_boxes(tmp_path, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    box = "<annotation><size><width>20</width><height>20</height></size><object><bndbox>"
+    box += "<xmin>2</xmin><ymin>2</ymin><xmax>12</xmax><ymax>12</ymax></bndbox></object></annotation>"
+    for name, level in (("cat", 60), ("dog", 180)):
+        for part, count in (("train", 20), ("test", 8)):
+            (tmp_path / "pets" / part / name).mkdir(parents=True)
+            for number in range(count):
+                picture = rng.integers(level - 50, level + 50, (20, 20, 3), dtype=np.uint8)
+                Image.fromarray(picture).save(tmp_path / "pets" / part / name / f"{name}{number}.png")
+                (tmp_path / "boxes").mkdir(exist_ok=True)
+                (tmp_path / "boxes" / f"{name}{number}.xml").write_text(box)
+    trained = train.Options(dataset="pets", epochs=4, n_validation=4, batch_size=8, method="standard")
+    train.train(trained)
+    options = analyse.Options(dataset="pets", boxes=tmp_path / "boxes", attack=("pgd20",), eps=1.0)
+    results = analyse.analyse(options)
+    assert "iou_object_success" in results["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "message"),
+    [
+        (train.train, {"alpha": 0.0}, "--alpha: must be above 0"),
+        (train.train, {"beta": 0.0, "gamma": 0.0}, "one of them must be above 0"),
+        (train.train, {"method": "pgd", "eps": 0.0}, "--eps: must be above 0"),
+        (attack.attack, {"attack": ("fgsm", "magic")}, "--attack: expected some of fgsm"),
+        (analyse.analyse, {"attack": ("magic",)}, "--attack: expected some of fgsm"),
+        (explain.explain, {"attack": "magic"}, "--attack: expected one of fgsm"),
+        (run_all.run_all, {"methods": ("standard", "magic")}, "--methods: expected some of standard"),
+        (run_all.run_all, {"few_methods": ("aad",)}, "named twice"),
+        (attack.attack, {"model": "nowhere.keras"}, "nowhere.keras: no such file"),
+    ],
+)
+def test_what_does_not_do_is_refused_in_one_line(tmp_path, monkeypatch, script, options, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message) as refused:
+        script(script.options(**options))
+    assert "\n" not in str(refused.value)
+    assert not list((tmp_path / "runs").rglob("results.json"))
+
+
+def test_a_layer_that_is_none_is_refused(chain, monkeypatch):
+    folder, _ = chain
+    monkeypatch.chdir(folder.parent.parent)
+    with pytest.raises(UserError, match="--layer: nowhere: no such layer"):
+        words = [
+            "--config",
+            "tiny.yaml",
+            "--layer",
+            "nowhere",
+            "--name",
+            "other",
+            "--model",
+            str(folder / "train/tiny"),
+        ]
+        analyse.analyse(analyse.analyse.parse(words))
