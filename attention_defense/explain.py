@@ -39,8 +39,9 @@ def explain(options: Options, run: Run) -> None:
     import keras
     import numpy as np
 
-    from attention_defense import analysis, attacks, figures
+    from attention_defense import analysis, attacks
     from attention_defense.superpixels import lime_area
+    from common import plots
     from common.attacks import attack_dataset
     from common.training import as_float
 
@@ -104,7 +105,7 @@ def explain(options: Options, run: Run) -> None:
         rows.append((caption if fooled[row] else f"{caption}\n(not fooled)", _strip(*sides, options.eps)))
     columns = ["picture", "Grad-CAM", "LIME", "attacked", "Grad-CAM", "LIME", "change / eps", "attention moved"]
     title = f"{name}: {options.attack}, eps {255 * options.eps:.3g}/255; maps of the true class"
-    figures.strips(rows, columns, run.folder / "strips.png", title=title)
+    plots.picture_rows(rows, run.folder / "strips.png", title=title, columns=columns)
     run.artifact("strips", run.folder / "strips.png")
 
 

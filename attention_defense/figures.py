@@ -1,6 +1,6 @@
 """The figures of this app."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -65,20 +65,4 @@ def iteration_curves(curves: Mapping[str, Mapping[int, tuple[float, float]]], pa
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    plots.save(figure, path)
-
-
-def strips(rows: Sequence[tuple[str, Sequence[np.ndarray]]], columns: Sequence[str], path: Path, *, title: str) -> None:
-    """A row of pictures, float in [0, 1] (H, W, 1 or 3), for each example, under the names of the `columns`."""
-    figure = Figure(figsize=(1.5 * len(columns) + 1.4, 1.6 * len(rows) + 0.7))
-    grid = figure.subplots(len(rows), len(columns), squeeze=False)
-    for line, (name, pictures) in zip(grid, rows, strict=True):
-        for axes, picture in zip(line, pictures, strict=True):
-            axes.set_axis_off()
-            axes.imshow(np.broadcast_to(picture, (*picture.shape[:2], 3)), interpolation="nearest")
-        line[0].text(-0.08, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
-    for axes, name in zip(grid[0], columns, strict=True):
-        axes.set_title(name, fontsize=8)
-    figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
     plots.save(figure, path)

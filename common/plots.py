@@ -46,18 +46,28 @@ def accuracy_curves(
     save(figure, path)
 
 
-def picture_rows(rows: Mapping[str, Sequence[np.ndarray]], path: Path | str, *, title: str = "") -> None:
-    """Named rows of pictures, uint8 or float in [0, 1], (H, W, 3) or (H, W, 1)."""
-    columns = max(len(pictures) for pictures in rows.values())
-    figure = Figure(figsize=(1.45 * columns + 1.0, 1.55 * len(rows) + 0.5))
-    grid = figure.subplots(len(rows), columns, squeeze=False)
+def picture_rows(
+    rows: Mapping[str, Sequence[np.ndarray]] | Sequence[tuple[str, Sequence[np.ndarray]]],
+    path: Path | str,
+    *,
+    title: str = "",
+    columns: Sequence[str] = (),
+) -> None:
+    """Named rows of pictures, uint8 or float in [0, 1], (H, W, 3) or (H, W, 1); `columns` are named on top."""
+    named = list(rows.items()) if isinstance(rows, Mapping) else list(rows)
+    count = max(len(pictures) for _, pictures in named)
+    figure = Figure(figsize=(1.45 * count + 1.0, 1.55 * len(named) + 0.5))
+    grid = figure.subplots(len(named), count, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for line, (name, pictures) in zip(grid, rows.items(), strict=True):
+    for line, (name, pictures) in zip(grid, named, strict=True):
         for axes, picture in zip(line, pictures, strict=False):
             grey = picture.shape[-1] == 1
-            axes.imshow(picture[..., 0] if grey else picture, cmap="gray" if grey else None, interpolation="nearest")
+            shades = {"cmap": "gray", "vmin": 0, "vmax": 255 if picture.dtype == np.uint8 else 1} if grey else {}
+            axes.imshow(picture[..., 0] if grey else picture, interpolation="nearest", **shades)
         line[0].text(-0.08, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
+    for axes, name in zip(grid[0], columns, strict=False):
+        axes.set_title(name, fontsize=8)
     if title:
         figure.suptitle(title, fontsize=10)
     figure.tight_layout()

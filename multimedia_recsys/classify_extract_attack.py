@@ -119,12 +119,12 @@ def classify_extract_attack(options: Options, run: Run) -> None:
             n=len(items),
         )
     before, after = shop.pictures.read(items[:_EXAMPLES]), changed[:_EXAMPLES]
-    taken_for = ", ".join(names[label] for label in seen.label[:_EXAMPLES])
     added = np.clip(0.5 + 8 * (after / 255.0 - before / 255.0), 0, 1)
     plots.picture_rows(
         {"clean": list(before), "attacked": list(after), "difference x 8": list(added)},
         run.folder / "examples.png",
-        title=f"{options.attack_type}: {names[pair.origin]}, taken for {taken_for}",
+        title=f"{options.attack_type}, {names[pair.origin]} towards {names[pair.target]}; on top what is answered",
+        columns=[names[label] for label in seen.label[:_EXAMPLES]],
     )
     run.artifact("examples", run.folder / "examples.png")
 
