@@ -1,12 +1,13 @@
 """The wrong classes that a lock writes into pictures: permutations of the classes without fixed points."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from common.errors import UserError
 
-METHODS = ("basic", "mixup", "horiz", "mixandcat")
+Method = Literal["basic", "mixup", "horiz", "mixandcat"]
+METHODS: tuple[Method, ...] = get_args(Method)
 MAPS_NEEDED = {"basic": 1, "mixup": 2, "horiz": 2, "mixandcat": 4}
 
 # The paper's four maps for CIFAR-10. The second leaves class 9 and the fourth class 7 as they are, and two pairs of

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from adv_lock.class_maps import METHODS
+from adv_lock.class_maps import METHODS, Method
 from adv_lock.lock import lock
 from adv_lock.train import train
 from adv_lock.train_base import train_base
@@ -21,7 +21,7 @@ class Options(CommonOptions):
 
     without: ClassVar[tuple[str, ...]] = ("seeds",)
 
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[Method, ...] = METHODS
     """Lock methods to run at --seed; the first one also at --more-seeds."""
     more_seeds: tuple[Natural, ...] = ()
     """Further seeds for the first method, each with a base classifier, lock, thief and reference of its own."""
@@ -32,10 +32,6 @@ def run_all(options: Options, run: Run) -> None:
     """Run what is not there yet and join the tables; with --force, run all of it anew."""
     from common import plots
 
-    unknown = set(options.methods) - set(METHODS)
-    if unknown or not options.methods:
-        given = ", ".join(sorted(unknown)) or "none"
-        raise UserError(f"--methods: expected some of {', '.join(METHODS)}, got {given}")
     if options.seed in options.more_seeds:
         raise UserError(f"--more-seeds: {options.seed} is --seed already")
     part = Parts(options, run)

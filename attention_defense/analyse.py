@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from attention_defense.models import chosen
-from attention_defense.pictures import TestedOptions, load_tested
+from attention_defense.pictures import AttackName, TestedOptions, load_tested
 from common.cli import Count, LinfBudget, script
 from common.errors import UserError
 from common.runs import Run
@@ -24,7 +24,7 @@ STEPS = (1, 2, 3, 4, 8)
 class Options(TestedOptions):
     """Which attacks."""
 
-    attack: tuple[str, ...] = ("pgd20", "step_ll")
+    attack: tuple[AttackName, ...] = ("pgd20", "step_ll")
     """Attacks whose successes and failures are compared, as in attack.py; the first is the headline's."""
     eps: LinfBudget = 8 / 255
     """Radius of the attacks (L-inf), in [0, 1]."""
@@ -97,13 +97,10 @@ def analyse(options: Options, run: Run) -> None:
     """Attack what is answered rightly, and compare attention before and after, by outcome."""
     import numpy as np
 
-    from attention_defense import analysis, attacks, figures
+    from attention_defense import analysis, figures
     from common.evaluation import predict
     from common.training import as_float
 
-    unknown = [name for name in options.attack if name not in attacks.NAMES]
-    if unknown or not options.attack:
-        raise UserError(f"--attack: expected some of {', '.join(attacks.NAMES)}, got {', '.join(unknown) or 'none'}")
     tested = load_tested(options, run)
     model, name = chosen(options, tested, run)
     right = predict(model, tested.x, batch_size=options.batch_size) == tested.y

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attention_defense.pictures import TestedOptions, load_tested
+from attention_defense.pictures import AttackName, TestedOptions, load_tested
 from common.cli import Budget, Count, LinfBudget, script
-from common.errors import UserError
 from common.runs import Run
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ HEADLINE = ("fgsm", "step_ll", "pgd20", "attention")
 class Options(TestedOptions):
     """Which attacks, how strong."""
 
-    attack: tuple[str, ...] = (
+    attack: tuple[AttackName, ...] = (
         "fgsm",
         "step_ll",
         "r_step_ll",
@@ -58,13 +57,10 @@ def attack(options: Options, run: Run) -> None:
     """Accuracy under every attack, what all of them leave, and accuracy against the budget."""
     import numpy as np
 
-    from attention_defense import attacks, figures
+    from attention_defense import figures
     from attention_defense.models import chosen, load_classifier
     from common.training import as_float
 
-    unknown = [name for name in options.attack if name not in attacks.NAMES]
-    if unknown or not options.attack:
-        raise UserError(f"--attack: expected some of {', '.join(attacks.NAMES)}, got {', '.join(unknown) or 'none'}")
     tested = load_tested(options, run)
     model, name = chosen(options, tested, run)
     x, y = np.asarray(as_float(tested.x)), tested.y

@@ -6,32 +6,28 @@ from functools import partial
 import keras
 import tensorflow as tf
 
-from attention_defense.attention_attacks import KINDS, attention_attack
+from attention_defense.attention_attacks import attention_attack
+from attention_defense.pictures import AttackName
 from common.attacks import bim, corner_noise, fgsm, least_likely, pgd, r_step_ll, step_ll
 
 Tensor = tf.Tensor
 Attack = Callable[..., Tensor]
 
-NAMES = (
-    "fgsm",
-    "step_ll",
-    "r_step_ll",
-    "iter_ll",
-    "pgd20",
-    "margin20",
-    "pgd100",
-    *KINDS,
-    "noise",
-)
-"""`iter_ll` is Step-LL in 10 steps; `margin20` raises the difference of logits in place of the cross-entropy; `pgd100`
-has 100 steps and 5 restarts; `noise` is none."""
-
 
 def named(
-    name: str, model: keras.Model, *, eps: float, layer: str | None = None, sharpness: float = 10.0, seed: int = 0
+    name: AttackName,
+    model: keras.Model,
+    *,
+    eps: float,
+    layer: str | None = None,
+    sharpness: float = 10.0,
+    seed: int = 0,
 ) -> Attack:
-    """The attack `name` of `NAMES` on `model`, in the L-inf ball of `eps`: a function of x, y and, where it draws, of
-    `index`. Steps are an eighth of `eps` in `pgd100`, a quarter elsewhere."""
+    """The attack `name` on `model`, in the L-inf ball of `eps`: a function of x, y and, where it draws, of `index`.
+
+    `iter_ll` is Step-LL in 10 steps; `margin20` raises the difference of logits in place of the cross-entropy; `pgd100`
+    has 100 steps and 5 restarts; `noise` is no attack. Steps are an eighth of `eps` in `pgd100`, a quarter elsewhere.
+    """
     iterated = {"eps": eps, "alpha": eps / 4, "steps": 20, "seed": seed}
     attacks: dict[str, Attack] = {
         "fgsm": partial(fgsm, model, eps=eps),

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from attention_defense.models import chosen
-from attention_defense.pictures import TestedOptions, load_tested
+from attention_defense.pictures import AttackName, TestedOptions, load_tested
 from common.cli import Count, LinfBudget, script
-from common.errors import UserError
 from common.runs import Run
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 class Options(TestedOptions):
     """What is drawn."""
 
-    attack: str = "pgd20"
+    attack: AttackName = "pgd20"
     """Attack, as in attack.py."""
     eps: LinfBudget = 8 / 255
     """Radius of the attack (L-inf), in [0, 1]."""
@@ -45,8 +44,6 @@ def explain(options: Options, run: Run) -> None:
     from common.attacks import attack_dataset
     from common.training import as_float
 
-    if options.attack not in attacks.NAMES:
-        raise UserError(f"--attack: expected one of {', '.join(attacks.NAMES)}, got {options.attack}")
     tested = load_tested(options, run)
     model, name = chosen(options, tested, run)
     x, y = np.asarray(as_float(tested.x)), tested.y

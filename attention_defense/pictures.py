@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from common.cli import CommonOptions, Count
 from common.errors import UserError
@@ -13,6 +13,20 @@ if TYPE_CHECKING:
 
     from common.datasets import Arrays
 
+AttackName = Literal[
+    "fgsm",
+    "step_ll",
+    "r_step_ll",
+    "iter_ll",
+    "pgd20",
+    "margin20",
+    "pgd100",
+    "attention",
+    "displace",
+    "gated",
+    "adaptive",
+    "noise",
+]
 # What an attack, an analysis and an explanation must have in common with the training of their model.
 PICTURE_FIELDS = ("dataset", "seed", "image_size")
 

@@ -1,7 +1,7 @@
 """Train a classifier: plainly, adversarially, or by AAD, which also rectifies and preserves its attention."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from attention_defense.pictures import PictureOptions, load
 from common import fitting
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
     from common.adversarial_training import Method
 
-Name = Literal["standard", "step_ll", "fast", "pgd", "trades", "aad", "aad_two_step", "aad_iou"]
-METHODS: tuple[str, ...] = get_args(Name)
+MethodName = Literal["standard", "step_ll", "fast", "pgd", "trades", "aad", "aad_two_step", "aad_iou"]
 # Pictures on which the terms' gradients are measured after every epoch.
 _MEASURED = 64
 
@@ -27,7 +26,7 @@ class Options(PictureOptions, fitting.FittingOptions):
 
     arch: str = "small_cnn"
     """Network: small_cnn, cifarnet, cifarnet_bn, resnet18, resnet20, resnet50, ..."""
-    method: Name = "aad"
+    method: MethodName = "aad"
     """Plain training; on Step-LL, fast FGSM or PGD examples; TRADES; AAD, with a second step, or attacking while the
     attention has not moved."""
     eps: LinfBudget = 8 / 255

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from common.adversarial_training import Method
     from common.datasets import Arrays
 
-METHODS = ("standard", "fast", "pgd", "trades")
+MethodName = Literal["standard", "fast", "pgd", "trades"]
 
 
 @dataclass(kw_only=True)
 class Options(FittingOptions):
     """One method; budgets are L-inf, in [0, 1]."""
 
-    method: Literal["standard", "fast", "pgd", "trades"] = "pgd"
+    method: MethodName = "pgd"
     """Plain training, one step from a random start (Wong 2020), PGD (Madry 2018) or TRADES (Zhang 2019)."""
     eps: LinfBudget = 8 / 255
     """Budget, in training and in the evaluation."""

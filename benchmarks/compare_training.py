@@ -1,11 +1,10 @@
 """Adversarial training side by side: every method of adversarial_training.py with the same recipe, one table."""
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, get_args
 
-from benchmarks.adversarial_training import METHODS, adversarial_training
-from common.cli import CommonOptions, run_name, script
-from common.errors import UserError
+from benchmarks.adversarial_training import MethodName, adversarial_training
+from common.cli import CommonOptions, Parts, script
 from common.runs import Run, read_curves, read_table
 
 ATTACKS = ("clean", "fgsm", "pgd20", "strong")
@@ -17,7 +16,7 @@ class Options(CommonOptions):
 
     without: ClassVar[tuple[str, ...]] = ("seeds",)
 
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[MethodName, ...] = get_args(MethodName)
     """Methods to train with."""
 
 
@@ -26,15 +25,11 @@ def compare_training(options: Options, run: Run) -> None:
     """Train what is not there yet and join the tables."""
     from common import plots
 
-    if not options.methods or set(options.methods) - set(METHODS):
-        raise UserError(f"--methods: expected some of {', '.join(METHODS)}; got {', '.join(options.methods) or 'none'}")
+    part = Parts(options, run)
     results, curves = {}, {}
     for method in options.methods:
-        place = replace(options, name=f"{run_name(options)}/{method}")
-        wanted = adversarial_training.options_from(place, method=method)
-        run.say(f"-- {method}")
-        results[method] = adversarial_training(replace(wanted, force=options.force, resume=not options.force))
-        folder = adversarial_training.folder(wanted)
+        folder = part(adversarial_training, method, method=method)
+        results[method] = part.results[-1]
         for row in read_table(folder):
             run.row(**row)
         curves[method] = [epoch["test_accuracy_pgd10"] for epoch in read_curves(folder)]

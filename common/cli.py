@@ -411,7 +411,10 @@ class Script:
             raise UserError(" ".join(str(error).split())) from error
         parsed = {name: _bare(parsed[name]) for name in self.fields}
         for name, value in parsed.items():
-            if isinstance(value, float) and not math.isfinite(value):
+            infinite = isinstance(value, float) and not math.isfinite(value)
+            # A list that can do without any says so by its default.
+            missing = value == () and self.fields[name].default != ()
+            if infinite or missing:
                 raise self._refused(name, value, origins)
         return self.options_class(**parsed)
 

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from common.cli import Budget, Count, Natural, alias, script
-from common.errors import UserError
 from common.runs import Run, read_config
 from multimedia_recsys.catalogues import SHOP_FIELDS, ShopOptions, load_shop
-from multimedia_recsys.settings import KINDS, Settings
+from multimedia_recsys.settings import KINDS, Kind, Settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +46,7 @@ class Options(RecommenderOptions):
 
     without: ClassVar[tuple[str, ...]] = ("strategy", "precision", "n_train", "n_test")
 
-    models: tuple[str, ...] = alias("model", default=KINDS)
+    models: tuple[Kind, ...] = alias("model", default=KINDS)
     """Recommenders: vbpr, amr, and the baselines bprmf and popularity, which see no pictures; the first is the
     headline."""
     features: Path | None = None
@@ -66,9 +65,6 @@ def rec_generator(options: Options, run: Run) -> None:
     from multimedia_recsys import classify_extract, ranking, recommendations
     from multimedia_recsys.looks import read_looks
 
-    unknown = set(options.models) - set(KINDS)
-    if unknown or not options.models:
-        raise UserError(f"--models: expected some of {', '.join(KINDS)}, got {', '.join(sorted(unknown)) or 'none'}")
     shop = load_shop(options)
     run.data(shop.name, shop.sha256)
     looks = read_looks(classify_extract.produced(options.features, options, run), len(shop.pictures))

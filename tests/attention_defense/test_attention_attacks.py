@@ -1,5 +1,7 @@
 """Attacks on attention: inside their budget, up their objective, stopped where they should be."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -8,6 +10,7 @@ from attention_defense import attacks
 from attention_defense.attention import Attention, area, overlap, shown
 from attention_defense.attention_attacks import KINDS, attention_attack
 from attention_defense.networks import NETWORKS
+from attention_defense.pictures import AttackName
 
 EPS = 16 / 255
 
@@ -23,7 +26,7 @@ def case(model):
     return x, np.asarray(tf.argmax(model(x), axis=1, output_type=tf.int32))
 
 
-@pytest.mark.parametrize("name", attacks.NAMES)
+@pytest.mark.parametrize("name", get_args(AttackName))
 def test_every_attack_stays_in_the_ball_and_the_box(model, case, name):
     x, y = case
     attack = attacks.named(name, model, eps=EPS)

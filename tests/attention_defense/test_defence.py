@@ -157,8 +157,8 @@ def test_training_learns(model, data, name):
         model,
         repeated(epochs, way.turns) if way.turns > 1 else epochs,
         way.loss,
-        keras.optimizers.Adam(1e-3),
-        epochs=8,
+        keras.optimizers.Adam(2e-3),
+        epochs=16,
         adversary=way.adversary,
         verbose=False,
     )

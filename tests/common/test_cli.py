@@ -252,6 +252,7 @@ def test_g7_a_bad_command_line_is_one_line_that_names_the_option(argv, named, ca
         ("model: a\nresume_path: b", "resume_path: occurs twice"),
         ("config: other.yaml", "config: a file cannot name another one"),
         ("n_train: true", "config.yaml: n_train"),
+        ("sweep: []", "config.yaml: sweep: expected a number >= 0 or a fraction such as 8/255, or several with commas"),
         ("name: {class_path: os.system}", "name: no such script"),
         ("lock: {name: {class_path: os.system}}", "config.yaml: name: expected text"),
         ("- 1", "config.yaml: expected `key: value` lines"),

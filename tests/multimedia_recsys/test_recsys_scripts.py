@@ -330,8 +330,8 @@ def test_an_image_folder_with_a_csv_is_a_shop(tmp_path):
 @pytest.mark.parametrize(
     ("script", "wrong", "message"),
     [
-        (rec_generator.rec_generator, {"models": ("vbpr", "svd")}, "--models: expected some of .*, got svd"),
-        (run_all.run_all, {"attacks": ("jsma",)}, "--attacks: expected some of"),
+        (rec_generator.rec_generator, {"models": ("vbpr", "svd")}, "models: expected one of .*svd"),
+        (run_all.run_all, {"attacks": ("jsma",)}, "attacks: expected one of"),
         (
             classify_extract_attack.classify_extract_attack,
             {"origin_class": "sock"},
