@@ -28,7 +28,7 @@ class Options(TestedOptions):
     """LIME: superpixels that an explanation may name."""
     n_test: Count | None = 24
     """Number of test pictures; null takes all."""
-    n_drawn: Count = 6
+    n_drawn: Count = 4
     """Pictures in the figure; successes of the attack come first."""
 
 
