@@ -123,7 +123,7 @@ def classify_extract_attack(options: Options, run: Run) -> None:
     plots.picture_rows(
         {"clean": list(before), "attacked": list(after), "difference x 8": list(added)},
         run.folder / "examples.png",
-        title=f"{options.attack_type}, {names[pair.origin]} towards {names[pair.target]}; on top the answers to the attacked",
+        title=f"{options.attack_type}, {names[pair.origin]} towards {names[pair.target]}; on top the answers it got",
         columns=[names[label] for label in seen.label[:_EXAMPLES]],
     )
     run.artifact("examples", run.folder / "examples.png")
