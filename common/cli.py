@@ -419,7 +419,7 @@ class Script:
         return self.options_class(**parsed)
 
     def _refused(self, name: str, value: Any, origins: Mapping[str, str]) -> UserError:
-        got = value if isinstance(value, str) else repr(value)
+        got = _text(value) if isinstance(value, str | list | tuple) else repr(value)
         # The budget of a picture given in grey levels, as in half of the literature.
         meant = self.hints[name] is LinfBudget and got.replace(".", "", 1).isdigit()
         remedy = f"; did you mean {got}/255?" if meant else ""

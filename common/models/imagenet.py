@@ -44,7 +44,7 @@ def imagenet_classifier(name: str, *, size: int, weights: Path | str | None = "i
             input_tensor=layer(**arguments, name="preprocessing")(images),
             classifier_activation=None,
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a bare one for a download that failed, ValueError for a file that does not do
         raise UserError(
             f"{name}: weights {weights} cannot be had ({one_line(error)}); download them where there is a network, or"
             " name a .keras file by --model"
@@ -56,6 +56,6 @@ def imagenet_names() -> tuple[str, ...]:
     """The 1000 classes of ImageNet; their numbers where Keras cannot get its list of names."""
     try:
         decoded = keras.applications.resnet50.decode_predictions(np.eye(1000, dtype=np.float32), top=1)
-    except (OSError, ValueError):
+    except Exception:  # a bare one for a download that failed
         return tuple(map(str, range(1000)))
     return tuple(name for ((_, name, _),) in decoded)
