@@ -85,8 +85,9 @@ def attack(options: Options, run: Run) -> None:
 
     cast = load_cast(options, run)
     folded = folded_pairs(options, cast)
-    subjects = _subjects(options, run, cast, folded)
+    # Before models that are not there yet are trained for minutes.
     lists = _lists(options, run, cast)
+    subjects = _subjects(options, run, cast, folded)
     base = subjects[0]
     outcomes: dict[str, dict[tuple[str, float], Outcome]] = {}
     for subject in subjects:

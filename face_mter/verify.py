@@ -35,10 +35,11 @@ def verify_model(options: Options, run: Run) -> None:
     from face_mter import figures
 
     cast = load_cast(options, run)
+    # Before a model that is not there yet is trained for minutes.
+    pairs = folded_pairs(options, cast)
     path = ad_face.produce(options.model, options, PEOPLE_FIELDS, say=run.say)
     path = path / "model.keras" if path.is_dir() else path
     model = load_checked(path, cast)
-    pairs = folded_pairs(options, cast)
     run.say(f"{path}: {len(pairs.same)} verification pairs, {pairs.left_out} left out")
     found = verify(embed_all(model, cast.faces.images), cast, pairs, options.far)
     write_verified(run, found, path.parent.name)
