@@ -10,11 +10,11 @@ from common.errors import UserError
 from common.runs import Run
 
 if TYPE_CHECKING:
-    import keras
     import numpy as np
 
     from attention_defense.analysis import Interval, Looked
     from attention_defense.attacks import Attack
+    from attention_defense.models import Chosen
 
 # Numbers of steps at which O3 is looked at.
 STEPS = (1, 2, 3, 4, 8)
@@ -33,10 +33,10 @@ class Options(TestedOptions):
 
 
 class Case(NamedTuple):
-    """The pictures that `model` answers rightly: `x` float32 (N, H, W, C) in [0, 1], `y` int32 (N,), `masks` bool
+    """The pictures that `chosen` answers rightly: `x` float32 (N, H, W, C) in [0, 1], `y` int32 (N,), `masks` bool
     (N, H, W) or None; what it makes of them, `seen`; and what it makes of others for the same classes, `look`."""
 
-    model: "keras.Model"
+    chosen: "Chosen"
     x: "np.ndarray"
     y: "np.ndarray"
     masks: "np.ndarray | None"
@@ -46,22 +46,22 @@ class Case(NamedTuple):
     def look(self, x: "np.ndarray") -> "Looked":
         from attention_defense import analysis
 
-        return analysis.look(self.model, x, self.y, layer=self.options.layer, batch_size=self.options.batch_size)
+        layer, size = self.chosen.training.layer, self.options.batch_size
+        return analysis.look(self.chosen.model, x, self.y, layer=layer, batch_size=size)
 
     def attacked(self, kind: str, eps: float) -> "np.ndarray":
-        """The pictures under the attack `kind`, at 8 bits."""
+        """The pictures under the attack `kind`, at 8 bits; successes and failures alike take all steps."""
         from attention_defense import attacks
 
-        return self.changed(attacks.named(kind, self.model, eps=eps, layer=self.options.layer, seed=self.options.seed))
+        model, _, training = self.chosen
+        return self.changed(attacks.named(kind, model, eps=eps, training=training, seed=self.options.seed))
 
     def changed(self, attack: "Attack") -> "np.ndarray":
         """What `attack` makes of the pictures, at 8 bits."""
-        import numpy as np
-
         from common.attacks import attack_dataset
+        from common.evaluation import rounded
 
-        moved = attack_dataset(attack, self.x, self.y, batch_size=self.options.batch_size, progress=True).x
-        return np.rint(moved * 255) / np.float32(255)
+        return rounded(attack_dataset(attack, self.x, self.y, batch_size=self.options.batch_size, progress=True).x)
 
 
 class Table:
@@ -71,7 +71,7 @@ class Table:
         self.run, self.model, self.eps = run, model, eps
 
     def write(
-        self, metric: str, found: "Interval | None", n: int, *, attack: str, split: str, headline: str | None = None
+        self, metric: str, found: "Interval | None", *, attack: str, split: str, headline: str | None = None
     ) -> None:
         """A row, if there is an estimate; and under `headline` a figure of the run."""
         if found is None:
@@ -84,12 +84,12 @@ class Table:
             split=split,
             metric=metric,
             value=found.value,
-            n=n,
+            n=found.n,
             low=found.low,
             high=found.high,
         )
         if headline is not None:
-            self.run.intervals({headline: (found.value, n, found.low, found.high)})
+            self.run.intervals({headline: (found.value, found.n, found.low, found.high)})
 
 
 @script(app="attention_defense", name="analyse")
@@ -102,25 +102,30 @@ def analyse(options: Options, run: Run) -> None:
     from common.training import as_float
 
     tested = load_tested(options, run)
-    model, name = chosen(options, tested, run)
+    picked = chosen(options, tested, run)
+    model, name, training = picked
     right = predict(model, tested.x, batch_size=options.batch_size) == tested.y
     run.rate("clean_accuracy", float(right.mean()), len(right), model=name, split="test")
     if not right.any():
         raise UserError(f"{name}: answers none of the {len(right)} pictures rightly; there is nothing to attack")
     run.say(f"{right.sum()} of {len(right)} pictures are answered rightly and attacked")
     x, y = np.asarray(as_float(tested.x[right])), tested.y[right]
-    seen = analysis.look(model, x, y, layer=options.layer, batch_size=options.batch_size)
-    case = Case(model, x, y, None if tested.masks is None else tested.masks[right], seen, options)
+    seen = analysis.look(model, x, y, layer=training.layer, batch_size=options.batch_size)
+    case = Case(picked, x, y, None if tested.masks is None else tested.masks[right], seen, options)
     table = Table(run, name, options.eps)
     histograms = {}
     noise = analysis.moved(seen.area, case.look(case.attacked("noise", options.eps)).area)
     found = analysis.mean(noise, noise >= 0, seed=options.seed)
-    table.write("iou_clean_adv", found, len(noise), attack="noise", split="all")
-    for kind in options.attack:
+    table.write("iou_clean_adv", found, attack="noise", split="all")
+    for kind in dict.fromkeys(options.attack):
         run.say(f"{kind}, eps {255 * options.eps:.4g}/255")
         changed = case.attacked(kind, options.eps)
         after = case.look(changed)
         success = after.logits.argmax(axis=1) != y
+        if success.all() or not success.any():
+            run.say(
+                f"{kind}: {success.sum()} of {len(success)} succeed; there is nothing to compare with, change --eps"
+            )
         overlap = _outcomes(case, table, kind, after, success, headline=kind == options.attack[0])
         histograms[kind] = overlap[success], overlap[~success]
         _controls(case, table, kind, changed, overlap, success, noise)
@@ -155,16 +160,19 @@ def _outcomes(
         for split, rows in (("success", success), ("failure", ~success)):
             key = f"{metric}_{split}" if headline else None
             found = analysis.mean(values, rows, seed=seed)
-            table.write(metric, found, int(rows.sum()), attack=kind, split=split, headline=key)
+            table.write(metric, found, attack=kind, split=split, headline=key)
         found = analysis.difference(values, success, ~success, seed=seed)
-        table.write(metric, found, len(success), attack=kind, split="success less failure")
+        table.write(metric, found, attack=kind, split="success less failure")
     for metric, of in (("trust", lambda looked: analysis.trust(looked.logits)), ("entropy", _entropy)):
         for when, looked in (("clean", case.seen), ("adv", after)):
             key = f"{metric}_{when}" if headline and metric == "trust" else None
             found = analysis.mean(of(looked), everything, seed=seed)
-            table.write(f"{metric}_{when}", found, len(success), attack=kind, split="all", headline=key)
-    for cause, found in analysis.odds(success, causes, seed=seed).items():
-        table.write(f"log_odds_{cause}", found, len(success), attack=kind, split="O1")
+            table.write(f"{metric}_{when}", found, attack=kind, split="all", headline=key)
+    # With the margin, and without it: an effect that runs through the margin is gone once that is held.
+    for split, kept in (("O1", causes), ("O1 alone", {"iou_object": measures.get("iou_object")})):
+        if "iou_object" in measures or split == "O1":
+            for cause, found in analysis.odds(success, kept, seed=seed).items():
+                table.write(f"log_odds_{cause}", found, attack=kind, split=split)
     return overlap
 
 
@@ -191,14 +199,16 @@ def _controls(
 
     seed, everything = case.options.seed, success | ~success
     paired = analysis.bootstrap(lambda rows: (overlap - noise)[rows].mean(), len(noise), seed=seed)
-    table.write("iou_clean_adv", paired, len(noise), attack=kind, split="attack less noise")
-    stranger = case._replace(model=keras.models.clone_model(case.model))
+    table.write("iou_clean_adv", paired, attack=kind, split="attack less noise")
+    # Initialisers without a seed of their own draw from the global one.
+    keras.utils.set_random_seed(seed)
+    stranger = case._replace(chosen=case.chosen._replace(model=keras.models.clone_model(case.chosen.model)))
     of_random = analysis.moved(stranger.look(case.x).area, stranger.look(changed).area)
     for split, found in (
         ("random weights", analysis.mean(of_random, everything, seed=seed)),
         ("random weights, success less failure", analysis.difference(of_random, success, ~success, seed=seed)),
     ):
-        table.write("iou_clean_adv", found, len(of_random), attack=kind, split=split)
+        table.write("iou_clean_adv", found, attack=kind, split=split)
 
 
 def _iterated(case: Case, table: Table) -> "dict[str, dict[int, tuple[float, float]]]":
@@ -212,10 +222,11 @@ def _iterated(case: Case, table: Table) -> "dict[str, dict[int, tuple[float, flo
         for steps in STEPS:
 
             def attack(x, y, steps=steps, growth=growth):
+                model = case.chosen.model
                 eps = min(table.eps * (1 + growth * (steps - 1)), 1.0)
-                return bim(
-                    case.model, x, least_likely(case.model, x), eps=eps, alpha=table.eps, steps=steps, targeted=True
-                )
+                # In one ball a second step of its radius would only take pixels back.
+                alpha = table.eps if growth else table.eps / min(steps, 4)
+                return bim(model, x, least_likely(model, x), eps=eps, alpha=alpha, steps=steps, targeted=True)
 
             after = case.look(case.changed(attack))
             success = after.logits.argmax(axis=1) != case.y
@@ -225,7 +236,7 @@ def _iterated(case: Case, table: Table) -> "dict[str, dict[int, tuple[float, flo
             where = {"attack": f"step_ll x {steps}", "split": f"O3, {split}"}
             rate = float(success.mean())
             table.run.rate("success", rate, len(success), model=table.model, norm="linf", eps=table.eps, **where)
-            table.write("iou_clean_adv", found, len(success), **where)
+            table.write("iou_clean_adv", found, **where)
             curves.setdefault(split, {})[steps] = rate, found.value
     return curves
 

@@ -12,10 +12,13 @@ import numpy as np
 import tensorflow as tf
 
 from attention_defense.attention import Attention, area, overlap, resized, spread
+from common.attacks import logits_of
 from common.attacks.calls import compiled
 from common.training import as_float
 
 _BOOTSTRAPS = 2000
+# Of a regression, each a fit of its own.
+_REFITS = 1000
 
 
 class Looked(NamedTuple):
@@ -43,6 +46,15 @@ def look(
         for first in range(0, len(x), batch_size)
     ]
     return Looked(*(np.concatenate([block[place].numpy() for block in blocks]) for place in range(3)))
+
+
+def probabilities(model: keras.Model, x: np.ndarray) -> np.ndarray:
+    """What `model` answers to `x` float (N, H, W, C) in [0, 1]: float32 (N, classes)."""
+    signature = [tf.TensorSpec([None, *x.shape[1:]])]
+    answer = compiled(
+        model, ("probabilities", x.shape[1:]), lambda model, x: tf.nn.softmax(logits_of(model)(x)), signature
+    )
+    return answer(x).numpy()
 
 
 def moved(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -93,11 +105,12 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 class Interval(NamedTuple):
-    """An estimate with its interval."""
+    """An estimate with its interval, from `n` pictures."""
 
     value: float
     low: float
     high: float
+    n: int
 
 
 def bootstrap(statistic: Callable[[np.ndarray], float], count: int, *, seed: int = 0) -> Interval | None:
@@ -111,7 +124,7 @@ def bootstrap(statistic: Callable[[np.ndarray], float], count: int, *, seed: int
     rng = np.random.default_rng([seed, 0xA77])
     draws = np.array([statistic(rng.integers(count, size=count)) for _ in range(_BOOTSTRAPS)])
     low, high = np.percentile(draws[np.isfinite(draws)], [2.5, 97.5])
-    return Interval(float(value), float(low), float(high))
+    return Interval(float(value), float(low), float(high), count)
 
 
 def mean(values: np.ndarray, chosen: np.ndarray, *, seed: int = 0) -> Interval | None:
@@ -157,7 +170,7 @@ def odds(success: np.ndarray, causes: dict[str, np.ndarray], *, seed: int = 0) -
         return LogisticRegression(C=1e3, max_iter=200).fit(table[rows], success[rows]).coef_[0]
 
     rng = np.random.default_rng([seed, 0x0DD])
-    draws = np.array([coefficients(rng.integers(len(table), size=len(table))) for _ in range(_BOOTSTRAPS // 10)])
+    draws = np.array([coefficients(rng.integers(len(table), size=len(table))) for _ in range(_REFITS)])
     value = coefficients(np.arange(len(table)))
     low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
-    return {name: Interval(*map(float, of)) for name, *of in zip(causes, value, low, high, strict=True)}
+    return {name: Interval(*map(float, of), len(table)) for name, *of in zip(causes, value, low, high, strict=True)}

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from attention_defense.attacks import Attack
+    from attention_defense.models import Chosen
 
 # Of the others only rows are written; these are also the headline.
 HEADLINE = ("fgsm", "step_ll", "pgd20", "attention")
@@ -43,11 +44,11 @@ class Options(TestedOptions):
     curve: tuple[LinfBudget, ...] = (1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255, 32 / 255, 1.0)
     """Radii at which PGD-20 is measured for the curve; without bound, at 1, nothing should stand."""
     n_strongest: Count = 200
-    """Pictures for pgd100 and for the curve, the first of --n-test."""
+    """Pictures for pgd100, adaptive and the curve, the first of --n-test."""
     source: Path | None = None
     """Another model, a .keras file: the pictures that PGD-20 makes for it are shown to --model too."""
-    sharpness: Budget = 10.0
-    """adaptive: slope of the soft mask, as in train.py."""
+    iou_key: Budget = 0.59513
+    """gated: attacks while the attended areas overlap by more than this."""
     n_test: Count | None = 300
     """Number of test pictures; null takes all."""
 
@@ -62,37 +63,37 @@ def attack(options: Options, run: Run) -> None:
     from common.training import as_float
 
     tested = load_tested(options, run)
-    model, name = chosen(options, tested, run)
-    x, y = np.asarray(as_float(tested.x)), tested.y
-    judged = Judged(options, run, model, name, x, y)
-    for eps in options.budgets:
-        for kind in options.attack:
+    model = chosen(options, tested, run)
+    source = None if options.source is None else load_classifier(options.source, tested)
+    judged = Judged(options, run, model, np.asarray(as_float(tested.x)), tested.y)
+    for eps in dict.fromkeys(options.budgets):
+        for kind in dict.fromkeys(options.attack):
             judged.by(kind, eps)
         judged.by_all(eps)
-    if options.source is not None:
-        judged.transferred(load_classifier(options.source, tested), options.budgets[0])
-    figures.budget_curves({name: judged.curve()}, run.folder / "curve.png", title=f"PGD-20 on {name}")
+    if source is not None:
+        judged.transferred(source, options.budgets[0])
+    figures.budget_curves({model.name: judged.curve()}, run.folder / "curve.png", title=f"PGD-20 on {model.name}")
     run.artifact("curve", run.folder / "curve.png")
 
 
 class Judged:
     """One model under one attack after the other, on the same pictures `x` float32 (N, H, W, C), `y` int32 (N,)."""
 
-    def __init__(
-        self, options: Options, run: Run, model: "keras.Model", name: str, x: "np.ndarray", y: "np.ndarray"
-    ) -> None:
-        from common.evaluation import predict
+    def __init__(self, options: Options, run: Run, chosen: "Chosen", x: "np.ndarray", y: "np.ndarray") -> None:
+        from common.evaluation import predict, zero_gradient_rows
 
-        self.options, self.run, self.model, self.name, self.x, self.y = options, run, model, name, x, y
-        self.right = predict(model, x, batch_size=options.batch_size) == y
+        self.options, self.run, self.chosen, self.x, self.y = options, run, chosen, x, y
+        self.right = predict(chosen.model, x, batch_size=options.batch_size) == y
         self.standing: dict[tuple[str, float], np.ndarray] = {}
-        clean = float(self.right.mean())
-        run.rate("clean_accuracy", clean, len(y), model=name, split="test")
-        run.metrics(clean_accuracy=clean, clean_accuracy_n=len(y))
+        self._rate("clean_accuracy", self.right, split="attacked")
+        run.metrics(clean_accuracy=float(self.right.mean()), clean_accuracy_n=len(y))
+        # Where the loss has no gradient at all, attacks that follow it are blind.
+        blank = zero_gradient_rows(chosen.model, x, y, batch_size=options.batch_size)
+        self._rate("zero_gradient", blank, split="attacked")
 
     def by(self, kind: str, eps: float) -> None:
         """Accuracy, and success among what was right, under the attack `kind`."""
-        count = min(self.options.n_strongest, len(self.y)) if kind == "pgd100" else len(self.y)
+        count = self.few if kind in ("pgd100", "adaptive") else len(self.y)
         held = self._robust(self._attack(kind, eps), count, kind, eps)
         self.standing[kind, eps] = held
         self._write(kind, eps, held, self.right[:count])
@@ -111,44 +112,54 @@ class Judged:
         """Accuracy on what PGD-20 makes for another model."""
         from attention_defense import attacks
 
+        # All steps: pictures that had just crossed the border of their own model would cross no other's.
         attack = attacks.named("pgd20", source, eps=eps, seed=self.options.seed)
         held = self._robust(attack, len(self.y), "transfer", eps)
         self._write("transfer", eps, held, self.right)
 
     def curve(self) -> dict[float, float]:
         """Accuracy under PGD-20 by budget."""
-        count = min(self.options.n_strongest, len(self.y))
-        found = {0.0: float(self.right[:count].mean())}
-        for eps in self.options.curve:
-            held = self._robust(self._attack("pgd20", eps), count, "pgd20", eps)
+        found = {}
+        for eps in (0.0, *dict.fromkeys(self.options.curve)):
+            held = self.right[: self.few]
+            if eps:
+                held = self._robust(self._attack("pgd20", eps), self.few, "pgd20", eps)
+            self._rate("accuracy", held, attack="pgd20", norm="linf", eps=eps, split="curve")
             found[eps] = float(held.mean())
-            columns = {"model": self.name, "attack": "pgd20", "norm": "linf", "eps": eps, "split": "curve"}
-            self.run.rate("accuracy", found[eps], count, **columns)
         return found
+
+    @property
+    def few(self) -> int:
+        """Pictures for what takes long."""
+        return min(self.options.n_strongest, len(self.y))
 
     def _attack(self, kind: str, eps: float) -> "Attack":
         from attention_defense import attacks
 
-        options = self.options
-        return attacks.named(
-            kind, self.model, eps=eps, layer=options.layer, sharpness=options.sharpness, seed=options.seed
-        )
+        model, _, training = self.chosen
+        seed, key = self.options.seed, self.options.iou_key
+        # Only success counts here.
+        return attacks.named(kind, model, eps=eps, stop=True, training=training, iou_key=key, seed=seed)
 
     def _robust(self, attack: "Attack", count: int, kind: str, eps: float) -> "np.ndarray":
-        from common.evaluation import robustness
+        from common.attacks import attack_dataset
+        from common.evaluation import predict, rounded
 
         self.run.say(f"{kind}, eps {255 * eps:.4g}/255, {count} pictures")
-        return robustness(
-            self.model, self.x[:count], self.y[:count], attack, batch_size=self.options.batch_size, progress=True
-        ).robust
+        x, y, size = self.x[:count], self.y[:count], self.options.batch_size
+        moved = rounded(attack_dataset(attack, x, y, batch_size=size, progress=True).x)
+        return self.right[:count] & (predict(self.chosen.model, moved, batch_size=size) == y)
 
     def _write(self, kind: str, eps: float, held: "np.ndarray", right: "np.ndarray") -> None:
-        columns = {"model": self.name, "attack": kind, "norm": "linf", "eps": eps, "split": "test"}
-        self.run.rate("accuracy", float(held.mean()), len(held), **columns)
+        columns = {"attack": kind, "norm": "linf", "eps": eps, "split": "test"}
+        self._rate("accuracy", held, **columns)
         if right.any():
-            self.run.rate("success", float((right & ~held).sum() / right.sum()), int(right.sum()), **columns)
+            self._rate("success", ~held[right], **columns)
         if eps == self.options.budgets[0] and (kind in HEADLINE or kind == "all"):
             self.run.metrics(**{f"accuracy_{kind}": float(held.mean()), f"accuracy_{kind}_n": len(held)})
+
+    def _rate(self, metric: str, hit: "np.ndarray", **columns) -> None:
+        self.run.rate(metric, float(hit.mean()), len(hit), model=self.chosen.name, **columns)
 
 
 if __name__ == "__main__":

@@ -38,20 +38,21 @@ class Attention:
     """
 
     def __init__(self, model: keras.Model, layer: str | None = None) -> None:
-        found = _layer(model, layer)
-        self.layer, tensor = found.name, found.output
+        self.layer, tensor = _layer(model, layer)
         self.cells = tuple(tensor.shape[1:3])
-        self.trunk, self.head = halves(model, tensor)
+        self.trunk, head = halves(model, tensor)
+        self._logits = logits_of(head)
 
-    def __call__(self, x: Tensor, y: Tensor | None = None, *, training: bool = False) -> Seen:
+    def __call__(self, x: Tensor, y: Tensor | None = None) -> Seen:
         """Answers and maps for pictures `x` (B, H, W, C) and classes `y` (B,), by default the ones answered.
 
-        Each picture's map is its own: the original divides gradients by the root mean square of the whole batch.
+        Always in inference mode, in a training step too: each picture's map is its own. (The original divides gradients
+        by the root mean square of the whole batch; batch statistics would mix pictures as well.)
         """
-        activation = tf.cast(self.trunk(x, training=training), tf.float32)
+        activation = tf.cast(self.trunk(x, training=False), tf.float32)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(activation)
-            logits = self._logits(activation, training)
+            logits = self._logits(activation)
             of_class = tf.argmax(logits, axis=1, output_type=tf.int32) if y is None else y
             # The answer to one picture depends on its own activation, so one sum serves all.
             evidence = tf.reduce_sum(tf.gather(logits, of_class, axis=1, batch_dims=1))
@@ -59,12 +60,6 @@ class Attention:
         size = tf.sqrt(tf.reduce_mean(tf.square(slope), axis=(1, 2, 3), keepdims=True) + 1e-20)
         weight = tf.reduce_mean(slope / size, axis=(1, 2), keepdims=True)
         return Seen(logits, tf.reduce_sum(weight * activation, axis=-1))
-
-    def _logits(self, activation: Tensor, training: bool) -> Tensor:
-        # A model in training is one of ours and ends in logits; any other may end in softmax.
-        return (
-            tf.cast(self.head(activation, training=True), tf.float32) if training else logits_of(self.head)(activation)
-        )
 
 
 def spread(cam: Tensor) -> Tensor:
@@ -103,19 +98,29 @@ def overlap(a: Tensor, b: Tensor) -> Tensor:
     return tf.where(either > 0, both / tf.maximum(either, 1.0), 1.0)
 
 
-def _layer(model: keras.Model, name: str | None) -> keras.layers.Layer:
-    layers = model.layers if hasattr(model, "operations") else []
-    spatial = [
-        layer
-        for layer in layers
-        if not isinstance(layer, keras.layers.InputLayer) and len(layer.output.shape) == 4 and layer.output.shape[1]
-    ]
+def _layer(model: keras.Model, name: str | None) -> tuple[str, "keras.KerasTensor"]:
+    """Name and output of the layer to look at."""
+    spatial: dict[str, keras.KerasTensor] = {}
+    # Only Sequential and functional models know what goes from layer to layer.
+    known = isinstance(model, keras.Sequential) or hasattr(model, "operations")
+    for layer in model.layers if known else []:
+        try:
+            tensor = layer.output
+        except (AttributeError, ValueError):
+            # It stands in several places, or was never called.
+            continue
+        # What a nested model answers is part of its own graph, not of this one.
+        single = isinstance(tensor, keras.KerasTensor) and not isinstance(layer, keras.Model | keras.layers.InputLayer)
+        if single and len(tensor.shape) == 4 and None not in tensor.shape[1:3]:
+            spatial[layer.name] = tensor
     if not spatial:
-        raise UserError(f"{model.name}: no layer with a map; a Sequential or functional convolutional model is wanted")
+        raise UserError(
+            f"{model.name}: no layer of its own with a map of fixed size; a Sequential or functional convolutional"
+            " model for pictures of one size is wanted, without models nested in it"
+        )
     if name is None:
-        return next((layer for layer in reversed(spatial) if min(layer.output.shape[1:3]) >= _CELLS), spatial[-1])
-    for layer in spatial:
-        if layer.name == name:
-            return layer
-    known = ", ".join(layer.name for layer in spatial[-8:])
-    raise UserError(f"--layer: {name}: no such layer with a map; there are {known}")
+        large = [each for each, tensor in spatial.items() if min(tensor.shape[1:3]) >= _CELLS]
+        name = (large or list(spatial))[-1]
+    if name not in spatial:
+        raise UserError(f"--layer: {name}: no such layer with a map; there are {', '.join(list(spatial)[-8:])}")
+    return name, spatial[name]

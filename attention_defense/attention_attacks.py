@@ -4,7 +4,6 @@ All of them lie in an L-inf ball and in [0, 1]. Called eagerly, they run compile
 layer; called in a training step they become part of it.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -40,6 +39,7 @@ def attention_attack(
     restarts: int = 1,
     layer: str | None = None,
     iou_key: float = 0.59513,
+    weights: losses.Weights = losses.Weights(),
     sharpness: float = 10.0,
     seed: int = 0,
     index: Tensor | None = None,
@@ -50,8 +50,8 @@ def attention_attack(
       "attachment" attack);
     - `displace` makes the map differ from the clean picture's attended area, and nothing else;
     - `gated` is Step-LL, iterated while the IoU of the attended areas is above `iou_key` (algorithm E);
-    - `adaptive` raises all that AAD lowers: cross-entropy, and its two terms of attention, at the paper's weights, from
-      random starts.
+    - `adaptive` raises all that AAD lowers: cross-entropy, and its two terms of attention, at the `weights` and the
+      `sharpness` of the training, from random starts.
 
     Of the iterates, and of `restarts`, each picture keeps one that is misclassified, if any is; `gated` keeps the last.
     """
@@ -60,14 +60,14 @@ def attention_attack(
     signature = [
         tf.TensorSpec([None, *x.shape[1:]]),
         tf.TensorSpec([None], tf.int32),
-        *[tf.TensorSpec([])] * 4,
+        *[tf.TensorSpec([])] * 7,
         *[tf.TensorSpec([], tf.int32)] * 2,
         tf.TensorSpec([2], tf.int32),
         tf.TensorSpec([None], tf.int32),
     ]
     attack = compiled(model, ("attention", *static.values(), *x.shape[1:]), partial(_attack, **static), signature)
     places = tf.range(len(x)) if index is None else tf.cast(index, tf.int32)
-    numbers = [tf.constant(value, tf.float32) for value in (eps, alpha, iou_key, sharpness)]
+    numbers = [tf.constant(value, tf.float32) for value in (eps, alpha, iou_key, sharpness, *weights)]
     return attack(x, tf.cast(y, tf.int32), *numbers, steps, restarts, randomness.seed_pair(seed), places)
 
 
@@ -77,11 +77,12 @@ def gated_step_ll(
     y: Tensor,
     *,
     eps: float | Tensor,
+    alpha: float | Tensor,
     steps: int | Tensor,
     iou_key: float | Tensor,
     layer: str | None = None,
 ) -> Tensor:
-    """Step-LL of size `eps`, iterated in its ball up to `steps` times while the attended area of the class `y` (B,)
+    """Step-LL in up to `steps` steps of `alpha` in the ball of `eps`, while the attended area of the class `y` (B,)
     overlaps that in the clean picture by more than `iou_key` (algorithms C and E, the gate with its bound)."""
     attention = Attention(model, layer)
     target = least_likely(model, x)
@@ -92,7 +93,7 @@ def gated_step_ll(
         score = -tf.nn.sparse_softmax_cross_entropy_with_logits(labels=target, logits=logits)
         return score, overlap(before, area(cam)) <= iou_key
 
-    return tf.stop_gradient(search(objective, ascent(tf.sign, eps), linf(x, eps), x, steps, stop=True).x)
+    return tf.stop_gradient(search(objective, ascent(tf.sign, alpha), linf(x, eps), x, steps, stop=True).x)
 
 
 def _attack(
@@ -103,6 +104,9 @@ def _attack(
     alpha: Tensor,
     iou_key: Tensor,
     sharpness: Tensor,
+    classification: Tensor,
+    rectification: Tensor,
+    preservation: Tensor,
     steps: Tensor,
     restarts: Tensor,
     seed: Tensor,
@@ -113,8 +117,13 @@ def _attack(
     many: bool,
 ) -> Tensor:
     if kind == "gated":
-        return gated_step_ll(model, x, y, eps=eps, steps=steps, iou_key=iou_key, layer=layer)
-    objective = _OBJECTIVES[kind](Attention(model, layer), model, x, y, sharpness)
+        return gated_step_ll(model, x, y, eps=eps, alpha=alpha, steps=steps, iou_key=iou_key, layer=layer)
+    attention = Attention(model, layer)
+    if kind == "adaptive":
+        weights = losses.Weights(classification, rectification, preservation)
+        objective = raising_the_loss(attention, x, y, weights, sharpness)
+    else:
+        objective = {"attention": _shrinking, "displace": _displacing}[kind](attention, model, x, y)
     space = linf(x, eps)
 
     def run(restart: Tensor) -> Result:
@@ -135,7 +144,7 @@ def _attack(
     return best.x
 
 
-def _shrinking(attention: Attention, model: keras.Model, x: Tensor, y: Tensor, sharpness: Tensor) -> Objective:
+def _shrinking(attention: Attention, model: keras.Model, x: Tensor, y: Tensor) -> Objective:
     target = least_likely(model, x)
 
     def objective(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,7 +155,7 @@ def _shrinking(attention: Attention, model: keras.Model, x: Tensor, y: Tensor, s
     return objective
 
 
-def _displacing(attention: Attention, model: keras.Model, x: Tensor, y: Tensor, sharpness: Tensor) -> Objective:
+def _displacing(attention: Attention, model: keras.Model, x: Tensor, y: Tensor) -> Objective:
     attended = tf.cast(shown(attention(x, y).cam) > _ATTENDED, tf.float32)
 
     def objective(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,8 +165,10 @@ def _displacing(attention: Attention, model: keras.Model, x: Tensor, y: Tensor, 
     return objective
 
 
-def _adaptive(attention: Attention, model: keras.Model, x: Tensor, y: Tensor, sharpness: Tensor) -> Objective:
-    weights = losses.Weights()
+def raising_the_loss(
+    attention: Attention, x: Tensor, y: Tensor, weights: losses.Weights, sharpness: float | Tensor
+) -> Objective:
+    """The part of AAD's loss that an attacked picture has a share in, with clean pictures `x` of classes `y` (B,)."""
     size = x.shape[1:3]
     before = resized(spread(attention(x, y).cam), size)
 
@@ -174,13 +185,6 @@ def _adaptive(attention: Attention, model: keras.Model, x: Tensor, y: Tensor, sh
         return score, _wrong(logits, y)
 
     return objective
-
-
-_OBJECTIVES: dict[str, Callable[..., Objective]] = {
-    "attention": _shrinking,
-    "displace": _displacing,
-    "adaptive": _adaptive,
-}
 
 
 def _wrong(logits: Tensor, y: Tensor) -> Tensor:

@@ -22,13 +22,17 @@ def masks_from(folder: Path, pictures: Sequence[Path], size: tuple[int, int]) ->
             if place.is_file():
                 found += 1
                 for top, left, bottom, right in read_boxes(place):
-                    rows = slice(int(top * size[0]), max(int(np.ceil(bottom * size[0])), int(top * size[0]) + 1))
-                    columns = slice(int(left * size[1]), max(int(np.ceil(right * size[1])), int(left * size[1]) + 1))
-                    mask[rows, columns] = True
+                    mask[_cells(top, bottom, size[0]), _cells(left, right, size[1])] = True
                 break
     if not found:
         raise UserError(f"--boxes: {folder}: no annotation for any picture; expected such as {pictures[0].stem}.xml")
     return masks
+
+
+def _cells(first: float, last: float, count: int) -> slice:
+    """The pixels of `count` that the share from `first` to `last` touches, at least one."""
+    start = min(int(first * count), count - 1)
+    return slice(start, max(int(np.ceil(last * count)), start + 1))
 
 
 def read_boxes(path: Path) -> list[tuple[float, float, float, float]]:
@@ -39,6 +43,8 @@ def read_boxes(path: Path) -> list[tuple[float, float, float, float]]:
     try:
         root = ElementTree.parse(path).getroot()
         width, height = (float(root.findtext(f"size/{side}")) for side in ("width", "height"))
+        if not (width > 0 and height > 0):
+            raise ValueError(f"a picture of {width:g} x {height:g}")
         boxes = [
             tuple(float(box.findtext(edge)) for edge in ("ymin", "xmin", "ymax", "xmax"))
             for box in root.iterfind("object/bndbox")

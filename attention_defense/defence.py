@@ -39,9 +39,10 @@ def method(
 ) -> Method:
     """Training against Step-LL of `eps` (L-inf, in [0, 1]), always inside that ball.
 
-    `aad` takes one step to the least likely class; `aad_two_step` trains on each batch twice, after one step and after
-    two; `aad_iou` goes on for up to `iou_steps` steps while the IoU of the attended areas of picture and attacked
-    picture is above `iou_key`. `step_ll` is `aad` without the terms of attention. `sharpness` as in `losses.hiding`.
+    `aad` takes one step to the least likely class; `aad_two_step` trains on each batch twice, after one step of `eps`
+    and after two of half of it; `aad_iou` takes up to `iou_steps` steps of a quarter, while the areas attended in
+    picture and attacked picture overlap (IoU) by more than `iou_key`. `step_ll` is `aad` without the terms of
+    attention. `sharpness` as in `losses.hiding`.
     """
     attacks: dict[str, Adversary] = {
         "step_ll": _one_step(eps),
@@ -60,32 +61,41 @@ def aad_loss(weights: Weights, layer: str | None, sharpness: float) -> Loss:
     that of classification: the first term is then the mean cross-entropy, and a learning rate means what it does for
     any other training."""
     scale = 0.5 / weights.classification
+    attentive = bool(weights.rectification or weights.preservation)
 
     def loss(model: keras.Model, batch: Batch) -> tuple[Terms, Terms]:
         x, y, moved = batch
         pictures, labels = tf.concat([x, moved], axis=0), tf.concat([y, y], axis=0)
-        if weights.rectification or weights.preservation:
+        if attentive:
             attention = Attention(model, layer)
-            logits, cam = attention(pictures, labels, training=True)
             # The class is the true one for both, or preservation would compare evidence for different classes.
+            answer, cam = attention(pictures, labels)
             seen = resized(spread(cam), x.shape[1:3])
-        else:
-            logits = tf.cast(model(pictures, training=True), tf.float32)
-        entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
-        terms = {"classification": tf.reduce_mean(entropy)}
+        terms = {}
+        # Before the pass in training mode, which moves running averages.
         if weights.rectification:
             blank = losses.hidden(pictures, losses.hiding(seen, sharpness))
-            # Not in training mode: pictures with holes are not what running averages should describe.
-            answer = tf.nn.softmax(tf.cast(model(blank, training=False), tf.float32))
-            change = 2.0 * losses.rectification(tf.nn.softmax(logits), answer)
+            unseen = tf.cast(model(blank, training=False), tf.float32)
+            change = 2.0 * losses.rectification(tf.nn.softmax(answer), tf.nn.softmax(unseen))
             terms["rectification"] = scale * weights.rectification * change
         if weights.preservation:
             terms["preservation"] = scale * weights.preservation * losses.preservation(*tf.split(seen, 2))
+        # A network that does the same in training and in inference is not asked twice.
+        again = not attentive or _has_modes(model)
+        logits = tf.cast(model(pictures, training=True), tf.float32) if again else answer
+        entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+        terms["classification"] = tf.reduce_mean(entropy)
         right = keras.metrics.sparse_categorical_accuracy(labels, logits)
         clean, attacked = tf.split(right, 2)
         return terms, {"accuracy": tf.reduce_mean(clean), "attacked_accuracy": tf.reduce_mean(attacked)}
 
     return loss
+
+
+def _has_modes(model: keras.Model) -> bool:
+    """Whether the model does something else in training than in inference."""
+    kinds = (keras.layers.BatchNormalization, keras.layers.Dropout, keras.layers.SpatialDropout2D)
+    return any(isinstance(layer, kinds) or (hasattr(layer, "layers") and _has_modes(layer)) for layer in model.layers)
 
 
 def gradient_norms(model: keras.Model, loss: Loss, batch: Batch) -> dict[str, float]:
@@ -115,8 +125,9 @@ def _by_turns(eps: float) -> Adversary:
     def adversary(model: keras.Model, batch: Batch, seed: Tensor) -> Batch:
         x, y, turn = batch
         target = least_likely(model, x)
-        # A batch is at one turn.
-        return x, y, bim(model, x, target, eps=eps, alpha=eps, steps=turn[0], targeted=True)
+        # A batch is at one turn. A second step of eps would only take pixels back.
+        steps = turn[0]
+        return x, y, bim(model, x, target, eps=eps, alpha=eps / tf.cast(steps, tf.float32), steps=steps, targeted=True)
 
     return adversary
 
@@ -124,6 +135,7 @@ def _by_turns(eps: float) -> Adversary:
 def _gated(eps: float, layer: str | None, iou_key: float, iou_steps: int) -> Adversary:
     def adversary(model: keras.Model, batch: Batch, seed: Tensor) -> Batch:
         x, y = batch
-        return x, y, gated_step_ll(model, x, y, eps=eps, steps=iou_steps, iou_key=iou_key, layer=layer)
+        moved = gated_step_ll(model, x, y, eps=eps, alpha=eps / 4, steps=iou_steps, iou_key=iou_key, layer=layer)
+        return x, y, moved
 
     return adversary

@@ -35,6 +35,8 @@ class Options(TestedOptions):
 @script(app="attention_defense", name="explain")
 def explain(options: Options, run: Run) -> None:
     """Explain every picture as it is and attacked; draw some, and measure how explanations agree."""
+    from functools import partial
+
     import keras
     import numpy as np
 
@@ -42,21 +44,18 @@ def explain(options: Options, run: Run) -> None:
     from attention_defense.superpixels import lime_area
     from common import plots
     from common.attacks import attack_dataset
+    from common.evaluation import rounded
     from common.training import as_float
 
     tested = load_tested(options, run)
-    model, name = chosen(options, tested, run)
+    model, name, training = chosen(options, tested, run)
     x, y = np.asarray(as_float(tested.x)), tested.y
-    attack = attacks.named(options.attack, model, eps=options.eps, layer=options.layer, seed=options.seed)
-    changed = attack_dataset(attack, x, y, batch_size=options.batch_size).x
-    pictures = {"clean": x, "attacked": np.rint(changed * 255) / np.float32(255)}
+    attack = attacks.named(options.attack, model, eps=options.eps, training=training, seed=options.seed)
+    pictures = {"clean": x, "attacked": rounded(attack_dataset(attack, x, y, batch_size=options.batch_size).x)}
     looked = {
-        when: analysis.look(model, of, y, layer=options.layer, batch_size=options.batch_size)
+        when: analysis.look(model, of, y, layer=training.layer, batch_size=options.batch_size)
         for when, of in pictures.items()
     }
-
-    def answer(batch: "np.ndarray") -> "np.ndarray":
-        return analysis.softmax(analysis.look(model, batch, np.zeros(len(batch), np.int32), layer=options.layer).logits)
 
     run.say(f"LIME on {len(x)} pictures and their attacked versions, {options.lime_samples} samples each")
     bar = keras.utils.Progbar(2 * len(x), unit_name="picture")
@@ -65,7 +64,7 @@ def explain(options: Options, run: Run) -> None:
         for picture, label in zip(of, y, strict=True):
             areas[when].append(
                 lime_area(
-                    answer,
+                    partial(analysis.probabilities, model),
                     picture,
                     int(label),
                     segments=options.segments,
@@ -98,18 +97,21 @@ def explain(options: Options, run: Run) -> None:
     rows = []
     for row in np.concatenate([np.flatnonzero(fooled), np.flatnonzero(~fooled)])[: options.n_drawn]:
         caption = " -> ".join(tested.class_names[answers[when][row]] for when in pictures)
-        sides = [(pictures[when][row], _heat(looked[when].attention[row]), lime[when][row]) for when in pictures]
-        rows.append((caption if fooled[row] else f"{caption}\n(not fooled)", _strip(*sides, options.eps)))
+        heats = _heats(*(looked[when].attention[row] for when in pictures))
+        sides = [(pictures[when][row], heat, lime[when][row]) for when, heat in zip(pictures, heats, strict=True)]
+        if not fooled[row]:
+            caption += "\n(not fooled)" if answers["clean"][row] == y[row] else "\n(wrong before)"
+        rows.append((caption, _strip(*sides, options.eps)))
     columns = ["picture", "Grad-CAM", "LIME", "attacked", "Grad-CAM", "LIME", "change / eps", "attention moved"]
     title = f"{name}: {options.attack}, eps {255 * options.eps:.3g}/255; maps of the true class"
     plots.picture_rows(rows, run.folder / "strips.png", title=title, columns=columns)
     run.artifact("strips", run.folder / "strips.png")
 
 
-def _heat(attention: "np.ndarray") -> "np.ndarray":
-    """Attention (H, W) brought to [0, 1]."""
-    low, high = attention.min(), attention.max()
-    return (attention - low) / max(high - low, 1e-12)
+def _heats(*attention: "np.ndarray") -> "list[np.ndarray]":
+    """Attention (H, W) to several pictures, brought to [0, 1] on one scale."""
+    low, high = min(of.min() for of in attention), max(of.max() for of in attention)
+    return [(of - low) / max(high - low, 1e-12) for of in attention]
 
 
 def _strip(clean: tuple, attacked: tuple, eps: float) -> "list[np.ndarray]":

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from common.cli import CommonOptions, Count
 from common.errors import UserError
@@ -42,6 +42,8 @@ class PictureOptions(CommonOptions):
 @dataclass(kw_only=True)
 class TestedOptions(PictureOptions):
     """Pictures to judge a model by; see also --n-test."""
+
+    without: ClassVar[tuple[str, ...]] = ("strategy", "precision", "n_train")
 
     model: Path | None = None
     """Classifier: a .keras file, a run of train.py, inception_v3 or resnet50 (ImageNet weights, downloaded once); by

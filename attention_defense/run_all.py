@@ -8,7 +8,6 @@ from attention_defense.attack import attack
 from attention_defense.pictures import PictureOptions
 from attention_defense.train import MethodName, train
 from common.cli import Count, Parts, script
-from common.errors import UserError
 from common.runs import Run, read_results, read_table
 
 STANDARD = "standard"
@@ -20,10 +19,10 @@ class Options(PictureOptions):
 
     without: ClassVar[tuple[str, ...]] = ("n_train", "n_test")
 
-    methods: tuple[MethodName, ...] = (STANDARD, "pgd", "aad")
-    """Ways of training, as in train.py; standard comes first, and makes the pictures that are shown to the others."""
+    methods: tuple[MethodName, ...] = (STANDARD, "pgd", "step_ll", "aad")
+    """Ways of training, as in train.py; the pictures that PGD makes for the standard one are shown to all others."""
     few_methods: tuple[MethodName, ...] = ()
-    """Further ways, on --n-few training pictures."""
+    """Ways, the same or others, on --n-few training pictures."""
     n_few: Count = 5000
     """Training pictures of --few-methods."""
 
@@ -33,37 +32,31 @@ def run_all(options: Options, run: Run) -> None:
     """Run what is not there yet and join the tables; with --force, run all of it anew."""
     from attention_defense import figures
 
-    _check(options)
     part = Parts(options, run, shared=("image_size",))
+    ways = {method: (method, {}) for method in options.methods}
+    ways |= {
+        f"{method}, {options.n_few} pictures": (method, {"n_train": options.n_few}) for method in options.few_methods
+    }
     source: Path | None = None
     curves: dict[str, dict[float, float]] = {}
-    for method in (*options.methods, *options.few_methods):
-        fewer = {"n_train": options.n_few} if method in options.few_methods else {}
-        trained = part(train, method, method=method, **fewer)
-        attacked = part(attack, method, model=trained / "model.keras", source=source)
-        source = source or trained / "model.keras"
+    for name, (method, fewer) in sorted(ways.items(), key=lambda way: way[0] != STANDARD):
+        place = ("few", method) if fewer else (method,)
+        trained = part(train, *place, method=method, **fewer)
+        attacked = part(attack, *place, model=trained / "model.keras", source=source)
+        source = trained / "model.keras" if name == STANDARD else source
         for folder in (trained, attacked):
             for row in read_table(folder):
-                # Both have the clean accuracy; the one of all test pictures is the training's.
-                if folder == trained or row["metric"] != "clean_accuracy":
-                    run.row(**{**row, "model": method})
+                run.row(**{**row, "model": name})
         measured = read_results(attacked)["metrics"]
-        clean = read_results(trained)["metrics"]
-        run.metrics(**{f"{method}_clean_accuracy": clean["clean_accuracy"]})
-        run.metrics(**{f"{method}_{name}": value for name, value in measured.items() if name.startswith("accuracy_")})
-        curves[method] = {0.0: clean["clean_accuracy"]} | {
-            row["eps"]: row["value"] for row in read_table(attacked) if row["split"] == "curve"
-        }
+        if not fewer:
+            run.metrics(**{f"{method}_clean_accuracy": read_results(trained)["metrics"]["clean_accuracy"]})
+            found = {f"{method}_{key}": value for key, value in measured.items() if key.startswith("accuracy_")}
+            run.metrics(**{key: value for key, value in found.items() if not key.endswith("_n")})
+        curves[name] = {row["eps"]: row["value"] for row in read_table(attacked) if row["split"] == "curve"}
     run.data(part.results[0]["dataset"], part.results[0]["data_sha256"])
     run.metrics(minutes=part.minutes)
     figures.budget_curves(curves, run.folder / "curves.png", title="accuracy under PGD-20")
     run.artifact("curves", run.folder / "curves.png")
-
-
-def _check(options: Options) -> None:
-    given = (*options.methods, *options.few_methods)
-    if len(set(given)) < len(given):
-        raise UserError("--methods, --few-methods: one of them is named twice")
 
 
 if __name__ == "__main__":

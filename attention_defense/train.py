@@ -51,7 +51,7 @@ class Options(PictureOptions, fitting.FittingOptions):
     """Layer whose attention is trained; by default the last with a map of at least 7 x 7 cells."""
     n_validation: Natural = 200
     """Training pictures held back to measure the accuracy under PGD-10 after every epoch; they choose nothing."""
-    epochs: Count = 10
+    epochs: Count = 8
     """Passes over the training pictures."""
     learning_rate: Budget = 0.1
     """Learning rate at its highest."""
@@ -63,8 +63,10 @@ class Options(PictureOptions, fitting.FittingOptions):
 def train(options: Options, run: Run) -> None:
     """Train, watch the accuracy under PGD, save `model.keras`."""
     from attention_defense import defence
+    from attention_defense.attention import Attention
     from attention_defense.networks import NETWORKS
     from common import checkpoints, evaluation, plots
+    from common.models import build
 
     _check(options)
     data = load(options, run, n_train=options.n_train)
@@ -72,6 +74,9 @@ def train(options: Options, run: Run) -> None:
     held, kept = slice(len(data.x_train) - count, None), slice(len(data.x_train) - count)
     watched = data.x_train[held], data.y_train[held]
     way = _way(options)
+    if options.method in defence.ATTENTIVE:
+        # A layer that is none is refused before anything is trained.
+        Attention(build(options.arch, data.x_train.shape[1:], data.classes, networks=NETWORKS), options.layer)
 
     def evaluate(model: "keras.Model") -> dict[str, float]:
         found = {"test_accuracy": evaluation.accuracy(model, data.x_test, data.y_test)}

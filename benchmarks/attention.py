@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common.cli import CommonOptions, Count, LinfBudget, script
 from common.runs import Run
@@ -22,7 +22,7 @@ class Options(CommonOptions):
 
     without = ("dataset", "data_dir", "strategy", "precision", "n_train", "n_test")
 
-    archs: tuple[str, ...] = ("small_cnn", "cifarnet_bn")
+    archs: tuple[str, ...] = ("small_cnn", "cifarnet")
     """Networks of attention_defense/."""
     batch_size: Count = 64
     """Pictures of 32 x 32 a step."""
@@ -57,7 +57,7 @@ def attention(options: Options, run: Run) -> None:
         for name, taken in seconds.items():
             spread = timing.Spread.of(taken)
             run.row(model=arch, split=name, metric="seconds", value=spread.median, low=spread.low, high=spread.high)
-        alone = ("attack", "loss and gradients", "update")
+        alone = [name for name in seconds if name != "step"]
         seconds["parts"] = [sum(each) for each in zip(*(seconds[name] for name in alone), strict=True)]
         spread = timing.ratio(seconds, "step", "parts")
         run.row(model=arch, metric="step_over_parts", value=spread.median, low=spread.low, high=spread.high)
@@ -67,13 +67,15 @@ def attention(options: Options, run: Run) -> None:
 
 
 def _parts(options: Options, arch: str, x: "tf.Tensor", y: "tf.Tensor") -> "dict[str, Callable[[], tf.Tensor]]":
-    """The whole step; the parts that make it up, which are attack, loss with gradients, and update; and what the second
-    consists of, for the reader: its forward passes, and classification alone."""
+    """The whole step; and, each compiled and timed alone, what it has to do: the attack, the classification of pictures
+    and attacked pictures with its gradient, the answers to both with what is attended hidden, with theirs, the maps of
+    both with the gradient of their difference, which is one of second order, and the update."""
     import keras
     import tensorflow as tf
 
-    from attention_defense.defence import aad_loss, method
-    from attention_defense.losses import Weights
+    from attention_defense import losses
+    from attention_defense.attention import Attention, resized, spread
+    from attention_defense.defence import method
     from attention_defense.networks import NETWORKS
     from common.training import compiled_step
 
@@ -89,24 +91,32 @@ def _parts(options: Options, arch: str, x: "tf.Tensor", y: "tf.Tensor") -> "dict
     step = compiled_step(stepped, way.loss, optimizer(), adversary=way.adversary)
     seed = tf.zeros([2], tf.int32)
     attack = tf.function(lambda x: way.adversary(model, (x, y), seed)[2])
-    batch = (x, y, attack(x))
+    pictures, labels = tf.concat([x, attack(x)], axis=0), tf.concat([y, y], axis=0)
+    answer, cam = Attention(model)(pictures, labels)
+    blank = losses.hidden(pictures, losses.hiding(resized(spread(cam), x.shape[1:3]), 10.0))
 
-    def gradients_of(loss: Any) -> "Callable[[], list[tf.Tensor]]":
+    def with_gradients(loss: "Callable[[], tf.Tensor]") -> "Callable[[], tf.Tensor]":
         @tf.function
-        def gradients() -> "list[tf.Tensor]":
+        def whole() -> "tf.Tensor":
             with tf.GradientTape() as tape:
-                terms, _ = loss(model, batch)
-                total = tf.add_n(list(terms.values()))
-            return tape.gradient(total, model.trainable_variables)
+                value = loss()
+            gradients = tape.gradient(value, model.trainable_variables)
+            # All of them, or those that nobody asks for would not be computed.
+            return tf.add_n([tf.reduce_sum(g) for g in gradients if g is not None])
 
-        return gradients
+        return whole
 
-    @tf.function
-    def forward() -> "tf.Tensor":
-        terms, _ = way.loss(model, batch)
-        return tf.add_n(list(terms.values()))
+    def classification() -> "tf.Tensor":
+        logits = model(pictures, training=True)
+        return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
 
-    whole, plain = gradients_of(way.loss), gradients_of(aad_loss(Weights(8.0, 0.0, 0.0), None, 10.0))
+    def rectification() -> "tf.Tensor":
+        return losses.rectification(tf.nn.softmax(answer), tf.nn.softmax(model(blank, training=False)))
+
+    def preservation() -> "tf.Tensor":
+        seen = resized(spread(Attention(model)(pictures, labels).cam), x.shape[1:3])
+        return losses.preservation(*tf.split(seen, 2))
+
     own, held = optimizer(), [tf.zeros(w.shape) for w in model.trainable_variables]
     own.build(model.trainable_variables)
 
@@ -118,10 +128,10 @@ def _parts(options: Options, arch: str, x: "tf.Tensor", y: "tf.Tensor") -> "dict
     return {
         "step": lambda: step((x, y))["loss"],
         "attack": lambda: attack(x),
-        "loss and gradients": lambda: whole()[0],
+        "classification": with_gradients(classification),
+        "hidden pictures": with_gradients(rectification),
+        "maps": with_gradients(preservation),
         "update": update,
-        "forward passes and maps": forward,
-        "classification and gradients": lambda: plain()[0],
     }
 
 

@@ -83,7 +83,7 @@ def robustness(
     # Block by block: temporary arrays of the size of the data set would take several times its memory.
     for rows in _blocks(len(x), batch_size):
         if eight_bit:
-            changed[rows] = np.rint(changed[rows] * 255) / np.float32(255)
+            changed[rows] = rounded(changed[rows])
         block = perturbation_sizes(x[rows], changed[rows])
         for name, size in sizes.items():
             size[rows] = block[name]
@@ -95,6 +95,11 @@ def robustness(
         sizes["l2"],
         zero_gradient_rows(model, x, y, batch_size=batch_size),
     )
+
+
+def rounded(images: np.ndarray) -> np.ndarray:
+    """Images float in [0, 1] as a file of 8 bits holds them, float32."""
+    return (np.rint(images * 255) / np.float32(255)).astype(np.float32)
 
 
 def zero_gradient_rows(model: keras.Model, x: np.ndarray, y: np.ndarray, *, batch_size: int = 256) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from common.attacks import attack_dataset, bim, feature_pgd, fftgsm, iftgsm
 from common.errors import UserError
-from common.evaluation import outputs
+from common.evaluation import outputs, rounded
 from face_mter.networks import embedder
 from face_mter.verification import cosines
 
@@ -80,8 +80,7 @@ class Attacker:
 
     def judge(self, moved: np.ndarray, targets: np.ndarray) -> Outcome:
         """The outcome of pictures float (n, H, W, C) that were changed for this model or for another."""
-        rounded = np.rint(moved * 255) / np.float32(255)
-        found = [cosines(self.embeddings(images.astype(np.float32)), targets) for images in (moved, rounded)]
+        found = [cosines(self.embeddings(images.astype(np.float32)), targets) for images in (moved, rounded(moved))]
         return Outcome(moved, *found)
 
     def _towards(self, name: str, eps: float) -> functools.partial:

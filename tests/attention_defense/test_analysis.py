@@ -99,7 +99,15 @@ def test_boxes_become_masks(tmp_path):
         masks_from(tmp_path, [tmp_path / "c.png"], (8, 8))
 
 
-@pytest.mark.parametrize("text", ["", "<annotation/>", VOC.format(width=60), VOC.format(width="wide")])
+def test_a_box_at_the_far_edge_keeps_a_pixel(tmp_path):
+    edge = VOC.format(width=200).replace("<xmin>50</xmin>", "<xmin>200</xmin>").replace("<xmax>100<", "<xmax>201<")
+    (tmp_path / "a.xml").write_text(edge)
+    assert masks_from(tmp_path, [tmp_path / "a.png"], (8, 8))[0, 0, 7]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "<annotation/>", VOC.format(width=0), VOC.format(width=60), VOC.format(width="wide")]
+)
 def test_damaged_annotations_are_refused_by_name(tmp_path, text):
     (tmp_path / "a.xml").write_text(text)
     with pytest.raises(UserError, match=r"a\.xml"):

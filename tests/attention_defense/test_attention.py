@@ -102,7 +102,7 @@ def test_f8_second_order_gradients_agree_with_finite_differences(pictures):
 def test_weights_of_layers_below_the_map_get_gradients_through_it(model, pictures):
     y = np.zeros(6, np.int32)
     with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(spread(Attention(model)(pictures, y, training=True).cam) ** 2)
+        loss = tf.reduce_mean(spread(Attention(model)(pictures, y).cam) ** 2)
     gradients = tape.gradient(loss, model.trainable_variables)
     by_name = {weight.path: g for weight, g in zip(model.trainable_variables, gradients, strict=True)}
     assert float(tf.reduce_max(tf.abs(by_name["conv1/kernel"]))) > 0
@@ -134,13 +134,42 @@ def test_a_model_that_ends_in_softmax_is_looked_at_before_it(model, pictures):
     assert np.allclose(Attention(ended)(pictures).cam, Attention(model)(pictures).cam, atol=1e-5)
 
 
+def test_a_sequential_model_is_looked_at(pictures):
+    layers = [
+        keras.layers.Conv2D(4, 3, activation="relu"),
+        keras.layers.GlobalAveragePooling2D(),
+        keras.layers.Dense(3),
+    ]
+    model = keras.Sequential([keras.Input((16, 16, 3)), *layers])
+    logits, cam = Attention(model)(pictures)
+    assert np.allclose(logits, model(pictures), atol=1e-5)
+    assert cam.shape == (6, 14, 14)
+
+
+def test_layers_without_a_map_of_their_own_are_passed_over():
+    """A nested model's answer belongs to another graph, attention with its scores has two answers."""
+    images = keras.Input((16, 16, 3))
+    backbone = keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Conv2D(4, 3)], name="backbone")
+    mapped = keras.layers.Conv2D(5, 3, name="own")(backbone(images))
+    rows = keras.layers.Reshape((144, 5))(mapped)
+    mixed, _ = keras.layers.MultiHeadAttention(1, 2)(rows, rows, return_attention_scores=True)
+    model = keras.Model(images, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling1D()(mixed)))
+    assert Attention(model).layer == "own"
+    with pytest.raises(UserError, match="--layer: backbone: no such layer"):
+        Attention(model, "backbone")
+    loose = keras.Input((None, None, 3))
+    features = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(loose))
+    with pytest.raises(UserError, match="no layer of its own with a map of fixed size"):
+        Attention(keras.Model(loose, keras.layers.Dense(2)(features)))
+
+
 def test_layers_are_found_and_refused(model):
     assert Attention(NETWORKS["cifarnet"]((32, 32, 3), 4)).layer == "pool2"
     assert Attention(model, "conv1").cells == (16, 16)
     with pytest.raises(UserError, match=r"--layer: none_such: no such layer with a map; there are .*pool2"):
         Attention(model, "none_such")
     images = keras.Input((8,))
-    with pytest.raises(UserError, match="no layer with a map"):
+    with pytest.raises(UserError, match="no layer of its own with a map"):
         Attention(keras.Model(images, keras.layers.Dense(2)(images)))
     images = keras.Input((8, 8, 1))
     around = keras.layers.Conv2D(1, 1, name="inner")(images)

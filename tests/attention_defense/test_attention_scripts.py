@@ -15,7 +15,7 @@ train: {n_train: 400, n_test: 60, epochs: 2, n_validation: 20, batch_size: 32}
 attack: {n_test: 30, attack: "fgsm,step_ll,pgd20,attention,noise", curve: "2/255,1.0", n_strongest: 20}
 analyse: {n_test: 120}
 explain: {n_test: 3, lime_samples: 40, n_drawn: 2}
-run_all: {methods: "standard,aad", few_methods: aad_two_step, n_few: 100}
+run_all: {methods: "standard,aad", few_methods: "aad,aad_two_step", n_few: 100}
 """
 
 
@@ -52,10 +52,12 @@ def test_headlines_are_there(chain):
 def test_accuracies_go_together(chain):
     folder, results = chain
     by_attack = {
-        row["attack"]: float(row["value"]) for row in rows(folder / "attack/tiny") if row["metric"] == "accuracy"
+        row["attack"]: float(row["value"])
+        for row in rows(folder / "attack/tiny")
+        if (row["metric"], row["split"]) == ("accuracy", "test")
     }
     clean = results["attack"]["metrics"]["clean_accuracy"]
-    attacks = [name for name in ("fgsm", "step_ll", "pgd20", "attention") if name in by_attack]
+    attacks = ["fgsm", "step_ll", "pgd20", "attention"]
     assert all(by_attack[name] <= clean for name in attacks)
     assert results["attack"]["metrics"]["accuracy_all"] <= min(
         results["attack"]["metrics"][f"accuracy_{name}"] for name in attacks
@@ -78,14 +80,15 @@ def test_outcomes_are_all_that_was_attacked(chain):
 def test_run_all_joins_its_parts(chain):
     folder, results = chain
     joined = rows(folder / "run_all/tiny")
-    assert {row["model"] for row in joined} == {"standard", "aad", "aad_two_step"}
-    for method in ("standard", "aad", "aad_two_step"):
+    few = {"aad, 100 pictures", "aad_two_step, 100 pictures"}
+    assert {row["model"] for row in joined} == {"standard", "aad", *few}
+    for method in ("standard", "aad"):
         own = json.loads((folder / f"attack/tiny/{method}/results.json").read_text())["metrics"]
         assert results["run_all"]["metrics"][f"{method}_accuracy_pgd20"] == own["accuracy_pgd20"]
         clean = [row for row in joined if row["model"] == method and row["metric"] == "clean_accuracy"]
-        assert len(clean) == 1
+        assert {row["split"] for row in clean} == {"test", "attacked"}
     transferred = {row["model"] for row in joined if row["attack"] == "transfer"}
-    assert transferred == {"aad", "aad_two_step"}
+    assert transferred == {"aad", *few}
 
 
 def test_figures_are_drawn(chain):
@@ -133,7 +136,6 @@ def test_grey_folders_and_masks_from_boxes(tmp_path, monkeypatch):
         (analyse.analyse, {"attack": ("magic",)}, "attack: expected one of fgsm"),
         (explain.explain, {"attack": "magic"}, "attack: expected one of fgsm"),
         (run_all.run_all, {"methods": ("standard", "magic")}, "methods: expected one of standard"),
-        (run_all.run_all, {"few_methods": ("aad",)}, "named twice"),
         (attack.attack, {"model": "nowhere.keras"}, "nowhere.keras: no such file"),
     ],
 )
@@ -143,6 +145,41 @@ def test_what_does_not_do_is_refused_in_one_line(tmp_path, monkeypatch, script, 
         script(script.options(**options))
     assert "\n" not in str(refused.value)
     assert not list((tmp_path / "runs").rglob("results.json"))
+
+
+def test_a_layer_that_is_none_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--layer: nowhere: no such layer"):
+        train.train(train.Options(layer="nowhere", n_train=64, n_test=20))
+    assert not list(tmp_path.rglob("metrics.csv"))
+
+
+def test_a_run_of_the_same_folder_and_another_seed_is_no_model(chain, monkeypatch):
+    """Another seed parts a folder otherwise: the model may have been trained on the pictures that it is tested on."""
+    folder, _ = chain
+    monkeypatch.chdir(folder.parent.parent)
+    words = ["--config", "tiny.yaml", "--seed", "1", "--name", "again", "--model", str(folder / "train/tiny")]
+    with pytest.raises(UserError, match="was run with seed 0, this run has 1"):
+        attack.attack(attack.attack.parse(words))
+
+
+def test_a_model_of_other_classes_or_that_answers_otherwise_is_refused(tmp_path, monkeypatch):
+    import keras
+
+    monkeypatch.chdir(tmp_path)
+    for units, activation, message in (
+        (7, None, "tells 7 classes apart, the pictures have 10; a model that knows all of them"),
+        (12, None, "tells 12 classes apart, the pictures have 10; give the model's list"),
+        (10, "sigmoid", "sigmoid over 10 units"),
+    ):
+        images = keras.Input((32, 32, 3))
+        features = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(images))
+        path = tmp_path / f"{units}{activation}.keras"
+        keras.Model(images, keras.layers.Dense(units, activation=activation)(features)).save(path)
+        with pytest.raises(UserError, match=message):
+            attack.attack(attack.Options(model=path, n_test=20, name=path.stem))
+    with pytest.raises(UserError, match="inception_v3: tells 1000 classes apart, the pictures have 10"):
+        attack.attack(attack.Options(model="inception_v3", n_test=20, name="large"))
 
 
 def test_a_layer_that_is_none_is_refused(chain, monkeypatch):

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from attention_defense import defence, losses
 from attention_defense.attention import Attention, area, overlap, resized, spread
+from attention_defense.attention_attacks import raising_the_loss
 from attention_defense.networks import NETWORKS
 from common.training import batches, compiled_step, repeated, train
 
@@ -87,6 +88,43 @@ def test_every_method_that_claims_the_terms_has_gradients_of_them(model, batch, 
     assert set(norms) == {f"gradient_norm_{term}" for term in ("classification", "rectification", "preservation")}
     assert min(norms.values()) > 0
     assert all(np.array_equal(a, b) for a, b in zip(before, model.variables, strict=True))
+
+
+@pytest.mark.parametrize("arch", ["cifarnet", "cifarnet_bn", "small_cnn"])
+def test_nothing_hidden_changes_nothing(batch, monkeypatch, arch):
+    """Two passes in different modes would differ without any mask, and the term would have a gradient of that."""
+    model = NETWORKS[arch]((16, 16, 3), 4)
+    monkeypatch.setattr(losses, "hiding", lambda attention, sharpness: tf.zeros_like(attention))
+    x, y = batch
+    terms, _ = defence.aad_loss(losses.Weights(), None, 10.0)(model, (x, y, x))
+    assert float(terms["rectification"]) == pytest.approx(0, abs=1e-9)
+    assert float(terms["preservation"]) == 0
+
+
+def test_what_the_terms_see_of_a_picture_does_not_depend_on_its_neighbours(batch):
+    """In a training step too, and with batch normalisation."""
+    model = NETWORKS["small_cnn"]((16, 16, 3), 4)
+    x, y = batch
+    moved = tf.clip_by_value(x + EPS * tf.sign(tf.random.stateless_normal(x.shape, (1, 2))), 0, 1)
+    loss = defence.aad_loss(losses.Weights(), None, 10.0)
+    alone = [loss(model, (x[row : row + 1], y[row : row + 1], moved[row : row + 1]))[0] for row in range(1)]
+    model = NETWORKS["small_cnn"]((16, 16, 3), 4)
+    pair = loss(model, (x[:2], y[:2], moved[:2]))[0]
+    model = NETWORKS["small_cnn"]((16, 16, 3), 4)
+    second = loss(model, (x[1:2], y[1:2], moved[1:2]))[0]
+    for term in ("rectification", "preservation"):
+        assert float(pair[term]) == pytest.approx((float(alone[0][term]) + float(second[term])) / 2, rel=1e-3)
+
+
+def test_the_adaptive_attack_raises_this_very_loss(model, batch):
+    """Its score at the attacked picture, with what the clean one adds, is AAD's loss of one picture."""
+    weights = losses.Weights(8.0, 4.0, 3.0)
+    x, y = batch[0][:1], batch[1][:1]
+    moved = tf.clip_by_value(x + EPS * tf.sign(tf.random.stateless_normal(x.shape, (1, 2))), 0, 1)
+    objective = raising_the_loss(Attention(model), x, y, weights, 10.0)
+    terms, _ = defence.aad_loss(weights, None, 10.0)(model, (x, y, moved))
+    total = 2 * weights.classification * sum(map(float, terms.values()))
+    assert float(objective(moved)[0][0] + objective(x)[0][0]) == pytest.approx(total, rel=1e-4)
 
 
 def test_measuring_gradients_leaves_running_averages(batch):

@@ -1,7 +1,6 @@
 """The benchmark of AAD's training step."""
 
 import numpy as np
-import pytest
 import tensorflow as tf
 
 from benchmarks import attention
@@ -11,9 +10,10 @@ def test_the_parts_do_what_the_step_does(tmp_path):
     options = attention.Options(batch_size=4)
     x = tf.constant(np.random.default_rng(0).random((4, 16, 16, 3), np.float32))
     parts = attention._parts(options, "small_cnn", x, tf.constant([0, 1, 2, 3]))
-    # Both networks have the same weights, so the first step minimises what the parts have computed.
-    forward = float(parts["forward passes and maps"]())
-    assert float(parts["step"]()) == pytest.approx(forward, rel=1e-3)
+    assert set(parts) == {"step", "attack", "classification", "hidden pictures", "maps", "update"}
+    assert all(np.isfinite(part()).all() for part in parts.values())
+    # Gradients of second order: nothing else reaches the weights through the difference of two maps.
+    assert float(parts["maps"]()) != 0
     assert float(tf.reduce_max(tf.abs(parts["attack"]() - x))) <= options.eps + 1e-6
 
 
