@@ -123,7 +123,7 @@ def _strip(clean: tuple, attacked: tuple, eps: float) -> "list[np.ndarray]":
         for picture, heat, area in (clean, attacked)
         for drawing in (picture, overlay(picture, heat), overlay(picture, area.astype(float)))
     ]
-    change = abs(attacked[0] - clean[0]) / max(eps, 1 / 255)
+    change = 0.5 + (attacked[0] - clean[0]) / (2 * max(eps, 1 / 255))
     return [*drawings, change.clip(0, 1), overlay(0 * clean[0], abs(attacked[1] - clean[1]))]
 
 

@@ -98,7 +98,8 @@ def percent(value: Any, digits: int = 1) -> str:
     if isinstance(value, str):
         return value
     std = getattr(value, "std", None)
-    return f"{100 * value:.{digits}f}" + ("" if std is None else f" ± {100 * std:.{digits}f}")
+    # Not "-0.0": what is added turns a negative zero into zero.
+    return f"{round(100 * value, digits) + 0.0:.{digits}f}" + ("" if std is None else f" ± {100 * std:.{digits}f}")
 
 
 def interval(value: Any, digits: int = 1) -> str:
