@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,6 +143,7 @@ def train(
     seed: int = 0,
     strategy: tf.distribute.Strategy | None = None,
     jit_compile: bool = False,
+    steps_per_call: int = 1,
     chief: bool = True,
     verbose: bool = True,
 ) -> list[dict[str, float]]:
@@ -152,7 +154,8 @@ def train(
     what it measures is logged, never used. `callbacks` are Keras callbacks; a resumed run begins them anew. With
     `checkpoint_folder` every epoch is saved there, and `resume` goes on after the last: the weights become those of an
     undisturbed run. Of several workers only the `chief` saves, in a folder that all of them can read. `jit_compile`
-    hands each replica's step to XLA.
+    hands each replica's step to XLA. With `steps_per_call` so many steps go without Python in between, worth it where
+    one takes about a millisecond; callbacks then see only the last batch of each call.
 
     Errors: `UserError` when the loss stops being finite, when a checkpoint does not fit, when there is no batch.
     """
@@ -167,6 +170,7 @@ def train(
         strategy=strategy,
         jit_compile=jit_compile,
     )
+    calls = _in_groups(step, steps_per_call) if steps_per_call > 1 else _one_by_one(step)
     history: list[dict[str, float]] = []
     if resume and checkpoint_folder and (restored := checkpoints.restore(checkpoint_folder, model, optimizer)):
         history = list(restored.history)
@@ -176,7 +180,8 @@ def train(
     listeners.on_train_begin()
     for epoch in range(len(history), epochs):
         listeners.on_epoch_begin(epoch)
-        logs = _run_epoch(step, epoch_batches(epoch), f"epoch {epoch + 1}/{epochs}", listeners, strategy, verbose)
+        dataset, title = epoch_batches(epoch), f"epoch {epoch + 1}/{epochs}"
+        logs = _run_epoch(calls, dataset, title, listeners, strategy, verbose)
         if not math.isfinite(logs["loss"]):
             raise UserError(f"the loss is {logs['loss']} in epoch {epoch + 1}; lower the learning rate")
         logs["learning_rate"] = float(tf.convert_to_tensor(optimizer.learning_rate))
@@ -273,8 +278,38 @@ def _all_or_none_finite(gradients: list[Tensor]) -> list[Tensor]:
     return [tf.where(overflows > 0, tf.constant(math.inf, first.dtype), first), *others]
 
 
+Calls = Callable[[Iterator[Any], int], Iterator[tuple[int, Callable[[], dict[str, Tensor]]]]]
+"""batches, their number or a negative one for unknown -> how many each call takes, and the call: what they log,
+summed."""
+
+
+def _one_by_one(step: Callable[[Any], dict[str, Tensor]]) -> Calls:
+    return lambda batches, total: ((1, partial(step, batch)) for batch in batches)
+
+
+def _in_groups(step: Callable[[Any], dict[str, Tensor]], size: int) -> Calls:
+    """`size` batches to a call, as many as are left to the last one; of an unknown number, one by one."""
+
+    @tf.function(reduce_retracing=True)
+    def several(batches: Any, count: Tensor) -> dict[str, Tensor]:
+        sums = step(next(batches))
+        for _ in tf.range(count - 1):
+            logs = step(next(batches))
+            sums = {name: value + logs[name] for name, value in sums.items()}
+        return sums
+
+    def calls(batches: Iterator[Any], total: int) -> Iterator[tuple[int, Callable[[], dict[str, Tensor]]]]:
+        if total < 0:
+            yield from _one_by_one(step)(batches, total)
+        for first in range(0, total, size):
+            taken = min(size, total - first)
+            yield taken, partial(several, batches, tf.constant(taken))
+
+    return calls
+
+
 def _run_epoch(
-    step: Callable[[Any], dict[str, Tensor]],
+    calls: Calls,
     dataset: tf.data.Dataset,
     title: str,
     listeners: keras.callbacks.CallbackList,
@@ -285,11 +320,11 @@ def _run_epoch(
     count = 0
     total = int(dataset.cardinality())
     with _bar(title, total if total > 0 else None, verbose) as show:
-        for batch in strategy.experimental_distribute_dataset(dataset):
+        for taken, call in calls(iter(strategy.experimental_distribute_dataset(dataset)), total):
             listeners.on_train_batch_begin(count)
-            logs = step(batch)
+            logs = call()
             sums = {name: sums[name] + value for name, value in logs.items()} if sums else logs
-            count += 1
+            count += taken
             listeners.on_train_batch_end(count - 1)
             show(count, sums)
     if not count:

@@ -18,6 +18,8 @@ from multimedia_recsys.settings import Kind, Settings
 
 Tensor = tf.Tensor
 _PACKAGE = "multimedia_recsys"
+# Steps that go without Python in between: each takes a millisecond.
+_STEPS = 32
 
 
 class Factors(NamedTuple):
@@ -159,6 +161,7 @@ def fit(
             checkpoint_folder=checkpoint_folder and checkpoint_folder / str(place),
             resume=True,
             seed=seed,
+            steps_per_call=_STEPS,
             verbose=verbose,
             callbacks=callbacks,
         )

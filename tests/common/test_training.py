@@ -29,6 +29,35 @@ def test_the_loop_is_plain_gradient_descent():
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_several_steps_to_a_call_do_what_they_do_one_by_one(known):
+    """With a last call and a last batch that are smaller, and where nobody knows how many batches there are."""
+    x, y = data()
+
+    def epochs(epoch):
+        ordered = tf.data.Dataset.from_tensor_slices((x.astype("float32") / 255, y)).batch(11)
+        return ordered if known else ordered.filter(lambda images, labels: True)
+
+    histories, models = [], []
+    for steps in (1, 4):
+        models.append(network())
+        histories.append(
+            training.train(
+                models[-1],
+                epochs,
+                training.cross_entropy,
+                sgd(),
+                epochs=2,
+                steps_per_call=steps,
+                verbose=False,
+            )
+        )
+    for one, several in zip(*map(weights, models), strict=True):
+        np.testing.assert_allclose(one, several, atol=1e-6)
+    for one, several in zip(*histories, strict=True):
+        assert one == pytest.approx(several, rel=1e-4)
+
+
 def test_terms_are_logged_by_name_and_their_sum_is_minimised():
     def loss(model, batch):
         terms, watched = training.cross_entropy(model, batch)
