@@ -59,11 +59,13 @@ def attack(options: Options, run: Run) -> None:
     import numpy as np
 
     from attention_defense import figures
+    from attention_defense.attention_attacks import KINDS
     from attention_defense.models import chosen, load_classifier
     from common.training import as_float
 
     tested = load_tested(options, run)
-    model = chosen(options, tested, run)
+    maps = options.layer is not None or not set(KINDS).isdisjoint(options.attack)
+    model = chosen(options, tested, run, maps=maps)
     source = None if options.source is None else load_classifier(options.source, tested)
     judged = Judged(options, run, model, np.asarray(as_float(tested.x)), tested.y)
     for eps in dict.fromkeys(options.budgets):

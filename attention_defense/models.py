@@ -22,8 +22,8 @@ class Chosen(NamedTuple):
     training: "Training"
 
 
-def chosen(options: TestedOptions, tested: Tested, run: Run) -> Chosen:
-    """The classifier of `--model`, by default that of train.py.
+def chosen(options: TestedOptions, tested: Tested, run: Run, *, maps: bool = True) -> Chosen:
+    """The classifier of `--model`, by default that of train.py; one whose `maps` nobody asks for needs none.
 
     Errors: `UserError` for one that is not there, takes other pictures, has other classes or has not `--layer`; and for
     a run of train.py on the same data set with another seed, whose test pictures may have been trained on.
@@ -41,7 +41,8 @@ def chosen(options: TestedOptions, tested: Tested, run: Run) -> Chosen:
         config = read_config(_folder(given)) if read_owner(_folder(given)) else {}
     model = load_classifier(given, tested)
     layer = options.layer or config.get("layer")
-    Attention(model, layer)
+    if maps:
+        Attention(model, layer)
     known = {name: config[name] for name in ("alpha", "beta", "gamma", "sharpness") if name in config}
     weights = Weights(
         *(known.get(name, default) for name, default in zip(("alpha", "beta", "gamma"), Weights(), strict=True))

@@ -182,6 +182,20 @@ def test_a_model_of_other_classes_or_that_answers_otherwise_is_refused(tmp_path,
         attack.attack(attack.Options(model="inception_v3", n_test=20, name="large"))
 
 
+def test_a_network_without_maps_is_attacked_at_its_answers(tmp_path, monkeypatch):
+    import keras
+
+    monkeypatch.chdir(tmp_path)
+    images = keras.Input((32, 32, 3))
+    path = tmp_path / "flat.keras"
+    keras.Model(images, keras.layers.Dense(10)(keras.layers.Flatten()(images))).save(path)
+    settings = {"model": path, "n_test": 20, "n_strongest": 10, "curve": (1.0,)}
+    found = attack.attack(attack.Options(attack=("fgsm", "noise"), name="answers", **settings))
+    assert "accuracy_fgsm" in found["metrics"]
+    with pytest.raises(UserError, match="no layer of its own with a map"):
+        attack.attack(attack.Options(attack=("fgsm", "attention"), name="maps", **settings))
+
+
 def test_a_layer_that_is_none_is_refused(chain, monkeypatch):
     folder, _ = chain
     monkeypatch.chdir(folder.parent.parent)
