@@ -10,6 +10,7 @@ from common.errors import UserError
 from common.runs import Run
 
 if TYPE_CHECKING:
+    import keras
     import numpy as np
 
     from attention_defense.analysis import Interval, Looked
@@ -192,23 +193,32 @@ def _controls(
     noise: "np.ndarray",
 ) -> None:
     """O2 beside what moves attention without fooling anyone: noise of the same budget, which gave the IoU `noise` (N,),
-    and the same pictures seen by the same network with random weights."""
-    import keras
-
+    and the same pictures seen by the same network with its weights shuffled (Adebayo et al. 2018)."""
     from attention_defense import analysis
 
     seed, everything = case.options.seed, success | ~success
     paired = analysis.bootstrap(lambda rows: (overlap - noise)[rows].mean(), len(noise), seed=seed)
     table.write("iou_clean_adv", paired, attack=kind, split="attack less noise")
-    # Initialisers without a seed of their own draw from the global one.
-    keras.utils.set_random_seed(seed)
-    stranger = case._replace(chosen=case.chosen._replace(model=keras.models.clone_model(case.chosen.model)))
+    stranger = case._replace(chosen=case.chosen._replace(model=_shuffled(case.chosen.model, seed)))
     of_random = analysis.moved(stranger.look(case.x).area, stranger.look(changed).area)
     for split, found in (
-        ("random weights", analysis.mean(of_random, everything, seed=seed)),
-        ("random weights, success less failure", analysis.difference(of_random, success, ~success, seed=seed)),
+        ("shuffled weights", analysis.mean(of_random, everything, seed=seed)),
+        ("shuffled weights, success less failure", analysis.difference(of_random, success, ~success, seed=seed)),
     ):
         table.write("iou_clean_adv", found, attack=kind, split=split)
+
+
+def _shuffled(model: "keras.Model", seed: int) -> "keras.Model":
+    """`model` with the weights of every kernel in an order of their own: as large as they were, and nothing learnt."""
+    import keras
+    import numpy as np
+
+    rng = np.random.default_rng([seed, 0x5AF])
+    other = keras.models.clone_model(model)
+    for new, old in zip(other.weights, model.weights, strict=True):
+        value = np.asarray(old)
+        new.assign(rng.permutation(value.ravel()).reshape(value.shape) if value.ndim > 1 else value)
+    return other
 
 
 def _iterated(case: Case, table: Table) -> "dict[str, dict[int, tuple[float, float]]]":

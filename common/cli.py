@@ -412,8 +412,9 @@ class Script:
         parsed = {name: _bare(parsed[name]) for name in self.fields}
         for name, value in parsed.items():
             infinite = isinstance(value, float) and not math.isfinite(value)
-            # A list that can do without any says so by its default.
-            missing = value == () and self.fields[name].default != ()
+            # A choice from a list is one of some; where none will do, the default says so.
+            chosen = get_origin(next(iter(get_args(self.hints[name])), None)) is Literal
+            missing = chosen and value == () and self.fields[name].default != ()
             if infinite or missing:
                 raise self._refused(name, value, origins)
         return self.options_class(**parsed)

@@ -74,7 +74,7 @@ def test_outcomes_are_all_that_was_attacked(chain):
         sides = [r for r in found if r["attack"] == row["attack"] and r["metric"] == "iou_clean_adv"]
         counts = {r["split"]: int(r["n"]) for r in sides if r["split"] in ("success", "failure")}
         assert sum(counts.values()) == int(row["n"])
-    assert {"random weights", "attack less noise", "O3, within eps", "O3, eps a step"} <= {r["split"] for r in found}
+    assert {"shuffled weights", "attack less noise", "O3, within eps", "O3, eps a step"} <= {r["split"] for r in found}
 
 
 def test_run_all_joins_its_parts(chain):

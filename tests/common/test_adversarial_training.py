@@ -217,7 +217,10 @@ def test_half_precision_with_dropout(name, precision):
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
 def test_trades_moves_what_the_model_is_sure_of(precision):
     """The divergence has a gradient of some 1e-9 there, nothing in half precision, and only its sign is wanted."""
-    layers = [keras.layers.Dense(8, dtype=precision), keras.layers.Dense(3, dtype="float32")]
+    layers = [
+        keras.layers.Dense(units, dtype=kind, kernel_initializer=keras.initializers.GlorotUniform(units))
+        for units, kind in ((8, precision), (3, "float32"))
+    ]
     model = keras.Sequential([keras.Input((6,)), *layers])
     layers[1].bias.assign([12.0, 0.0, 0.0])
     x, y = points()

@@ -41,6 +41,8 @@ class LockOptions(CommonOptions):
     """L2 radius at 32 x 32 x 3, in [0, 1] units: 100 % of it."""
     sweep: tuple[Budget, ...] = (0.5, 1.0)
     """Radii of the curve."""
+    ways: tuple[Literal["there", "back"], ...] = ("there",)
+    """Directions."""
     noise: LinfBudget = 0.0
     """L-inf noise beside the lock."""
     rate: float = 0.1
@@ -252,7 +254,8 @@ def test_g7_a_bad_command_line_is_one_line_that_names_the_option(argv, named, ca
         ("model: a\nresume_path: b", "resume_path: occurs twice"),
         ("config: other.yaml", "config: a file cannot name another one"),
         ("n_train: true", "config.yaml: n_train"),
-        ("sweep: []", "config.yaml: sweep: expected a number >= 0 or a fraction such as 8/255, or several with commas"),
+        ("ways: []", "config.yaml: ways: expected one of there, back, or several with commas"),
+        ("ways: [back, up]", "config.yaml: ways: expected one of there, back, or several with commas, got back,up"),
         ("name: {class_path: os.system}", "name: no such script"),
         ("lock: {name: {class_path: os.system}}", "config.yaml: name: expected text"),
         ("- 1", "config.yaml: expected `key: value` lines"),
