@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import keras
     import numpy as np
 
-    from attention_defense.analysis import Interval, Looked
+    from attention_defense.analysis import Looked, Table
     from attention_defense.attacks import Attack
     from attention_defense.models import Chosen
 
@@ -59,38 +59,9 @@ class Case(NamedTuple):
 
     def changed(self, attack: "Attack") -> "np.ndarray":
         """What `attack` makes of the pictures, at 8 bits."""
-        from common.attacks import attack_dataset
-        from common.evaluation import rounded
+        from common.evaluation import attacked
 
-        return rounded(attack_dataset(attack, self.x, self.y, batch_size=self.options.batch_size, progress=True).x)
-
-
-class Table:
-    """Rows and headlines of one model's run."""
-
-    def __init__(self, run: Run, model: str, eps: float) -> None:
-        self.run, self.model, self.eps = run, model, eps
-
-    def write(
-        self, metric: str, found: "Interval | None", *, attack: str, split: str, headline: str | None = None
-    ) -> None:
-        """A row, if there is an estimate; and under `headline` a figure of the run."""
-        if found is None:
-            return
-        self.run.row(
-            model=self.model,
-            attack=attack,
-            norm="linf",
-            eps=self.eps,
-            split=split,
-            metric=metric,
-            value=found.value,
-            n=found.n,
-            low=found.low,
-            high=found.high,
-        )
-        if headline is not None:
-            self.run.intervals({headline: (found.value, found.n, found.low, found.high)})
+        return attacked(attack, self.x, self.y, batch_size=self.options.batch_size, progress=True)
 
 
 @script(app="attention_defense", name="analyse")
@@ -113,11 +84,13 @@ def analyse(options: Options, run: Run) -> None:
     x, y = np.asarray(as_float(tested.x[right])), tested.y[right]
     seen = analysis.look(model, x, y, layer=training.layer, batch_size=options.batch_size)
     case = Case(picked, x, y, None if tested.masks is None else tested.masks[right], seen, options)
-    table = Table(run, name, options.eps)
+    table = analysis.Table(run, name, options.eps)
     histograms = {}
     noise = analysis.moved(seen.area, case.look(case.attacked("noise", options.eps)).area)
     found = analysis.mean(noise, noise >= 0, seed=options.seed)
     table.write("iou_clean_adv", found, attack="noise", split="all")
+    stranger = case._replace(chosen=picked._replace(model=_shuffled(model, options.seed)))
+    stranger = stranger._replace(seen=stranger.look(x))
     for kind in dict.fromkeys(options.attack):
         run.say(f"{kind}, eps {255 * options.eps:.4g}/255")
         changed = case.attacked(kind, options.eps)
@@ -129,7 +102,7 @@ def analyse(options: Options, run: Run) -> None:
             )
         overlap = _outcomes(case, table, kind, after, success, headline=kind == options.attack[0])
         histograms[kind] = overlap[success], overlap[~success]
-        _controls(case, table, kind, changed, overlap, success, noise)
+        _controls(stranger, table, kind, changed, overlap, success, noise)
     run.say(f"Step-LL, {STEPS[-1]} times")
     curves = _iterated(case, table)
     figures.overlap_histograms(
@@ -143,7 +116,7 @@ def analyse(options: Options, run: Run) -> None:
 
 
 def _outcomes(
-    case: Case, table: Table, kind: str, after: "Looked", success: "np.ndarray", *, headline: bool
+    case: Case, table: "Table", kind: str, after: "Looked", success: "np.ndarray", *, headline: bool
 ) -> "np.ndarray":
     """Attention of successes beside that of failures, and O1; the IoU of clean and attacked attention (N,)."""
     from attention_defense import analysis
@@ -184,8 +157,8 @@ def _entropy(looked: "Looked") -> "np.ndarray":
 
 
 def _controls(
-    case: Case,
-    table: Table,
+    stranger: Case,
+    table: "Table",
     kind: str,
     changed: "np.ndarray",
     overlap: "np.ndarray",
@@ -193,14 +166,13 @@ def _controls(
     noise: "np.ndarray",
 ) -> None:
     """O2 beside what moves attention without fooling anyone: noise of the same budget, which gave the IoU `noise` (N,),
-    and the same pictures seen by the same network with its weights shuffled (Adebayo et al. 2018)."""
+    and the same pictures seen by `stranger`, the same network with its weights shuffled (Adebayo et al. 2018)."""
     from attention_defense import analysis
 
-    seed, everything = case.options.seed, success | ~success
+    seed, everything = stranger.options.seed, success | ~success
     paired = analysis.bootstrap(lambda rows: (overlap - noise)[rows].mean(), len(noise), seed=seed)
     table.write("iou_clean_adv", paired, attack=kind, split="attack less noise")
-    stranger = case._replace(chosen=case.chosen._replace(model=_shuffled(case.chosen.model, seed)))
-    of_random = analysis.moved(stranger.look(case.x).area, stranger.look(changed).area)
+    of_random = analysis.moved(stranger.seen.area, stranger.look(changed).area)
     for split, found in (
         ("shuffled weights", analysis.mean(of_random, everything, seed=seed)),
         ("shuffled weights, success less failure", analysis.difference(of_random, success, ~success, seed=seed)),
@@ -221,7 +193,7 @@ def _shuffled(model: "keras.Model", seed: int) -> "keras.Model":
     return other
 
 
-def _iterated(case: Case, table: Table) -> "dict[str, dict[int, tuple[float, float]]]":
+def _iterated(case: Case, table: "Table") -> "dict[str, dict[int, tuple[float, float]]]":
     """O3: success and IoU by the number of steps, within the ball and, as in the original, with a budget that grows
     by eps at each step."""
     from attention_defense import analysis

@@ -14,6 +14,7 @@ import tensorflow as tf
 from attention_defense.attention import Attention, area, overlap, resized, spread
 from common.attacks import logits_of
 from common.attacks.calls import compiled
+from common.runs import Run
 from common.training import as_float
 
 _BOOTSTRAPS = 2000
@@ -111,6 +112,34 @@ class Interval(NamedTuple):
     low: float
     high: float
     n: int
+
+
+class Table:
+    """Rows and headlines of one model's run."""
+
+    def __init__(self, run: Run, model: str, eps: float) -> None:
+        self.run, self.model, self.eps = run, model, eps
+
+    def write(
+        self, metric: str, found: Interval | None, *, attack: str, split: str, headline: str | None = None
+    ) -> None:
+        """A row, if there is an estimate; and under `headline` a figure of the run."""
+        if found is None:
+            return
+        self.run.row(
+            model=self.model,
+            attack=attack,
+            norm="linf",
+            eps=self.eps,
+            split=split,
+            metric=metric,
+            value=found.value,
+            n=found.n,
+            low=found.low,
+            high=found.high,
+        )
+        if headline is not None:
+            self.run.intervals({headline: (found.value, found.n, found.low, found.high)})
 
 
 def bootstrap(statistic: Callable[[np.ndarray], float], count: int, *, seed: int = 0) -> Interval | None:

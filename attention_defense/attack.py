@@ -144,12 +144,11 @@ class Judged:
         return attacks.named(kind, model, eps=eps, stop=True, training=training, iou_key=key, seed=seed)
 
     def _robust(self, attack: "Attack", count: int, kind: str, eps: float) -> "np.ndarray":
-        from common.attacks import attack_dataset
-        from common.evaluation import predict, rounded
+        from common.evaluation import attacked, predict
 
         self.run.say(f"{kind}, eps {255 * eps:.4g}/255, {count} pictures")
         x, y, size = self.x[:count], self.y[:count], self.options.batch_size
-        moved = rounded(attack_dataset(attack, x, y, batch_size=size, progress=True).x)
+        moved = attacked(attack, x, y, batch_size=size, progress=True)
         return self.right[:count] & (predict(self.chosen.model, moved, batch_size=size) == y)
 
     def _write(self, kind: str, eps: float, held: "np.ndarray", right: "np.ndarray") -> None:

@@ -43,15 +43,14 @@ def explain(options: Options, run: Run) -> None:
     from attention_defense import analysis, attacks
     from attention_defense.superpixels import lime_area
     from common import plots
-    from common.attacks import attack_dataset
-    from common.evaluation import rounded
+    from common.evaluation import attacked
     from common.training import as_float
 
     tested = load_tested(options, run)
     model, name, training = chosen(options, tested, run)
     x, y = np.asarray(as_float(tested.x)), tested.y
     attack = attacks.named(options.attack, model, eps=options.eps, training=training, seed=options.seed)
-    pictures = {"clean": x, "attacked": rounded(attack_dataset(attack, x, y, batch_size=options.batch_size).x)}
+    pictures = {"clean": x, "attacked": attacked(attack, x, y, batch_size=options.batch_size)}
     looked = {
         when: analysis.look(model, of, y, layer=training.layer, batch_size=options.batch_size)
         for when, of in pictures.items()
@@ -84,14 +83,10 @@ def explain(options: Options, run: Run) -> None:
         known = tested.masks.any(axis=(1, 2))
         measures["iou_object"] = analysis.object_overlap(looked["clean"].attention, tested.masks)
         measures["iou_lime_object"] = np.where(known, analysis.moved(lime["clean"], tested.masks), np.nan)
+    table = analysis.Table(run, name, options.eps)
     for metric, values in measures.items():
         found = analysis.mean(values, everything, seed=options.seed)
-        count = int(np.isfinite(values).sum())
-        run.row(
-            model=name, attack=options.attack, norm="linf", eps=options.eps, split="test", metric=metric,
-            value=found.value, n=count, low=found.low, high=found.high,
-        )  # fmt: skip
-        run.intervals({metric: (found.value, count, found.low, found.high)})
+        table.write(metric, found, attack=options.attack, split="test", headline=metric)
     answers = {when: of.logits.argmax(axis=1) for when, of in looked.items()}
     fooled = (answers["clean"] == y) & (answers["attacked"] != y)
     rows = []

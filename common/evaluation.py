@@ -78,12 +78,10 @@ def robustness(
     before can be robust: `robust` implies `clean`.
     """
     x = np.asarray(x, np.float32)
-    changed = attack_dataset(attack, x, y, batch_size=batch_size, progress=progress).x
+    changed = attacked(attack, x, y, batch_size=batch_size, eight_bit=eight_bit, progress=progress)
     sizes = {name: np.empty(len(x)) for name in ("linf", "l2")}
     # Block by block: temporary arrays of the size of the data set would take several times its memory.
     for rows in _blocks(len(x), batch_size):
-        if eight_bit:
-            changed[rows] = rounded(changed[rows])
         block = perturbation_sizes(x[rows], changed[rows])
         for name, size in sizes.items():
             size[rows] = block[name]
@@ -95,6 +93,22 @@ def robustness(
         sizes["l2"],
         zero_gradient_rows(model, x, y, batch_size=batch_size),
     )
+
+
+def attacked(
+    attack: Callable[..., tf.Tensor],
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    batch_size: int = 256,
+    eight_bit: bool = True,
+    progress: bool = False,
+) -> np.ndarray:
+    """What `attack(x, y, index=...)` makes of `x` (N, ...) float in [0, 1], as a file would hold it: float32."""
+    changed = attack_dataset(attack, x, y, batch_size=batch_size, progress=progress).x
+    for rows in _blocks(len(x), batch_size) if eight_bit else ():
+        changed[rows] = rounded(changed[rows])
+    return changed
 
 
 def rounded(images: np.ndarray) -> np.ndarray:
