@@ -1,16 +1,18 @@
 """The whole experiment: every way of training under every attack, in one table."""
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from attention_defense.attack import attack
 from attention_defense.pictures import PictureOptions
 from attention_defense.train import MethodName, train
-from common.cli import Count, Parts, script
+from common.cli import Count, LinfBudget, Parts, script
+from common.errors import UserError
 from common.runs import Run, read_results, read_table
 
-STANDARD = "standard"
+STANDARD, PGD = "standard", "pgd"
 
 
 @dataclass(kw_only=True)
@@ -19,12 +21,28 @@ class Options(PictureOptions):
 
     without: ClassVar[tuple[str, ...]] = ("n_train", "n_test")
 
-    methods: tuple[MethodName, ...] = (STANDARD, "pgd", "step_ll", "aad")
+    methods: tuple[MethodName, ...] = (STANDARD, PGD, "aad", "step_ll")
     """Ways of training, as in train.py; the pictures that PGD makes for the standard one are shown to all others."""
     few_methods: tuple[MethodName, ...] = ()
     """Ways, the same or others, on --n-few training pictures."""
     n_few: Count = 5000
     """Training pictures of --few-methods."""
+    pgd_eps: tuple[LinfBudget, ...] = ()
+    """Further radii of PGD training, wherever that is among the ways: for comparison at equal clean accuracy."""
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """One training: its `name` in the table, its runs' `place`, and the `settings` in which it differs."""
+
+    name: str
+    place: tuple[str, ...]
+    settings: dict[str, Any]
+
+    @property
+    def known(self) -> bool:
+        """Whether others are compared with it: plain or PGD training."""
+        return self.settings["method"] in (STANDARD, PGD)
 
 
 @script(app="attention_defense", name="run_all")
@@ -32,31 +50,81 @@ def run_all(options: Options, run: Run) -> None:
     """Run what is not there yet and join the tables; with --force, run all of it anew."""
     from attention_defense import figures
 
+    if options.pgd_eps and PGD not in (*options.methods, *options.few_methods):
+        raise UserError(f"--pgd-eps: belongs to {PGD}, which is not among --methods")
     part = Parts(options, run, shared=("image_size",))
-    ways = {method: (method, {}) for method in options.methods}
-    ways |= {
-        f"{method}, {options.n_few} pictures": (method, {"n_train": options.n_few}) for method in options.few_methods
-    }
     source: Path | None = None
     curves: dict[str, dict[float, float]] = {}
-    for name, (method, fewer) in sorted(ways.items(), key=lambda way: way[0] != STANDARD):
-        place = ("few", method) if fewer else (method,)
-        trained = part(train, *place, method=method, **fewer)
-        attacked = part(attack, *place, model=trained / "model.keras", source=source)
-        source = trained / "model.keras" if name == STANDARD else source
-        for folder in (trained, attacked):
-            for row in read_table(folder):
-                run.row(**{**row, "model": name})
-        measured = read_results(attacked)["metrics"]
-        if not fewer:
-            run.metrics(**{f"{method}_clean_accuracy": read_results(trained)["metrics"]["clean_accuracy"]})
-            found = {f"{method}_{key}": value for key, value in measured.items() if key.startswith("accuracy_")}
-            run.metrics(**{key: value for key, value in found.items() if not key.endswith("_n")})
-        curves[name] = {row["eps"]: row["value"] for row in read_table(attacked) if row["split"] == "curve"}
+    for group in _groups(options):
+        tables = {}
+        for way in group:
+            trained = part(train, *way.place, **way.settings)
+            attacked = part(attack, *way.place, model=trained / "model.keras", source=source)
+            source = trained / "model.keras" if way.place == (STANDARD,) else source
+            tables[way] = [{**row, "model": way.name} for folder in (trained, attacked) for row in read_table(folder)]
+            for row in tables[way]:
+                run.row(**row)
+            run.metrics(**_headline(way, read_results(trained)["metrics"], read_results(attacked)["metrics"]))
+            curves[way.name] = {row["eps"]: row["value"] for row in tables[way] if row["split"] == "curve"}
+        for row in _compared(tables):
+            run.row(**row)
     run.data(part.results[0]["dataset"], part.results[0]["data_sha256"])
     run.metrics(minutes=part.minutes)
     figures.budget_curves(curves, run.folder / "curves.png", title="accuracy under PGD-20")
     run.artifact("curves", run.folder / "curves.png")
+
+
+def at_equal_accuracy(known: Iterable[tuple[float, float]], clean: float) -> float | None:
+    """Robust accuracy at the clean accuracy `clean`, on straight lines between `known` pairs (clean, robust); None
+    where they do not reach."""
+    import numpy as np
+
+    pairs = sorted(known)
+    if not pairs or not pairs[0][0] <= clean <= pairs[-1][0]:
+        return None
+    return float(np.interp(clean, *zip(*pairs, strict=True)))
+
+
+def _groups(options: Options) -> Iterator[list[Way]]:
+    """The trainings by number of pictures, the standard one first: the others are shown what fools it."""
+    few = {"n_train": options.n_few}
+    for place, methods, fewer, ending in (
+        ((), options.methods, {}, ""),
+        (("few",), options.few_methods, few, f", {options.n_few} pictures"),
+    ):
+        group = [
+            Way(f"{method}{ending}", (*place, method), {"method": method, **fewer}) for method in dict.fromkeys(methods)
+        ]
+        for eps in dict.fromkeys(options.pgd_eps) if PGD in methods else ():
+            radius = f"{255 * eps:.4g}"
+            settings = {"method": PGD, "eps": eps, **fewer}
+            group.append(Way(f"{PGD} at {radius}/255{ending}", (*place, f"{PGD}_{radius}"), settings))
+        yield sorted(group, key=lambda way: way.settings["method"] != STANDARD)
+
+
+def _headline(way: Way, trained: Mapping[str, float], attacked: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of a training on all pictures; the others stand in the table alone."""
+    if way.place != (way.settings["method"],):
+        return {}
+    kept = {key: value for key, value in attacked.items() if key.startswith("accuracy_") and not key.endswith("_n")}
+    found = {"clean_accuracy": trained["clean_accuracy"]} | kept
+    return {f"{way.settings['method']}_{key}": value for key, value in found.items()}
+
+
+def _compared(tables: Mapping[Way, Sequence[Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """What plain and PGD training leave at the clean accuracy of each other way, under all attacks together."""
+    clean, left = {}, {}
+    for way, rows in tables.items():
+        clean[way] = next(
+            row["value"] for row in rows if row["metric"] == "clean_accuracy" and row["split"] == "attacked"
+        )
+        left[way] = {row["eps"]: row for row in rows if row["attack"] == "all" and row["metric"] == "accuracy"}
+    for way in (way for way in tables if not way.known):
+        for eps, row in left[way].items():
+            known = [(clean[other], left[other][eps]["value"]) for other in tables if other.known]
+            found = at_equal_accuracy(known, clean[way])
+            if found is not None:
+                yield {**row, "metric": "pgd_at_equal_clean", "value": found, "n": None, "low": None, "high": None}
 
 
 if __name__ == "__main__":

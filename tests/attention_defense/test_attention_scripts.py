@@ -15,7 +15,7 @@ train: {n_train: 400, n_test: 60, epochs: 2, n_validation: 20, batch_size: 32}
 attack: {n_test: 30, attack: "fgsm,step_ll,pgd20,attention,noise", curve: "2/255,1.0", n_strongest: 20}
 analyse: {n_test: 120}
 explain: {n_test: 3, lime_samples: 40, n_drawn: 2}
-run_all: {methods: "standard,aad", few_methods: "aad,aad_two_step", n_few: 100}
+run_all: {methods: "standard,aad", few_methods: "aad_two_step,pgd", n_few: 100, pgd_eps: 4/255}
 """
 
 
@@ -80,7 +80,7 @@ def test_outcomes_are_all_that_was_attacked(chain):
 def test_run_all_joins_its_parts(chain):
     folder, results = chain
     joined = rows(folder / "run_all/tiny")
-    few = {"aad, 100 pictures", "aad_two_step, 100 pictures"}
+    few = {f"{name}, 100 pictures" for name in ("aad_two_step", "pgd", "pgd at 4/255")}
     assert {row["model"] for row in joined} == {"standard", "aad", *few}
     for method in ("standard", "aad"):
         own = json.loads((folder / f"attack/tiny/{method}/results.json").read_text())["metrics"]
@@ -89,6 +89,29 @@ def test_run_all_joins_its_parts(chain):
         assert {row["split"] for row in clean} == {"test", "attacked"}
     transferred = {row["model"] for row in joined if row["attack"] == "transfer"}
     assert transferred == {"aad", *few}
+
+
+def test_equal_clean_accuracy_is_read_off_straight_lines():
+    known = [(0.8, 0.0), (0.6, 0.4), (0.7, 0.3)]
+    assert run_all.at_equal_accuracy(known, 0.65) == pytest.approx(0.35)
+    assert run_all.at_equal_accuracy(known, 0.8) == 0
+    assert run_all.at_equal_accuracy(known, 0.81) is None
+    assert run_all.at_equal_accuracy(known, 0.59) is None
+    assert run_all.at_equal_accuracy([], 0.7) is None
+
+
+def test_other_ways_are_compared_with_plain_and_pgd_training_alone():
+    def table(clean, left):
+        shared = {"n": 10, "low": 0.0, "high": 1.0, "attack": None, "eps": None}
+        row = {**shared, "metric": "clean_accuracy", "split": "attacked", "value": clean}
+        return [row, {**shared, "metric": "accuracy", "split": "test", "attack": "all", "eps": 0.1, "value": left}]
+
+    made = (("standard", 0.9, 0.0), ("pgd", 0.5, 0.4), ("trades", 0.7, 0.3), ("fast", 0.4, 0.1))
+    tables = {run_all.Way(name, (name,), {"method": name}): table(clean, left) for name, clean, left in made}
+    # The one that answers worse than all that are known has nothing to be compared with.
+    (found,) = run_all._compared(tables)
+    assert (found["metric"], found["eps"], found["n"]) == ("pgd_at_equal_clean", 0.1, None)
+    assert found["value"] == pytest.approx(0.2)
 
 
 def test_figures_are_drawn(chain):
@@ -136,6 +159,7 @@ def test_grey_folders_and_masks_from_boxes(tmp_path, monkeypatch):
         (analyse.analyse, {"attack": ("magic",)}, "attack: expected one of fgsm"),
         (explain.explain, {"attack": "magic"}, "attack: expected one of fgsm"),
         (run_all.run_all, {"methods": ("standard", "magic")}, "methods: expected one of standard"),
+        (run_all.run_all, {"methods": ("aad",), "pgd_eps": (0.01,)}, "--pgd-eps: belongs to pgd"),
         (attack.attack, {"model": "nowhere.keras"}, "nowhere.keras: no such file"),
     ],
 )
