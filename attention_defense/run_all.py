@@ -64,6 +64,7 @@ def run_all(options: Options, run: Run) -> None:
             tables[way] = [{**row, "model": way.name} for folder in (trained, attacked) for row in read_table(folder)]
             for row in tables[way]:
                 run.row(**row)
+            run.row(model=way.name, metric="minutes", value=read_results(trained)["seconds"] / 60)
             run.metrics(**_headline(way, read_results(trained)["metrics"], read_results(attacked)["metrics"]))
             curves[way.name] = {row["eps"]: row["value"] for row in tables[way] if row["split"] == "curve"}
         for row in _compared(tables):

@@ -475,7 +475,7 @@ class Parts:
 
     @property
     def minutes(self) -> float:
-        """What all parts took, whichever process ran them: a resumed run takes seconds itself."""
+        """What all parts took, whichever process ran them: the joining run itself, resumed, takes seconds."""
         return sum(result["seconds"] for result in self.results) / 60
 
 

@@ -81,7 +81,9 @@ class Run:
         self.folder, self.chief = Path(folder), chief
         self.checkpoints = self.folder / "checkpoints"
         self._identity, self._config = identity, dict(config)
-        self._begun, self._commit = time.monotonic(), commit()
+        self._spent, self._commit = self.checkpoints / "seconds.txt", commit()
+        # What a resumed run has taken before counts too.
+        self._begun = time.monotonic() - (_seconds(self._spent) if chief else 0.0)
         self._data: tuple[str | None, str | None] = (config.get("dataset"), None)
         self._rows: list[dict[str, Any]] = []
         self._metrics: dict[str, float] = {}
@@ -140,6 +142,8 @@ class Run:
             raise ValueError(f"curve: columns {', '.join(columns)}; the first row has {', '.join(self._curves[0])}")
         self._curves.append(columns)
         self._write_curves()
+        if self.chief and self.checkpoints.is_dir():
+            write_text(self._spent, f"{time.monotonic() - self._begun:.3f}")
 
     def curves_until(self, epoch: int) -> None:
         """Drop the rows of `metrics.csv` whose epoch is `epoch` or later: a resumed run writes them again."""
@@ -591,6 +595,13 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
             return list(csv.DictReader(file))
     except FileNotFoundError:
         return []
+
+
+def _seconds(path: Path) -> float:
+    try:
+        return float(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:

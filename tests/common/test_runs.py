@@ -170,6 +170,33 @@ def test_curves_are_on_disk_at_once_and_a_resumed_run_writes_its_epochs_once(tmp
     assert (folder / "metrics.csv").read_text() == "epoch,loss\n1,0.5\n2,0.3\n3,0.2\n"
 
 
+def test_a_resumed_run_counts_the_seconds_it_took_before(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr("common.runs.time.monotonic", lambda: clock[0])
+
+    def killed_after(seconds):
+        def body(run: Run) -> None:
+            run.checkpoints.mkdir()
+            clock[0] += seconds
+            run.curve(epoch=1, loss=0.5)
+            raise KeyboardInterrupt
+
+        return body
+
+    def finished_after(seconds):
+        def body(run: Run) -> None:
+            clock[0] += seconds
+
+        return body
+
+    folder = tmp_path / "x"
+    with pytest.raises(KeyboardInterrupt):
+        execute(folder, killed_after(40))
+    clock[0] = 5.0
+    assert execute(folder, finished_after(2), resume=True)["seconds"] == 42
+    assert execute(folder, finished_after(3), force=True)["seconds"] == 3
+
+
 def test_curves_may_start_over_with_other_columns_only_when_none_is_left(tmp_path):
     def body(run: Run) -> None:
         run.curve(epoch=1, loss=0.5)
