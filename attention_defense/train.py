@@ -1,7 +1,7 @@
 """Train a classifier: plainly, adversarially, or by AAD, which also rectifies and preserves its attention."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from attention_defense.pictures import PictureOptions, load
 from common import fitting
@@ -117,17 +117,10 @@ def train(options: Options, run: Run) -> None:
 def _way(options: Options) -> "Method":
     from attention_defense import defence
     from attention_defense.losses import Weights
-    from common.adversarial_training import fast_training, pgd_training, standard_training, trades_training
+    from common.adversarial_training import named
 
-    pgd = {"eps": options.eps, "alpha": 2 * options.eps / options.pgd_steps, "steps": options.pgd_steps}
-    if options.method == "standard":
-        return standard_training()
-    if options.method == "fast":
-        return fast_training(eps=options.eps)
-    if options.method == "pgd":
-        return pgd_training(**pgd)
-    if options.method == "trades":
-        return trades_training(**pgd, beta=options.trades_beta)
+    if options.method not in get_args(defence.Name):
+        return named(options.method, eps=options.eps, steps=options.pgd_steps, beta=options.trades_beta)
     return defence.method(
         options.method,
         eps=options.eps,

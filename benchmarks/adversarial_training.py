@@ -10,7 +10,6 @@ from common.runs import Run
 if TYPE_CHECKING:
     import keras
 
-    from common.adversarial_training import Method
     from common.datasets import Arrays
 
 MethodName = Literal["standard", "fast", "pgd", "trades"]
@@ -40,6 +39,7 @@ class Options(FittingOptions):
 def adversarial_training(options: Options, run: Run) -> None:
     """Train by one method, save `model.keras`, and measure accuracy on clean and attacked test images."""
     from common import checkpoints, datasets, evaluation, fitting, plots
+    from common.adversarial_training import named
 
     data = datasets.load(
         options.dataset,
@@ -68,7 +68,9 @@ def adversarial_training(options: Options, run: Run) -> None:
         evaluate,
         title=f"{options.method} training",
         seed=options.seed,
-        method=_method(options),
+        method=named(
+            options.method, eps=options.eps, alpha=options.alpha, steps=options.attack_steps, beta=options.beta
+        ),
     )
     if run.chief:
         checkpoints.save_model(model, run.folder / "model.keras")
@@ -78,17 +80,6 @@ def adversarial_training(options: Options, run: Run) -> None:
         plots.accuracy_curves(curves, figure, title=f"{options.arch}, {options.method} training")
         run.artifact("accuracy", figure)
     _attack(options, run, model, data, x_test)
-
-
-def _method(options: Options) -> "Method":
-    from common import adversarial_training as methods
-
-    steps = {"eps": options.eps, "alpha": options.alpha, "steps": options.attack_steps}
-    if options.method == "pgd":
-        return methods.pgd_training(**steps)
-    if options.method == "trades":
-        return methods.trades_training(**steps, beta=options.beta)
-    return methods.fast_training(eps=options.eps) if options.method == "fast" else methods.standard_training()
 
 
 def _pgd(options: Options, model: "keras.Model", **settings):

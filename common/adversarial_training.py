@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from common.attacks import ascent, linf, logits_of, pgd, randomness, search
 from common.attacks.objectives import divergence, divergence_from
+from common.errors import UserError
 from common.training import Adversary, Batch, Loss, Terms, cross_entropy
 
 Tensor = tf.Tensor
@@ -26,6 +27,24 @@ class Method(NamedTuple):
     loss: Loss
     adversary: Adversary | None = None
     turns: int = 1
+
+
+def named(name: str, *, eps: float, steps: int, alpha: float | None = None, beta: float = 6.0) -> Method:
+    """`standard`, `fast`, `pgd` or `trades`: PGD and TRADES take `steps` of `alpha`, by default 2 `eps` / `steps`, and
+    TRADES weighs its divergence by `beta`.
+
+    Errors: `UserError` for another name.
+    """
+    inner = {"eps": eps, "alpha": 2 * eps / steps if alpha is None else alpha, "steps": steps}
+    makers = {
+        "standard": standard_training,
+        "fast": lambda: fast_training(eps=eps),
+        "pgd": lambda: pgd_training(**inner),
+        "trades": lambda: trades_training(**inner, beta=beta),
+    }
+    if name not in makers:
+        raise UserError(f"{name}: no way of training; expected one of {', '.join(makers)}")
+    return makers[name]()
 
 
 def standard_training() -> Method:

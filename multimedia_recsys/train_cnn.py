@@ -39,7 +39,7 @@ def train_cnn(options: Options, run: Run) -> None:
     import numpy as np
 
     from common import checkpoints, plots
-    from common.adversarial_training import pgd_training, standard_training
+    from common.adversarial_training import named
     from common.evaluation import accuracy
     from common.models import NETWORKS, small_cnn
 
@@ -50,9 +50,6 @@ def train_cnn(options: Options, run: Run) -> None:
     run.data(options.dataset, digest.hexdigest())
     if options.method == "pgd" and not options.eps > 0:
         raise UserError(f"--eps: must be above 0; received {options.eps:g}")
-    method = standard_training()
-    if options.method == "pgd":
-        method = pgd_training(eps=options.eps, alpha=2 * options.eps / options.pgd_steps, steps=options.pgd_steps)
     model, history = fitting.fit(
         options,
         run,
@@ -62,7 +59,7 @@ def train_cnn(options: Options, run: Run) -> None:
         lambda model: {"test_accuracy": accuracy(model, data.x_test, data.y_test)},
         title=f"{options.method} classifier",
         seed=options.seed,
-        method=method,
+        method=named(options.method, eps=options.eps, steps=options.pgd_steps),
         networks={"product_cnn": functools.partial(small_cnn, blocks=4), **NETWORKS},
     )
     right = history[-1]["test_accuracy"]

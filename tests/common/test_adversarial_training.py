@@ -9,14 +9,11 @@ import tensorflow as tf
 from training_toys import data, network, sgd, weights
 
 from common import attacks, training
-from common.adversarial_training import Method, fast_training, pgd_training, standard_training, trades_training
+from common.adversarial_training import Method, named, pgd_training, standard_training
+from common.errors import UserError
 
 EPS = 0.08
-METHODS = {
-    "pgd": pgd_training(eps=EPS, alpha=0.03, steps=4),
-    "fast": fast_training(eps=EPS),
-    "trades": trades_training(eps=EPS, alpha=0.03, steps=4, beta=4.0),
-}
+METHODS = {name: named(name, eps=EPS, alpha=0.03, steps=4, beta=4.0) for name in ("pgd", "fast", "trades")}
 
 
 def linear(dimensions=6, classes=3, seed=0):
@@ -43,6 +40,16 @@ def craft(method: Method, model, x, y, seed=0):
     """What the adversary hands to the loss, inside a graph as in a training step."""
     run = tf.function(lambda x, y: method.adversary(model, (x, y), tf.constant([seed, 0])))
     return [tensor.numpy() for tensor in run(x, y)]
+
+
+def test_a_method_by_name_takes_what_it_knows():
+    assert named("standard", eps=EPS, steps=4).adversary is None
+    model, _, _ = linear()
+    x, y = points()
+    by_name = craft(named("pgd", eps=EPS, steps=5), model, x, y)[0]
+    np.testing.assert_array_equal(by_name, craft(pgd_training(eps=EPS, alpha=0.4 * EPS, steps=5), model, x, y)[0])
+    with pytest.raises(UserError, match="magic: no way of training; expected one of standard, fast, pgd, trades"):
+        named("magic", eps=EPS, steps=4)
 
 
 def total(method: Method, model, batch):
