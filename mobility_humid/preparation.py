@@ -8,7 +8,6 @@ import datetime
 import functools
 import io
 import itertools
-import json
 import math
 import zoneinfo
 from collections import Counter, deque
@@ -23,7 +22,7 @@ import numpy as np
 from common.datasets.readers import NpzWriter
 from common.errors import UserError
 from mobility_humid.tracks import Track
-from mobility_humid.trips import PROFILE_FEATURES, SEEK, SERVE, SLOTS, UNTYPED, Grid, TripSet
+from mobility_humid.trips import PROFILE_FEATURES, SEEK, SERVE, SLOTS, UNTYPED, Grid, TripSet, heading
 
 METRES_PER_DEGREE = math.radians(6_371_008.8)
 # What is counted: points out of order, points dropped, cuts, and trips and drivers left out.
@@ -201,9 +200,7 @@ class Fleet:
         """
         names = self.drivers
         about = self._about(names)
-        description = {"grid": asdict(about.pop("grid")), "filters": about.pop("filters")}
-        about |= {name: np.array(about[name], np.str_) for name in ("drivers", "days")}
-        about["description"] = np.frombuffer(json.dumps(description).encode(), np.uint8)
+        about |= heading(about.pop("grid"), about.pop("filters"), about["drivers"], about["days"])
         shape = (self.grid.height, self.grid.width)
         density = {kind: np.zeros(shape, np.int64) for kind in sorted(self.kinds())}
         with NpzWriter(path) as archive:

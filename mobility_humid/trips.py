@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,10 +88,19 @@ class TripSet:
 def save_trips(path: Path | str, trips: TripSet) -> None:
     """Write one `.npz`, whole or not at all; grid and filters are JSON inside it."""
     arrays: dict[str, np.ndarray] = {name: getattr(trips, name) for name in _ARRAYS[:6]}
-    arrays |= {"drivers": np.array(trips.drivers, np.str_), "days": np.array(trips.days, np.str_)}
-    description = json.dumps({"grid": dataclasses.asdict(trips.grid), "filters": trips.filters})
-    arrays["description"] = np.frombuffer(description.encode(), np.uint8)
-    files.write_npz(path, arrays)
+    files.write_npz(path, arrays | heading(trips.grid, trips.filters, trips.drivers, trips.days))
+
+
+def heading(
+    grid: Grid, filters: Mapping[str, Any], drivers: Sequence[str], days: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """The arrays of such a file that hold text."""
+    description = json.dumps({"grid": dataclasses.asdict(grid), "filters": filters})
+    return {
+        "drivers": np.array(drivers, np.str_),
+        "days": np.array(days, np.str_),
+        "description": np.frombuffer(description.encode(), np.uint8),
+    }
 
 
 def load_trips(path: Path | str) -> TripSet:
