@@ -47,15 +47,16 @@ class Case(NamedTuple):
     def look(self, x: "np.ndarray") -> "Looked":
         from attention_defense import analysis
 
-        layer, size = self.chosen.training.layer, self.options.batch_size
-        return analysis.look(self.chosen.model, x, self.y, layer=layer, batch_size=size)
+        model, layer = self.chosen.model, self.chosen.layer
+        return analysis.look(model, x, self.y, layer=layer, batch_size=self.options.batch_size)
 
     def attacked(self, kind: str, eps: float) -> "np.ndarray":
         """The pictures under the attack `kind`, at 8 bits; successes and failures alike take all steps."""
         from attention_defense import attacks
 
-        model, _, training = self.chosen
-        return self.changed(attacks.named(kind, model, eps=eps, training=training, seed=self.options.seed))
+        model, _, layer, training = self.chosen
+        attack = attacks.named(kind, model, eps=eps, layer=layer, training=training, seed=self.options.seed)
+        return self.changed(attack)
 
     def changed(self, attack: "Attack") -> "np.ndarray":
         """What `attack` makes of the pictures, at 8 bits."""
@@ -75,14 +76,14 @@ def analyse(options: Options, run: Run) -> None:
 
     tested = load_tested(options, run)
     picked = chosen(options, tested, run)
-    model, name, training = picked
+    model, name, layer, _ = picked
     right = predict(model, tested.x, batch_size=options.batch_size) == tested.y
     run.rate("clean_accuracy", float(right.mean()), len(right), model=name, split="test")
     if not right.any():
         raise UserError(f"{name}: answers none of the {len(right)} pictures rightly; there is nothing to attack")
     run.say(f"{right.sum()} of {len(right)} pictures are answered rightly and attacked")
     x, y = np.asarray(as_float(tested.x[right])), tested.y[right]
-    seen = analysis.look(model, x, y, layer=training.layer, batch_size=options.batch_size)
+    seen = analysis.look(model, x, y, layer=layer, batch_size=options.batch_size)
     case = Case(picked, x, y, None if tested.masks is None else tested.masks[right], seen, options)
     table = analysis.Table(run, name, options.eps)
     histograms = {}
@@ -92,7 +93,7 @@ def analyse(options: Options, run: Run) -> None:
     stranger = case._replace(chosen=picked._replace(model=_shuffled(model, options.seed)))
     stranger = stranger._replace(seen=stranger.look(x))
     for kind in dict.fromkeys(options.attack):
-        run.say(f"{kind}, eps {255 * options.eps:.4g}/255")
+        run.say(f"{kind}, eps {255 * options.eps:.5g}/255")
         changed = case.attacked(kind, options.eps)
         after = case.look(changed)
         success = after.logits.argmax(axis=1) != y
@@ -139,9 +140,11 @@ def _outcomes(
         table.write(metric, found, attack=kind, split="success less failure")
     for metric, of in (("trust", lambda looked: analysis.trust(looked.logits)), ("entropy", _entropy)):
         for when, looked in (("clean", case.seen), ("adv", after)):
-            key = f"{metric}_{when}" if headline and metric == "trust" else None
-            found = analysis.mean(of(looked), everything, seed=seed)
-            table.write(f"{metric}_{when}", found, attack=kind, split="all", headline=key)
+            values = of(looked)
+            for split, rows in (("all", everything), ("success", success), ("failure", ~success)):
+                key = f"{metric}_{when}" if headline and metric == "trust" and split == "all" else None
+                found = analysis.mean(values, rows, seed=seed)
+                table.write(f"{metric}_{when}", found, attack=kind, split=split, headline=key)
     # With the margin, and without it: an effect that runs through the margin is gone once that is held.
     for split, kept in (("O1", causes), ("O1 alone", {"iou_object": measures.get("iou_object")})):
         if "iou_object" in measures or split == "O1":
@@ -197,6 +200,7 @@ def _iterated(case: Case, table: "Table") -> "dict[str, dict[int, tuple[float, f
     """O3: success and IoU by the number of steps, within the ball and, as in the original, with a budget that grows
     by eps at each step."""
     from attention_defense import analysis
+    from attention_defense.attacks import whole_levels
     from common.attacks import bim, least_likely
 
     curves: dict[str, dict[int, tuple[float, float]]] = {}
@@ -205,9 +209,10 @@ def _iterated(case: Case, table: "Table") -> "dict[str, dict[int, tuple[float, f
 
             def attack(x, y, steps=steps, growth=growth):
                 model = case.chosen.model
-                eps = min(table.eps * (1 + growth * (steps - 1)), 1.0)
+                step = whole_levels(table.eps)
+                eps = min(step * (1 + growth * (steps - 1)), 1.0)
                 # In one ball a second step of its radius would only take pixels back.
-                alpha = table.eps if growth else table.eps / min(steps, 4)
+                alpha = step if growth else step / min(steps, 4)
                 return bim(model, x, least_likely(model, x), eps=eps, alpha=alpha, steps=steps, targeted=True)
 
             after = case.look(case.changed(attack))

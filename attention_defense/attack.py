@@ -30,6 +30,7 @@ class Options(TestedOptions):
         "iter_ll",
         "pgd20",
         "margin20",
+        "pgd100",
         "attention",
         "displace",
         "gated",
@@ -71,9 +72,9 @@ def attack(options: Options, run: Run) -> None:
     for eps in dict.fromkeys(options.budgets):
         for kind in dict.fromkeys(options.attack):
             judged.by(kind, eps)
+        if source is not None:
+            judged.transferred(source, eps)
         judged.by_all(eps)
-    if source is not None:
-        judged.transferred(source, options.budgets[0])
     figures.budget_curves({model.name: judged.curve()}, run.folder / "curve.png", title=f"PGD-20 on {model.name}")
     run.artifact("curve", run.folder / "curve.png")
 
@@ -96,8 +97,7 @@ class Judged:
     def by(self, kind: str, eps: float) -> None:
         """Accuracy, and success among what was right, under the attack `kind`."""
         count = self.few if kind in ("pgd100", "adaptive") else len(self.y)
-        held = self._robust(self._attack(kind, eps), count, kind, eps)
-        self.standing[kind, eps] = held
+        self.standing[kind, eps] = held = self._robust(self._attack(kind, eps), count, kind, eps)
         self._write(kind, eps, held, self.right[:count])
 
     def by_all(self, eps: float) -> None:
@@ -116,7 +116,7 @@ class Judged:
 
         # All steps: pictures that had just crossed the border of their own model would cross no other's.
         attack = attacks.named("pgd20", source, eps=eps, seed=self.options.seed)
-        held = self._robust(attack, len(self.y), "transfer", eps)
+        self.standing["transfer", eps] = held = self._robust(attack, len(self.y), "transfer", eps)
         self._write("transfer", eps, held, self.right)
 
     def curve(self) -> dict[float, float]:
@@ -135,21 +135,31 @@ class Judged:
         """Pictures for what takes long."""
         return min(self.options.n_strongest, len(self.y))
 
-    def _attack(self, kind: str, eps: float) -> "Attack":
+    def _attack(self, kind: str, eps: float, *, stop: bool = True) -> "Attack":
         from attention_defense import attacks
 
-        model, _, training = self.chosen
+        model, _, layer, training = self.chosen
         seed, key = self.options.seed, self.options.iou_key
         # Only success counts here.
-        return attacks.named(kind, model, eps=eps, stop=True, training=training, iou_key=key, seed=seed)
+        return attacks.named(kind, model, eps=eps, stop=stop, layer=layer, training=training, iou_key=key, seed=seed)
 
     def _robust(self, attack: "Attack", count: int, kind: str, eps: float) -> "np.ndarray":
-        from common.evaluation import attacked, predict
+        import numpy as np
 
-        self.run.say(f"{kind}, eps {255 * eps:.4g}/255, {count} pictures")
+        from attention_defense.attacks import STOPPING
+        from common.evaluation import attacked, predict, rounded
+
+        self.run.say(f"{kind}, eps {255 * eps:.5g}/255, {count} pictures")
         x, y, size = self.x[:count], self.y[:count], self.options.batch_size
-        moved = attacked(attack, x, y, batch_size=size, progress=True)
-        return self.right[:count] & (predict(self.chosen.model, moved, batch_size=size) == y)
+        moved = attacked(attack, x, y, batch_size=size, eight_bit=False, progress=True)
+        held = self.right[:count] & (predict(self.chosen.model, rounded(moved), batch_size=size) == y)
+        if kind in STOPPING:
+            # Rounding may take a picture back over the border at which it stopped: such a one takes all steps.
+            back = np.flatnonzero(held & (predict(self.chosen.model, moved, batch_size=size) != y))
+            if len(back):
+                further = attacked(self._attack(kind, eps, stop=False), x[back], y[back], batch_size=size)
+                held[back] = predict(self.chosen.model, further, batch_size=size) == y[back]
+        return held
 
     def _write(self, kind: str, eps: float, held: "np.ndarray", right: "np.ndarray") -> None:
         columns = {"attack": kind, "norm": "linf", "eps": eps, "split": "test"}

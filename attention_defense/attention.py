@@ -7,6 +7,7 @@
 A map `cam` (B, h, w) has no unit; `spread`, `area` and `shown` are three readings of it.
 """
 
+import contextlib
 from typing import NamedTuple
 
 import keras
@@ -32,15 +33,14 @@ class Seen(NamedTuple):
 class Attention:
     """Grad-CAM of one layer of a convolutional classifier.
 
-    `layer`: its name; by default the last whose map has at least 7 x 7 cells, or the last at all.
+    `layer`: its name; by default the last that nothing passes by, of those with a map of at least 7 x 7 cells or, where
+    there is none, of all.
 
-    Errors: `UserError` for a model without such a layer, or where something passes it by.
+    Errors: `UserError` for a model without such a layer, or where something passes the chosen one by.
     """
 
     def __init__(self, model: keras.Model, layer: str | None = None) -> None:
-        self.layer, tensor = _layer(model, layer)
-        self.cells = tuple(tensor.shape[1:3])
-        self.trunk, head = halves(model, tensor)
+        self.layer, self.trunk, head = _cut(model, layer)
         self._logits = logits_of(head)
 
     def __call__(self, x: Tensor, y: Tensor | None = None) -> Seen:
@@ -98,8 +98,8 @@ def overlap(a: Tensor, b: Tensor) -> Tensor:
     return tf.where(either > 0, both / tf.maximum(either, 1.0), 1.0)
 
 
-def _layer(model: keras.Model, name: str | None) -> tuple[str, "keras.KerasTensor"]:
-    """Name and output of the layer to look at."""
+def _cut(model: keras.Model, name: str | None) -> tuple[str, keras.Model, keras.Model]:
+    """Name of the layer to look at, the model up to its map, and from there on."""
     spatial: dict[str, keras.KerasTensor] = {}
     # Only Sequential and functional models know what goes from layer to layer.
     known = isinstance(model, keras.Sequential) or hasattr(model, "operations")
@@ -120,7 +120,11 @@ def _layer(model: keras.Model, name: str | None) -> tuple[str, "keras.KerasTenso
         )
     if name is None:
         large = [each for each, tensor in spatial.items() if min(tensor.shape[1:3]) >= _CELLS]
-        name = (large or list(spatial))[-1]
+        for each in reversed(large or list(spatial)):
+            # Inside a block with a shortcut there is no place to cut.
+            with contextlib.suppress(UserError):
+                return each, *halves(model, spatial[each])
+        raise UserError(f"{model.name}: something passes by every layer with a map; a plainer model is wanted")
     if name not in spatial:
         raise UserError(f"--layer: {name}: no such layer with a map; there are {', '.join(list(spatial)[-8:])}")
-    return name, spatial[name]
+    return name, *halves(model, spatial[name])

@@ -47,13 +47,12 @@ def explain(options: Options, run: Run) -> None:
     from common.training import as_float
 
     tested = load_tested(options, run)
-    model, name, training = chosen(options, tested, run)
+    model, name, layer, training = chosen(options, tested, run)
     x, y = np.asarray(as_float(tested.x)), tested.y
-    attack = attacks.named(options.attack, model, eps=options.eps, training=training, seed=options.seed)
+    attack = attacks.named(options.attack, model, eps=options.eps, layer=layer, training=training, seed=options.seed)
     pictures = {"clean": x, "attacked": attacked(attack, x, y, batch_size=options.batch_size)}
     looked = {
-        when: analysis.look(model, of, y, layer=training.layer, batch_size=options.batch_size)
-        for when, of in pictures.items()
+        when: analysis.look(model, of, y, layer=layer, batch_size=options.batch_size) for when, of in pictures.items()
     }
 
     run.say(f"LIME on {len(x)} pictures and their attacked versions, {options.lime_samples} samples each")

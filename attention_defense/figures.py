@@ -1,5 +1,6 @@
 """The figures of this app."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,10 +22,11 @@ def budget_curves(curves: Mapping[str, Mapping[float, float]], path: Path, *, ti
     """Accuracy in [0, 1] by budget in [0, 1], a line for each model."""
     figure = Figure(figsize=(6.4, 3.8))
     axes = figure.add_subplot()
-    for colour, (name, curve) in zip(plots.COLOURS * 2, curves.items(), strict=False):
+    styles = itertools.product(("-", "--", ":", "-."), plots.COLOURS)
+    for (line, colour), (name, curve) in zip(itertools.cycle(styles), curves.items(), strict=False):
         budgets = sorted(curve)
         places = np.arange(len(budgets))
-        axes.plot(places, [curve[eps] for eps in budgets], color=colour, marker="o", markersize=3, label=name)
+        axes.plot(places, [curve[eps] for eps in budgets], line, color=colour, marker="o", markersize=3, label=name)
         axes.set_xticks(places, ["none" if eps == 1 else f"{255 * eps:g}" for eps in budgets])
     axes.set(xlabel="budget in 1/255 (none: without bound)", ylabel="accuracy", ylim=(0, 1), title=title)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 class Chosen(NamedTuple):
-    """A classifier, what it is called in tables, and how it was trained as far as its run tells."""
+    """A classifier, its name in tables, the layer to look at, and how it was trained as far as its run tells."""
 
     model: "keras.Model"
     name: str
+    layer: str | None
     training: "Training"
 
 
@@ -47,8 +48,8 @@ def chosen(options: TestedOptions, tested: Tested, run: Run, *, maps: bool = Tru
     weights = Weights(
         *(known.get(name, default) for name, default in zip(("alpha", "beta", "gamma"), Weights(), strict=True))
     )
-    training = Training(layer, weights, known.get("sharpness", Training().sharpness))
-    return Chosen(model, str(config.get("method") or (given.stem if given.suffix else given.name)), training)
+    training = Training(config.get("layer", layer), weights, known.get("sharpness", Training().sharpness))
+    return Chosen(model, str(config.get("method") or (given.stem if given.suffix else given.name)), layer, training)
 
 
 def load_classifier(path: Path, tested: Tested) -> "keras.Model":

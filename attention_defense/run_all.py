@@ -65,7 +65,7 @@ def run_all(options: Options, run: Run) -> None:
             for row in tables[way]:
                 run.row(**row)
             run.row(model=way.name, metric="minutes", value=read_results(trained)["seconds"] / 60)
-            run.metrics(**_headline(way, read_results(trained)["metrics"], read_results(attacked)["metrics"]))
+            run.metrics(**_headline(way, read_results(attacked)["metrics"]))
             curves[way.name] = {row["eps"]: row["value"] for row in tables[way] if row["split"] == "curve"}
         for row in _compared(tables):
             run.row(**row)
@@ -97,34 +97,33 @@ def _groups(options: Options) -> Iterator[list[Way]]:
             Way(f"{method}{ending}", (*place, method), {"method": method, **fewer}) for method in dict.fromkeys(methods)
         ]
         for eps in dict.fromkeys(options.pgd_eps) if PGD in methods else ():
-            radius = f"{255 * eps:.4g}"
+            radius = f"{255 * eps:.5g}"
             settings = {"method": PGD, "eps": eps, **fewer}
             group.append(Way(f"{PGD} at {radius}/255{ending}", (*place, f"{PGD}_{radius}"), settings))
         yield sorted(group, key=lambda way: way.settings["method"] != STANDARD)
 
 
-def _headline(way: Way, trained: Mapping[str, float], attacked: Mapping[str, float]) -> dict[str, float]:
+def _headline(way: Way, attacked: Mapping[str, float]) -> dict[str, float]:
     """Metrics of a training on all pictures; the others stand in the table alone."""
-    if way.place != (way.settings["method"],):
-        return {}
-    kept = {key: value for key, value in attacked.items() if key.startswith("accuracy_") and not key.endswith("_n")}
-    found = {"clean_accuracy": trained["clean_accuracy"]} | kept
-    return {f"{way.settings['method']}_{key}": value for key, value in found.items()}
+    method = way.settings["method"]
+    return {f"{method}_{key}": value for key, value in attacked.items()} if way.place == (method,) else {}
 
 
 def _compared(tables: Mapping[Way, Sequence[Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
-    """What plain and PGD training leave at the clean accuracy of each other way, under all attacks together."""
+    """What plain and PGD training leave at the clean accuracy of each other way, under all attacks together.
+
+    Plain and PGD training alone, without a further radius between, say too little to read anything off.
+    """
     clean, left = {}, {}
     for way, rows in tables.items():
-        clean[way] = next(
-            row["value"] for row in rows if row["metric"] == "clean_accuracy" and row["split"] == "attacked"
-        )
+        # On the very pictures that met all attacks.
+        clean[way] = next(row["value"] for row in rows if row["split"] == "curve" and row["eps"] == 0)
         left[way] = {row["eps"]: row for row in rows if row["attack"] == "all" and row["metric"] == "accuracy"}
-    for way in (way for way in tables if not way.known):
+    known = [way for way in tables if way.known]
+    for way in tables if len(known) > 2 else ():
         for eps, row in left[way].items():
-            known = [(clean[other], left[other][eps]["value"]) for other in tables if other.known]
-            found = at_equal_accuracy(known, clean[way])
-            if found is not None:
+            found = at_equal_accuracy([(clean[other], left[other][eps]["value"]) for other in known], clean[way])
+            if found is not None and not way.known:
                 yield {**row, "metric": "pgd_at_equal_clean", "value": found, "n": None, "low": None, "high": None}
 
 

@@ -32,7 +32,7 @@ class Options(PictureOptions, fitting.FittingOptions):
     eps: LinfBudget = 8 / 255
     """Radius of the training examples (L-inf), in [0, 1]."""
     pgd_steps: Count = 4
-    """Steps of PGD and TRADES, of 2 x radius / steps each; 4 cost as many gradients as AAD."""
+    """Steps of PGD and TRADES, of 2 x radius / steps each; 4 cost about as many passes as AAD."""
     trades_beta: Budget = 6.0
     """Weight of the divergence of TRADES."""
     alpha: Budget = 8.0

@@ -165,7 +165,7 @@ def test_layers_without_a_map_of_their_own_are_passed_over():
 
 def test_layers_are_found_and_refused(model):
     assert Attention(NETWORKS["cifarnet"]((32, 32, 3), 4)).layer == "pool2"
-    assert Attention(model, "conv1").cells == (16, 16)
+    assert Attention(model, "conv1")(tf.zeros([1, 16, 16, 3])).cam.shape == (1, 16, 16)
     with pytest.raises(UserError, match=r"--layer: none_such: no such layer with a map; there are .*pool2"):
         Attention(model, "none_such")
     images = keras.Input((8,))
@@ -177,3 +177,9 @@ def test_layers_are_found_and_refused(model):
     model = keras.Model(images, keras.layers.Dense(2)(keras.layers.Flatten()(passed)))
     with pytest.raises(UserError, match="something passes it by"):
         Attention(model, "inner")
+    # Nobody chose a layer: the last that can be cut is taken.
+    assert Attention(model).layer == passed._keras_history.operation.name
+    around = keras.layers.Conv2D(1, 3, name="last")(passed)
+    both = [keras.layers.Flatten()(each) for each in (passed, around)]
+    model = keras.Model(images, keras.layers.Dense(2)(keras.layers.Concatenate()(both)))
+    assert Attention(model).layer == passed._keras_history.operation.name

@@ -11,6 +11,8 @@ from attention_defense.attention import Attention, area, overlap, shown
 from attention_defense.attention_attacks import KINDS, attention_attack
 from attention_defense.networks import NETWORKS
 from attention_defense.pictures import AttackName
+from common.errors import UserError
+from common.evaluation import attacked
 
 EPS = 16 / 255
 
@@ -73,7 +75,7 @@ def test_restarts_never_do_worse(model, case):
     for restarts in (1, 4):
         moved = attention_attack("adaptive", model, x, y, eps=2 / 255, alpha=1 / 255, steps=3, restarts=restarts)
         found.append(np.asarray(tf.argmax(model(moved), axis=1)) != y)
-    assert (found[1] | ~found[0]).all()
+    assert found[0].any() and (found[1] | ~found[0]).all()
 
 
 def test_what_a_picture_becomes_does_not_depend_on_its_neighbours(model, case):
@@ -91,3 +93,30 @@ def test_the_adaptive_attack_beats_noise(model, case):
     fooled = np.asarray(tf.argmax(model(moved), axis=1)) != y
     noise = attacks.named("noise", model, eps=EPS)(x, y, index=np.arange(10))
     assert fooled.mean() > (np.asarray(tf.argmax(model(noise), axis=1)) != y).mean()
+
+
+def test_rounded_to_8_bits_a_picture_stays_in_the_ball(model, case):
+    """0.1 is 25.5 grey levels: rounded, a change of that size would be one of 26."""
+    x, y = case
+    x = np.rint(255 * x) / np.float32(255)
+    for name in ("fgsm", "pgd20", "attention", "noise"):
+        moved = attacked(attacks.named(name, model, eps=0.1), x, y)
+        assert np.rint(255 * np.abs(moved - x)).max() == 25
+    with pytest.raises(UserError, match=r"0\.9/255 is less than one grey level"):
+        attacks.named("fgsm", model, eps=0.9 / 255)
+
+
+def test_the_adaptive_attack_aims_where_the_training_did_and_the_others_where_one_looks(model, case):
+    x, y = case
+    index = tf.range(len(x))
+
+    def moved(kind, look, aim):
+        attack = attacks.named(kind, model, eps=EPS, layer=look, training=attacks.Training(layer=aim))
+        return np.asarray(attack(tf.constant(x), tf.constant(y), index=index))
+
+    same = moved("displace", "conv1", "conv1")
+    assert np.array_equal(moved("displace", "conv1", "pool2"), same)
+    assert not np.array_equal(moved("displace", "pool2", "conv1"), same)
+    same = moved("adaptive", "pool2", "pool2")
+    assert np.array_equal(moved("adaptive", "conv1", "pool2"), same)
+    assert not np.array_equal(moved("adaptive", "pool2", "conv1"), same)
