@@ -71,9 +71,11 @@ def analyse(options: Options, run: Run) -> None:
     import numpy as np
 
     from attention_defense import analysis, figures
+    from attention_defense.attacks import whole_levels
     from common.evaluation import predict
     from common.training import as_float
 
+    whole_levels(options.eps)
     tested = load_tested(options, run)
     picked = chosen(options, tested, run)
     model, name, layer, _ = picked

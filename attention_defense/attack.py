@@ -60,10 +60,13 @@ def attack(options: Options, run: Run) -> None:
     import numpy as np
 
     from attention_defense import figures
+    from attention_defense.attacks import whole_levels
     from attention_defense.attention_attacks import KINDS
     from attention_defense.models import chosen, load_classifier
     from common.training import as_float
 
+    for eps in (*options.budgets, *options.curve):
+        whole_levels(eps)
     tested = load_tested(options, run)
     maps = options.layer is not None or not set(KINDS).isdisjoint(options.attack)
     model = chosen(options, tested, run, maps=maps)

@@ -165,6 +165,8 @@ def test_grey_folders_and_masks_from_boxes(tmp_path, monkeypatch):
         (train.train, {"beta": 0.0, "gamma": 0.0}, "one of them must be above 0"),
         (train.train, {"method": "pgd", "eps": 0.0}, "--eps: must be above 0"),
         (attack.attack, {"attack": ("fgsm", "magic")}, "attack: expected one of fgsm"),
+        (attack.attack, {"curve": (0.5 / 255, 0.1)}, "0.5/255 is less than one grey level"),
+        (analyse.analyse, {"eps": 0.001}, "0.255/255 is less than one grey level"),
         (analyse.analyse, {"attack": ("magic",)}, "attack: expected one of fgsm"),
         (explain.explain, {"attack": "magic"}, "attack: expected one of fgsm"),
         (run_all.run_all, {"methods": ("standard", "magic")}, "methods: expected one of standard"),
