@@ -38,6 +38,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt, register_type
 
 from common import runs
 from common.errors import UserError
+from common.files import write_text
 from common.runs import Run
 
 # They steer one call and are no part of what a run was; config.yaml leaves them out, so it can be a --config itself.
@@ -462,6 +463,8 @@ class Parts:
         """`shared`: further options, common to the app's scripts, that each part takes from `options`."""
         self.options, self.run, self.shared = options, run, shared
         self.results: list[dict[str, Any]] = []
+        # What --force has begun anew: --resume after an interruption must take none that was finished before it.
+        self._renewed = run.checkpoints / "renewed.txt"
 
     def __call__(self, producer: Script, *place: str, **settings: Any) -> Path:
         """The finished run `<own name>/<place>`, its other settings from its section of the config."""
@@ -469,9 +472,27 @@ class Parts:
         own = {field: getattr(self.options, field) for field in self.shared if field in producer.fields}
         wanted = producer.options_from(dataclasses.replace(self.options, name=name), **(own | settings))
         self.run.say(f"-- {producer.name} {name}")
-        again = {"force": self.options.force, "resume": not self.options.force}
-        self.results.append(producer(dataclasses.replace(wanted, **again)))
+        anew = self._begins_anew(f"{producer.name} {name}")
+        try:
+            self.results.append(producer(dataclasses.replace(wanted, force=anew, resume=not anew)))
+        except UserError:
+            if anew and not self.results and self.run.chief:
+                # Refused at once: there is nothing to go on from.
+                self._renewed.unlink()
+                self._renewed.parent.rmdir()
+            raise
         return producer.folder(wanted)
+
+    def _begins_anew(self, part: str) -> bool:
+        if not (self.options.force or self._renewed.is_file()):
+            return False
+        renewed = self._renewed.read_text(encoding="utf-8").splitlines() if self._renewed.is_file() else []
+        if part in renewed:
+            return False
+        if self.run.chief:
+            self._renewed.parent.mkdir(exist_ok=True)
+            write_text(self._renewed, "".join(f"{line}\n" for line in (*renewed, part)))
+        return True
 
     @property
     def minutes(self) -> float:

@@ -15,7 +15,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.cli import Budget, CommonOptions, Count, LinfBudget, alias, script
+from common.cli import Budget, CommonOptions, Count, LinfBudget, Parts, alias, script
 from common.errors import UserError
 from common.runs import Run
 
@@ -576,3 +576,43 @@ def test_an_linf_budget_in_grey_levels_is_refused_with_the_fraction_that_was_mea
             lock.parse(["--noise", text])
     with pytest.raises(UserError, match=r"--noise: expected an L-inf budget .*got much$"):
         lock.parse(["--noise", "much"])
+
+
+def test_a_forced_join_that_was_interrupted_takes_no_part_of_before():
+    stops, fails = [], []
+
+    @script(app="adv_lock", name="part")
+    def part(options: CommonOptions, run: Run) -> None:
+        CALLS.append(("part", run.folder.name))
+        if run.folder.name in fails:
+            raise UserError("no such data")
+        if run.folder.name in stops:
+            run.checkpoints.mkdir(exist_ok=True)
+            raise KeyboardInterrupt
+
+    @script(app="adv_lock", name="join")
+    def join(options: CommonOptions, run: Run) -> None:
+        parts = Parts(options, run)
+        for name in ("one", "two", "three"):
+            parts(part, name)
+
+    def made():
+        names = [name for _, name in CALLS]
+        CALLS.clear()
+        return names
+
+    first = join(join.options())
+    assert made() == ["one", "two", "three"]
+    # Refused before anything was made: all is as it was.
+    fails.append("one")
+    with pytest.raises(UserError, match="no such data"):
+        join(join.options(force=True))
+    assert join(join.options()) == first and made() == ["one"]
+    fails.clear()
+    stops.append("two")
+    with pytest.raises(KeyboardInterrupt):
+        join(join.options(force=True))
+    stops.clear()
+    join(join.options(resume=True))
+    # The first was finished anew, the second goes on, and the third must not be that of before.
+    assert made() == ["one", "two", "two", "three"]
