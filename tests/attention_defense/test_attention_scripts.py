@@ -136,7 +136,7 @@ def test_every_method_trains(tmp_path, monkeypatch, method):
     assert "clean_accuracy" in train.train(options)["metrics"]
 
 
-def test_grey_folders_and_masks_from_boxes(tmp_path, monkeypatch):
+def test_folders_and_masks_from_boxes(tmp_path, monkeypatch):
     from PIL import Image
 
     monkeypatch.chdir(tmp_path)
@@ -156,6 +156,20 @@ def test_grey_folders_and_masks_from_boxes(tmp_path, monkeypatch):
     options = analyse.Options(dataset="pets", boxes=tmp_path / "boxes", attack=("pgd20",), eps=1.0)
     results = analyse.analyse(options)
     assert "iou_object_success" in results["metrics"]
+
+
+def test_pictures_of_one_channel_are_explained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", 40), ("test", 6)):
+        labels = np.arange(count, dtype=np.uint8) % 2
+        pictures = rng.integers(100, size=(count, 16, 16), dtype=np.uint8) + 100 * labels[:, None, None]
+        arrays |= {f"x_{part}": pictures.astype(np.uint8), f"y_{part}": labels}
+    np.savez("digits.npz", **arrays)
+    train.train(train.Options(dataset="digits.npz", epochs=2, n_validation=4, batch_size=8, augment="none"))
+    results = explain.explain(explain.Options(dataset="digits.npz", n_test=3, n_drawn=2, lime_samples=40, segments=8))
+    assert "strips" in results["artifacts"]
 
 
 @pytest.mark.parametrize(
