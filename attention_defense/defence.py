@@ -72,7 +72,6 @@ def aad_loss(weights: Weights, layer: str | None, sharpness: float) -> Loss:
             answer, cam = attention(pictures, labels)
             seen = resized(spread(cam), x.shape[1:3])
         terms = {}
-        # Before the pass in training mode, which moves running averages.
         if weights.rectification:
             blank = losses.hidden(pictures, losses.hiding(seen, sharpness))
             unseen = tf.cast(model(blank, training=False), tf.float32)
@@ -80,11 +79,17 @@ def aad_loss(weights: Weights, layer: str | None, sharpness: float) -> Loss:
             terms["rectification"] = scale * weights.rectification * change
         if weights.preservation:
             terms["preservation"] = scale * weights.preservation * losses.preservation(*tf.split(seen, 2))
-        # A network that does the same in training and in inference is not asked twice.
-        again = not attentive or _has_modes(model)
-        logits = tf.cast(model(pictures, training=True), tf.float32) if again else answer
-        entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
-        terms["classification"] = tf.reduce_mean(entropy)
+        # The pass in training mode comes last: it moves running averages.
+        passes = [answer] if attentive else []
+        if not attentive or _has_modes(model):
+            passes.append(tf.cast(model(pictures, training=True), tf.float32))
+        logits = passes[-1]
+        # In inference mode too, where the terms of attention are: they alone would lead that network away, in directions
+        # that batch statistics hide from the one in training mode.
+        entropies = [
+            tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits) for logits in passes
+        ]
+        terms["classification"] = tf.reduce_mean(entropies)
         right = keras.metrics.sparse_categorical_accuracy(labels, logits)
         clean, attacked = tf.split(right, 2)
         return terms, {"accuracy": tf.reduce_mean(clean), "attacked_accuracy": tf.reduce_mean(attacked)}
