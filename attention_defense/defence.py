@@ -84,11 +84,9 @@ def aad_loss(weights: Weights, layer: str | None, sharpness: float) -> Loss:
         if not attentive or _has_modes(model):
             passes.append(tf.cast(model(pictures, training=True), tf.float32))
         logits = passes[-1]
-        # In inference mode too, where the terms of attention are: they alone would lead that network away, in directions
-        # that batch statistics hide from the one in training mode.
-        entropies = [
-            tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits) for logits in passes
-        ]
+        # In inference mode too, where the terms of attention are: they alone would lead that network away, in
+        # directions that batch statistics hide from the one in training mode.
+        entropies = [tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits) for logits in passes]
         terms["classification"] = tf.reduce_mean(entropies)
         right = keras.metrics.sparse_categorical_accuracy(labels, logits)
         clean, attacked = tf.split(right, 2)

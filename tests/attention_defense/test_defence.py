@@ -56,6 +56,28 @@ def test_the_originals_sum_is_twelve_and_a_half_times_our_mean():
     assert np.isclose(original / float(losses.preservation(64 * large_a, 64 * large_b)), 12.5, rtol=1e-4)
 
 
+def test_with_batch_normalisation_answers_in_both_modes_are_classified(batch):
+    """The terms of attention are in inference mode: left to them, that network goes where the other cannot see."""
+    model = NETWORKS["cifarnet_bn"]((16, 16, 3), 4, width=8, seed=1)
+    x, y = batch
+    pictures, labels = tf.concat([x, 0.9 * x], 0), tf.concat([y, y], 0)
+
+    def entropy(training):
+        logits = model(pictures, training=training)
+        return float(tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)))
+
+    wanted = [entropy(False), entropy(True)]
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.moving_mean.assign(tf.zeros_like(layer.moving_mean))
+            layer.moving_variance.assign(tf.ones_like(layer.moving_variance))
+    terms, _ = defence.method("aad", eps=EPS).loss(model, (x, y, 0.9 * x))
+    assert not np.isclose(*wanted, rtol=1e-3)
+    assert np.isclose(terms["classification"], np.mean(wanted), rtol=1e-4)
+    plain, _ = defence.method("step_ll", eps=EPS).loss(model, (x, y, 0.9 * x))
+    assert np.isclose(plain["classification"], wanted[1], rtol=1e-4)
+
+
 def test_the_loss_is_the_weighted_sum_of_its_parts(model, batch):
     x, y = batch
     moved = tf.clip_by_value(x + EPS * tf.sign(tf.random.stateless_normal(x.shape, (1, 2))), 0, 1)
