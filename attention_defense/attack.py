@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from attention_defense.pictures import AttackName, TestedOptions, load_tested
 from common.cli import Budget, Count, LinfBudget, script
@@ -23,20 +23,7 @@ HEADLINE = ("fgsm", "step_ll", "pgd20", "attention")
 class Options(TestedOptions):
     """Which attacks, how strong."""
 
-    attack: tuple[AttackName, ...] = (
-        "fgsm",
-        "step_ll",
-        "r_step_ll",
-        "iter_ll",
-        "pgd20",
-        "margin20",
-        "pgd100",
-        "attention",
-        "displace",
-        "gated",
-        "adaptive",
-        "noise",
-    )
+    attack: tuple[AttackName, ...] = get_args(AttackName)
     """Attacks: fgsm, step_ll, r_step_ll, iter_ll, pgd20, margin20, pgd100, attention, displace, gated, adaptive; and
     noise, the control."""
     budgets: tuple[LinfBudget, ...] = (8 / 255,)
