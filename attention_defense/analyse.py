@@ -205,13 +205,13 @@ def _iterated(case: Case, table: "Table") -> "dict[str, dict[int, tuple[float, f
     from attention_defense.attacks import whole_levels
     from common.attacks import bim, least_likely
 
+    step = whole_levels(table.eps)
     curves: dict[str, dict[int, tuple[float, float]]] = {}
     for split, growth in (("within eps", 0), ("eps a step", 1)):
         for steps in STEPS:
 
             def attack(x, y, steps=steps, growth=growth):
                 model = case.chosen.model
-                step = whole_levels(table.eps)
                 eps = min(step * (1 + growth * (steps - 1)), 1.0)
                 # In one ball a second step of its radius would only take pixels back.
                 alpha = step if growth else step / min(steps, 4)

@@ -36,6 +36,7 @@ def test_intervals_cover_and_shrink():
     rng = np.random.default_rng(0)
     small, large = (analysis.mean(rng.normal(1, 1, n), np.ones(n, bool)) for n in (50, 5000))
     for found in (small, large):
+        assert found.low < found.value < found.high
         assert found.low < 1 < found.high
     assert large.high - large.low < (small.high - small.low) / 5
     assert analysis.mean(np.array([np.nan]), np.array([True])) is None
