@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Literal
 
 from adv_lock.fitting import FOLDER_SIZE, FittingOptions
 from adv_lock.lock import produced
-from common import runs
 from common.cli import CommonOptions, script
 from common.errors import UserError
-from common.runs import Run
+from common.runs import Run, read_results
 
 if TYPE_CHECKING:
     from adv_lock.locked_data import LockedData
@@ -73,7 +72,10 @@ def train(options: Options, run: Run) -> None:
     }
     metrics = _metrics(options, model, history, data)
     if reference is not None:
-        metrics["reference_accuracy"] = reference
+        folder, metrics["reference_accuracy"] = reference
+        # Only the chief is sure to see the files of the reference.
+        if run.chief:
+            _share_of_reference(run, model, folder, data)
     for metric, value in metrics.items():
         run.rate(
             metric,
@@ -86,7 +88,7 @@ def train(options: Options, run: Run) -> None:
             split="test",
         )
         run.metrics(**{metric: value, f"{metric}_n": len(data.y_test)})
-    levels = {} if reference is None else {"reference trained on originals": reference}
+    levels = {} if reference is None else {"reference trained on originals": metrics["reference_accuracy"]}
     if run.chief:
         figure = run.folder / "crossing.png"
         plots.accuracy_curves(curves, figure, title=f"{options.arch} {title} ({data.method})", levels=levels)
@@ -115,14 +117,36 @@ def _metrics(options: Options, model, history: list[dict[str, float]], data: "Lo
     return metrics
 
 
-def _reference(options: Options, run: Run, source: Path, sha256: str) -> float:
-    """The last-epoch accuracy of the same recipe on the originals: what there was to learn."""
-    if options.reference is not None:
-        results = runs.read_results(options.reference)
-    else:
+def _share_of_reference(run: Run, model, reference: Path, data: "LockedData") -> None:
+    """How much of what the reference gets right of the clean test images the model on locked ones gets right: 1 where
+    the lock protects nothing."""
+    import numpy as np
+
+    from common import checkpoints, evaluation, intervals
+
+    try:
+        other = checkpoints.load_model(reference / "model.keras")
+    except UserError as error:
+        raise UserError(f"--reference: {error}") from error
+    right = [evaluation.predict(of, data.original_test) == data.y_test for of in (model, other)]
+    if right[1].any():
+        share = intervals.relative(*right, np.arange(len(data.y_test)))
+        run.row(
+            metric="share_of_reference", split="test", attack=data.method, norm="l2", eps=data.eps, **share._asdict()
+        )
+        run.intervals({"share_of_reference": share})
+
+
+def _reference(options: Options, run: Run, source: Path, sha256: str) -> tuple[Path, float]:
+    """The run of the same recipe on the originals, and its last-epoch accuracy: what there was to learn."""
+    folder = options.reference
+    if folder is None:
+        folder = run.folder / "reference"
         run.say("reference: the same network and recipe on the original pictures")
-        wanted = replace(options, train_on="original", lock_data=source, out=run.folder / "reference", seeds=None)
+        wanted = replace(options, train_on="original", lock_data=source, out=folder, seeds=None)
         results = train(replace(wanted, resume=not options.force))
+    else:
+        results = read_results(folder)
     config = results["config"]
     if config.get("train_on") != "original":
         raise UserError(f"--reference: {options.reference} is no run of train.py with --train-on original")
@@ -132,7 +156,7 @@ def _reference(options: Options, run: Run, source: Path, sha256: str) -> float:
         ours = getattr(options, name)
         if config.get(name) != (list(ours) if isinstance(ours, tuple) else ours):
             raise UserError(f"--reference: {options.reference} has {name} {config.get(name)}, this run {ours}")
-    return results["metrics"]["original_accuracy"]
+    return folder, results["metrics"]["original_accuracy"]
 
 
 if __name__ == "__main__":

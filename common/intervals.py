@@ -104,6 +104,36 @@ def rate(hits: np.ndarray, identities: np.ndarray, among: np.ndarray | None = No
     return Measured(float(np.mean(hits[among])), int(among.sum()), *interval)
 
 
+def difference(ours: np.ndarray, theirs: np.ndarray, identities: np.ndarray) -> Measured:
+    """Mean of `ours` less `theirs` (n,), two measurements of the same samples, with a paired interval; `identities` as
+    in `bootstrap`."""
+    gain = np.asarray(ours, np.float64) - theirs
+    return Measured(float(gain.mean()), len(gain), *bootstrap(weighted_mean(gain), identities))
+
+
+def relative(ours: np.ndarray, theirs: np.ndarray, identities: np.ndarray) -> Measured:
+    """Sum of `ours` over that of `theirs` (n,), two measurements of the same samples, with a paired interval, such as
+    the share of a model's right answers that another one keeps; `identities` as in `bootstrap`.
+
+    Errors: `UserError` when `theirs` adds up to nothing.
+    """
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if not theirs.sum() > 0:
+        raise UserError("a share of nothing: the model to compare with is right on no sample")
+    interval = bootstrap(lambda weights: ratio(weights @ ours, weights @ theirs), identities)
+    return Measured(float(ours.sum() / theirs.sum()), len(ours), *interval)
+
+
+def unpaired_difference(ours: Measured, theirs: Measured) -> Measured:
+    """`ours` less `theirs`, two figures with intervals of their own, by squaring and adding the arms of the intervals
+    (Newcombe 1998, method 10; Zou and Donner 2008). Exact only for independent samples; of the same samples, which
+    mostly agree, it is the wider for it. `n` is the smaller of the two."""
+    low = np.hypot(ours.value - ours.low, theirs.high - theirs.value)
+    high = np.hypot(ours.high - ours.value, theirs.value - theirs.low)
+    value = ours.value - theirs.value
+    return Measured(value, min(ours.n, theirs.n), float(value - low), float(value + high))
+
+
 def weighted_mean(values: np.ndarray, among: np.ndarray | None = None) -> Statistic:
     """The mean of `values` (n,), for `bootstrap`; with `among` bool (n,) only of those.
 

@@ -13,7 +13,6 @@ from face_mter.people import (
     Cast,
     JudgeOptions,
     Verified,
-    difference,
     embed_all,
     folded_pairs,
     grey,
@@ -271,6 +270,8 @@ def _differences(
     outcomes: "dict[str, dict[tuple[str, float], Outcome]]",
 ) -> None:
     """Rows for each model less the base model, and less the hardened one, on the same pairs."""
+    from common.intervals import difference
+
     for place, subject in enumerate(subjects):
         for other in subjects[: min(place, 2)]:
             ending = f"_less_{other.name}"

@@ -9,7 +9,7 @@ import numpy as np
 
 from common.cli import Budget, CommonOptions, Count
 from common.errors import UserError
-from common.intervals import Measured, auc, bootstrap, rate, weighted_mean
+from common.intervals import Measured, auc, rate
 from common.runs import Run
 from face_mter import verification
 from face_mter.faces import LFW_PAIRS, Faces, People, load_faces, split_people
@@ -136,12 +136,6 @@ def verify(embeddings: np.ndarray, cast: Cast, pairs: FoldedPairs, far: float) -
         verification.mean_cosine(embeddings[strangers], cast.faces.person[strangers]),
         verification.roc(attack.positives, attack.negatives),
     )
-
-
-def difference(ours: np.ndarray, theirs: np.ndarray, person: np.ndarray) -> Measured:
-    """Mean of `ours` less `theirs` (n,) on the same pairs of `person` (n, 2), with a paired interval by person."""
-    gain = np.asarray(ours, np.float64) - theirs
-    return Measured(float(gain.mean()), len(gain), *bootstrap(weighted_mean(gain), person))
 
 
 def embed_all(model: "keras.Model", images: np.ndarray) -> np.ndarray:

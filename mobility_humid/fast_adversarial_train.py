@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from common.cli import Budget, Count, script
 from common.errors import UserError
-from common.intervals import bootstrap, rate, weighted_mean
+from common.intervals import difference, rate
 from common.runs import Run
 from mobility_humid.attacking import Attacker, AttackOptions, Outcome, attack_all, join, load_victim, record
 from mobility_humid.samples import VALIDATION, Fleet, load_fleet
@@ -117,27 +117,16 @@ def _headline(options: Options, run: Run, outcomes: Outcomes, when: str, task: T
 
 def _differences(options: Options, run: Run, found: dict[str, Outcomes]) -> None:
     """Rows for what each method gains and costs against the model before, on the same samples."""
-    import numpy as np
-
     for name, outcomes in found.items():
         for attack in dict.fromkeys(attack for attack, _, _ in outcomes) if name != "before" else ():
             before, after = (_joined(of, attack, options.eta) for of in (found["before"], outcomes))
             driver = before.samples.driver
-            gains = {"attacked_accuracy_gain": after.robust.astype(int) - before.robust}
-            gains["clean_accuracy_gain"] = after.clean.astype(int) - before.clean
+            gains = {
+                "attacked_accuracy_gain": difference(after.robust, before.robust, driver),
+                "clean_accuracy_gain": difference(after.clean, before.clean, driver),
+            }
             for metric, gain in gains.items():
-                low, high = bootstrap(weighted_mean(gain), driver)
-                value = float(np.mean(gain))
-                run.row(
-                    model=name,
-                    attack=attack,
-                    eps=options.eta,
-                    metric=metric,
-                    value=value,
-                    n=len(gain),
-                    low=low,
-                    high=high,
-                )
+                run.row(model=name, attack=attack, eps=options.eta, metric=metric, **gain._asdict())
 
 
 def _attacked(

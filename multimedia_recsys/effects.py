@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.intervals import difference
 from multimedia_recsys import ranking
 from multimedia_recsys.categories import Pair, chr_at, ncdcg_at
 from multimedia_recsys.interactions import Interactions
@@ -41,15 +42,26 @@ def standing(
     )
 
 
-def measures(before: Standing, after: Standing) -> dict[str, float]:
-    """`chr_origin`, `ncdcg_origin`, `chr_target` after the attack; `chr_lift`, how much more of all places the origin
-    class takes; `item_lift`, in how many more of the lists an attacked item is; `rank_shift`, by how many places it
-    climbs."""
-    return {
+def measures(before: Standing, after: Standing) -> dict[str, dict[str, float]]:
+    """What a row of `table.csv` says of each measure, its value and, where there is one, the interval:
+
+    `chr_origin`, `ncdcg_origin`, `chr_target` after the attack; `chr_lift`, how much more of all places the origin
+    class takes; and, over the attacked items, with intervals where there are two of them or more: `item_lift`, in how
+    many more of the lists one is; `rank_shift`, by how many places one climbs.
+    """
+    values = {
         "chr_origin": after.chr_origin,
         "ncdcg_origin": after.ncdcg_origin,
         "chr_target": after.chr_target,
         "chr_lift": after.chr_origin - before.chr_origin,
-        "item_lift": float((after.item_rate - before.item_rate).mean()),
-        "rank_shift": float((before.item_rank - after.item_rank).mean()),
     }
+    return {metric: {"value": value} for metric, value in values.items()} | {
+        "item_lift": _mean_gain(after.item_rate, before.item_rate),
+        "rank_shift": _mean_gain(before.item_rank, after.item_rank),
+    }
+
+
+def _mean_gain(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+    if len(ours) < 2:
+        return {"value": float((ours - theirs).mean())}
+    return difference(ours, theirs, np.arange(len(ours)))._asdict()

@@ -128,9 +128,9 @@ def _measure(options: Options, run: Run, shop: "Shop", looks: "Looks", place: Pa
         after = effects.standing(
             recommender.factors(scaled), shop.feedback, looks.label, attack.items, attack.pair, options.top_k
         )
-        for metric, value in effects.measures(before, after).items():
-            run.row(model=options.recommender, attack=attack.name, split=threat, metric=metric, value=value)
-            run.metrics(**{f"{metric}_{threat}": value})
+        for metric, columns in effects.measures(before, after).items():
+            run.row(model=options.recommender, attack=attack.name, split=threat, metric=metric, **columns)
+            run.metrics(**{f"{metric}_{threat}": columns["value"]})
     run.metrics(chr_origin_clean=before.chr_origin, attacked_items=len(attack.items))
 
 

@@ -222,11 +222,11 @@ def _judge(
             models["retrained"] = recommendations.trained(kind, shop.feedback, moved, stage.settings, seed=options.seed)
         for threat, model in models.items():
             found = effects.measures(before, stand(model, moved))
-            found |= {"chr_clean": before.chr_origin, "chr_target_clean": before.chr_target}
+            found |= {"chr_clean": {"value": before.chr_origin}, "chr_target_clean": {"value": before.chr_target}}
             if threat == "frozen":
-                frozen[kind] = found
-            for metric, value in found.items():
-                run.row(model=f"{kind}, {threat}", attack=attempt.name, split=where, metric=metric, value=value)
+                frozen[kind] = {metric: columns["value"] for metric, columns in found.items()}
+            for metric, columns in found.items():
+                run.row(model=f"{kind}, {threat}", attack=attempt.name, split=where, metric=metric, **columns)
     return frozen
 
 

@@ -169,3 +169,34 @@ def test_bootstrap_is_fast():
     intervals.bootstrap(intervals.weighted_mean(scores), identities)
     intervals.bootstrap(intervals.weighted_auc(scores, same), identities)
     assert time.perf_counter() - begun < 3
+
+
+def test_paired_figures_are_those_of_the_samples():
+    rng = np.random.default_rng(5)
+    theirs = rng.random(400) < 0.8
+    ours = theirs & (rng.random(400) < 0.7)
+    alone = np.arange(400)
+    gain = intervals.difference(ours, theirs, alone)
+    assert gain.value == pytest.approx(ours.mean() - theirs.mean()) and gain.n == 400
+    assert gain.low < gain.value < gain.high < 0
+    # Same draws, so an unchanged model differs by nothing, exactly.
+    assert intervals.difference(ours, ours, alone) == (0.0, 400, 0.0, 0.0)
+    kept = intervals.relative(ours, theirs, alone)
+    assert kept.value == pytest.approx(ours.sum() / theirs.sum())
+    # The delta method for a share of those that were right.
+    half = 1.96 * np.sqrt(kept.value * (1 - kept.value) / theirs.sum())
+    assert (kept.low, kept.high) == pytest.approx((kept.value - half, kept.value + half), abs=0.01)
+    with pytest.raises(UserError, match="share of nothing"):
+        intervals.relative(ours, np.zeros(400), alone)
+
+
+def test_difference_of_two_rates_is_newcombes():
+    """Newcombe 1998, table II, row (a): 56/70 less 48/80, method 10."""
+    from common.runs import wilson
+
+    def rate(hits, n):
+        return intervals.Measured(hits / n, n, *wilson(hits, n))
+
+    found = intervals.unpaired_difference(rate(56, 70), rate(48, 80))
+    assert (found.low, found.high) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+    assert (found.value, found.n) == (pytest.approx(0.2), 70)

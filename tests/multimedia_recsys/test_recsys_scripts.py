@@ -122,7 +122,9 @@ def test_unchanged_pictures_leave_the_lists_as_they_are(chain, monkeypatch):
         model.factors(attack.features / np.float32(scale)), shop.feedback, looks.label, attack.items, attack.pair, 20
     )
     measured = effects.measures(before, after)
-    assert (measured["chr_lift"], measured["item_lift"], measured["rank_shift"]) == (0.0, 0.0, 0.0)
+    unchanged = {"value": 0.0, "n": len(attack.items), "low": 0.0, "high": 0.0}
+    assert measured["chr_lift"] == {"value": 0.0}
+    assert (measured["item_lift"], measured["rank_shift"]) == (unchanged, unchanged)
 
 
 def test_a_raised_score_shows_in_lift_and_rank(chain, monkeypatch):
@@ -138,8 +140,10 @@ def test_a_raised_score_shows_in_lift_and_rank(chain, monkeypatch):
     pair = Pair(int(looks.label[0]), int(looks.label[looks.label != looks.label[0]][0]))
     before, after = (effects.standing(f, shop.feedback, looks.label, items, pair, 20) for f in (factors, raised))
     measured = effects.measures(before, after)
-    assert measured["chr_lift"] > 0
-    assert measured["rank_shift"] > 0
+    assert measured["chr_lift"]["value"] > 0
+    assert measured["rank_shift"]["value"] > 0
+    lift = measured["item_lift"]
+    assert 0 < lift["low"] <= lift["value"] <= lift["high"] and lift["n"] == len(items)
     # All the places that the class can take, it takes.
     assert after.chr_origin == pytest.approx(min(len(items) / 20, 1), abs=0.1)
 
