@@ -8,6 +8,7 @@ from adv_lock.fitting import is_folder, load
 from adv_lock.train_base import train_base
 from common.cli import Budget, CommonOptions, Count, alias, script
 from common.errors import UserError
+from common.progress import track
 from common.runs import Run
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _lock_folder(options: Options, run: Run) -> "tuple[Report, dict]":
     if len(class_names) < 2:
         raise UserError(f"{root}: holds one class only; a lock needs a second class to point to")
     digest = hashlib.sha256()
-    for picture in pictures:
+    for picture in track(pictures, "hashing", units="files"):
         digest.update(f"{picture.path.relative_to(root)}\0{files.sha256(picture.path)}\n".encode())
     run.data(root.name, digest.hexdigest())
     recipe = _recipe(options, run, len(class_names))

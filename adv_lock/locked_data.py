@@ -14,6 +14,7 @@ from common import files
 from common.datasets import scaled
 from common.datasets.readers import NpzStream, read_picture
 from common.errors import UserError
+from common.progress import track
 
 _ROWS = 500
 
@@ -71,7 +72,7 @@ def read_manifest(locked: Path) -> dict[str, Any]:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}: damaged ({error}); take a new copy") from error
-    for file, digest in entries:
+    for file, digest in track(entries, "checking", units="files"):
         if not file.is_file():
             raise UserError(f"{file}: is missing, the manifest names it; take a new copy")
         if files.sha256(file) != digest:
@@ -150,7 +151,7 @@ def _read_pictures(locked: Path, key: Key, manifest: dict, image_size: int) -> d
 
     def pictures(split: str, original: bool) -> np.ndarray:
         small = []
-        for entry in groups[split]:
+        for entry in track(groups[split], f"reading {split}"):
             pixels = read_picture(files.inside(locked, entry["file"])).rgb
             if original:
                 pixels = mixing.restore(pixels, key.difference(entry["file"]))

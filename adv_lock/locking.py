@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from keras.utils import Progbar
 
 from adv_lock import mixing
 from adv_lock.targeted import Attack, Store, attacked
 from common import evaluation, files
 from common.datasets import Arrays, scaled
 from common.datasets.readers import NpzWriter, PicturePath, read_picture, write_png
+from common.progress import Progress, track
 
 LOCKED, KEY, MANIFEST, ARRAYS = "locked", "key.npz", "manifest.json", "locked.npz"
 SPLITS = ("train", "test")
@@ -81,8 +81,11 @@ def lock_arrays(data: Arrays, recipe: Recipe, folder: Path, store_folder: Path, 
     hashes = {split: hashlib.sha256() for split in splits}
     count = len(data.x_train) + len(data.x_test)
     say(_announcement(recipe, {data.x_train.shape[1:3]: count}, lambda size: data.x_train[:_BLOCK]))
-    bar = Progbar(count, unit_name="picture")
-    with NpzWriter(folder / LOCKED / ARRAYS) as shared, NpzWriter(folder / KEY) as key:
+    with (
+        Progress(count, "locking") as progress,
+        NpzWriter(folder / LOCKED / ARRAYS) as shared,
+        NpzWriter(folder / KEY) as key,
+    ):
         for split, (x, y) in splits.items():
             stored_rows = shared.member(f"x_{split}", x.shape, np.uint8)
             difference_rows = key.member(f"{split}_difference", x.shape, np.uint8)
@@ -92,7 +95,7 @@ def lock_arrays(data: Arrays, recipe: Recipe, folder: Path, store_folder: Path, 
                 stored_rows.append(stored)
                 difference_rows.append(mixing.difference(x[rows], stored))
                 hashes[split].update(np.ascontiguousarray(x[rows]).tobytes())
-                bar.add(len(stored))
+                progress.add(len(stored))
             shared.member(f"y_{split}", y.shape, np.int32).append(y.astype(np.int32))
         _write_key(key, recipe, {split: digest.hexdigest() for split, digest in hashes.items()})
     report.seconds = store.seconds
@@ -127,20 +130,20 @@ def lock_pictures(
     values = 3 * sum(height * width for height, width in sizes)
     needed = 2 * values * len(recipe.class_maps)
     store = Store(store_folder if needed <= _STORE_BYTES else None, recipe.attack)
-    blocks = list(_blocks_of_one_size(sizes, is_test))
     waiting = [
-        block for block in blocks if not all(_finished(folder, parts, names[i], pictures[i].path) for i in block)
+        block
+        for block in track(list(_blocks_of_one_size(sizes, is_test)), "checking what is locked", units="blocks")
+        if not all(_finished(folder, parts, names[i], pictures[i].path) for i in block)
     ]
     if waiting:
         counts = Counter(sizes[i] for block in waiting for i in block)
         examples = {sizes[block[0]]: block[:1] for block in reversed(waiting)}
         say(_announcement(recipe, counts, lambda size: _read(pictures, examples[size], image_size)[0]))
-    bar = Progbar(len(pictures), unit_name="picture")
-    due = {block[0] for block in waiting}
-    for block in blocks:
-        if block[0] in due:
+    with Progress(len(pictures), "locking") as progress:
+        progress.skip(len(pictures) - sum(map(len, waiting)))
+        for block in waiting:
             _lock_files(recipe, store, pictures, block, names, folder, parts, is_test, image_size)
-        bar.add(len(block))
+            progress.add(len(block))
     _join_parts(recipe, report, folder, parts, names, is_test)
     _remove_strangers(folder / LOCKED, names)
     entries = [
@@ -237,7 +240,7 @@ def _join_parts(
 ) -> None:
     originals = {}
     with NpzWriter(folder / KEY) as key:
-        for name, test in zip(names, is_test, strict=True):
+        for name, test in track(list(zip(names, is_test, strict=True)), "writing the key"):
             part = files.read_npz(_part(parts, name))
             difference = part["difference"]
             key.member(f"difference/{name}", difference.shape, np.uint8).append(difference)

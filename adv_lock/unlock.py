@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from adv_lock.lock import produced
 from common.cli import CommonOptions, script
 from common.errors import UserError
+from common.progress import track
 from common.runs import Run
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _pictures(locked: Path, key: "Key", manifest: dict, out: Path) -> int:
 
     differing = 0
     originals = key.about["originals_sha256"]
-    for entry in manifest["files"]:
+    for entry in track(manifest["files"], "unlocking"):
         picture = read_picture(files.inside(locked, entry["file"]))
         shift = key.difference(entry["file"])
         if shift.shape != picture.rgb.shape:

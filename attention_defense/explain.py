@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from attention_defense.models import chosen
 from attention_defense.pictures import AttackName, TestedOptions, load_tested
 from common.cli import Count, LinfBudget, script
+from common.progress import track
 from common.runs import Run
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ def explain(options: Options, run: Run) -> None:
     """Explain every picture as it is and attacked; draw some, and measure how explanations agree."""
     from functools import partial
 
-    import keras
     import numpy as np
 
     from attention_defense import analysis, attacks
@@ -50,28 +50,26 @@ def explain(options: Options, run: Run) -> None:
     model, name, layer, training = chosen(options, tested, run)
     x, y = np.asarray(as_float(tested.x)), tested.y
     attack = attacks.named(options.attack, model, eps=options.eps, layer=layer, training=training, seed=options.seed)
-    pictures = {"clean": x, "attacked": attacked(attack, x, y, batch_size=options.batch_size)}
+    pictures = {"clean": x, "attacked": attacked(attack, x, y, batch_size=options.batch_size, progress=True)}
     looked = {
         when: analysis.look(model, of, y, layer=layer, batch_size=options.batch_size) for when, of in pictures.items()
     }
 
     run.say(f"LIME on {len(x)} pictures and their attacked versions, {options.lime_samples} samples each")
-    bar = keras.utils.Progbar(2 * len(x), unit_name="picture")
     areas: dict[str, list[np.ndarray]] = {when: [] for when in pictures}
-    for when, of in pictures.items():
-        for picture, label in zip(of, y, strict=True):
-            areas[when].append(
-                lime_area(
-                    partial(analysis.probabilities, model),
-                    picture,
-                    int(label),
-                    segments=options.segments,
-                    features=options.lime_features,
-                    samples=options.lime_samples,
-                    seed=options.seed,
-                )
+    examples = [(when, *example) for when, of in pictures.items() for example in zip(of, y, strict=True)]
+    for when, picture, label in track(examples, "LIME"):
+        areas[when].append(
+            lime_area(
+                partial(analysis.probabilities, model),
+                picture,
+                int(label),
+                segments=options.segments,
+                features=options.lime_features,
+                samples=options.lime_samples,
+                seed=options.seed,
             )
-            bar.add(1)
+        )
     lime = {when: np.stack(of) for when, of in areas.items()}
     everything = np.ones(len(x), bool)
     measures = {

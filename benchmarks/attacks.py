@@ -261,10 +261,10 @@ def _measure(
 ) -> list[dict[str, Any]]:
     """All that is known of one row, as rows of `table.csv`."""
     import tensorflow as tf
-    from keras.utils import Progbar
 
     from benchmarks import timing
     from benchmarks.peers import PEERS, LeftOutError
+    from common.progress import Progress
 
     row = ROWS[name]
     report = _Report(row, subject)
@@ -276,29 +276,28 @@ def _measure(
         if kind.name not in peers:
             report.add(kind.name, f"left out: not {'asked for' if kind.available() else 'installed'}", 0)
     run.say(f"{name}: {len(x)} images, {row.gradients} gradients each; {', '.join(contenders)}")
-    bar = Progbar((options.repeats + 1) * len(contenders))
     answers: dict[str, Timed] = {}
-    for contender in list(contenders):
-        # The first call compiles; of the long searches a short one is enough for that.
-        short = {"steps": min(row.settings["steps"], 5), "search_steps": 1} if row.attack == "cw_l2" else {}
-        try:
-            answers[contender] = contenders[contender]({**row.settings, **short})
-        except LeftOutError as reason:
-            report.add(contender, f"left out: {reason}", 0)
-            del contenders[contender]
-        bar.add(1)
 
     def clock(contender: str) -> float:
         answers[contender] = contenders[contender](row.settings)
         return answers[contender].seconds
 
-    seconds = timing.interleaved(
-        {contender: lambda contender=contender: clock(contender) for contender in contenders},
-        options.repeats,
-        slow_seconds=options.slow_seconds,
-        show=lambda: bar.add(1),
-    )
-    print()
+    with Progress((options.repeats + 1) * len(contenders), name, units="calls") as progress:
+        for contender in list(contenders):
+            # The first call compiles; of the long searches a short one is enough for that.
+            short = {"steps": min(row.settings["steps"], 5), "search_steps": 1} if row.attack == "cw_l2" else {}
+            try:
+                answers[contender] = contenders[contender]({**row.settings, **short})
+            except LeftOutError as reason:
+                report.add(contender, f"left out: {reason}", 0)
+                del contenders[contender]
+            progress.add()
+        seconds = timing.interleaved(
+            {contender: lambda contender=contender: clock(contender) for contender in contenders},
+            options.repeats,
+            slow_seconds=options.slow_seconds,
+            show=progress.add,
+        )
     for contender, taken in seconds.items():
         for metric, spread in (
             ("seconds", timing.Spread.of(taken)),

@@ -42,6 +42,7 @@ def attention(options: Options, run: Run) -> None:
 
     from benchmarks import subjects, timing
     from common.datasets.scenes import scenes
+    from common.progress import Progress
 
     drawn = scenes(options.batch_size, seed=options.seed)
     run.data("scenes", hashlib.sha256(np.ascontiguousarray(drawn.images).data).hexdigest())
@@ -51,9 +52,11 @@ def attention(options: Options, run: Run) -> None:
     for arch in options.archs:
         contenders = {name: _timed(part) for name, part in _parts(options, arch, x, y).items()}
         run.say(f"{arch}: {', '.join(contenders)}")
-        for contender in contenders.values():
-            contender()
-        seconds = timing.interleaved(contenders, options.repeats)
+        with Progress((options.repeats + 1) * len(contenders), arch, units="calls") as progress:
+            for contender in contenders.values():
+                contender()
+                progress.add()
+            seconds = timing.interleaved(contenders, options.repeats, show=progress.add)
         for name, taken in seconds.items():
             spread = timing.Spread.of(taken)
             run.row(model=arch, split=name, metric="seconds", value=spread.median, low=spread.low, high=spread.high)

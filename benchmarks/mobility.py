@@ -309,12 +309,10 @@ def _trainings(
 
 def _in_turn(options: Options, run: Run, contenders: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
     """The seconds of each contender's repetitions, after one that compiles, if anything does."""
-    from keras.utils import Progbar
-
     from benchmarks import timing
+    from common.progress import Progress
 
     run.say(f"{options.batch_size} pairs; {', '.join(contenders)}")
-    bar = Progbar((options.repeats + 1) * len(contenders) - ("original_attack" in contenders))
 
     def timed(contender: Callable[[], Any]) -> Callable[[], float]:
         def seconds() -> float:
@@ -325,13 +323,14 @@ def _in_turn(options: Options, run: Run, contenders: dict[str, Callable[[], Any]
         return seconds
 
     running = {name: timed(contender) for name, contender in contenders.items()}
-    for name, first in running.items():
-        # The eager loop has nothing to compile, and takes most of the time.
-        if name != "original_attack":
-            run.row(model=name, metric="first_seconds", value=first())
-            bar.add(1)
-    taken = timing.interleaved(running, options.repeats, show=lambda: bar.add(1))
-    print()
+    # The eager loop has nothing to compile, and takes most of the time.
+    compiling = [name for name in running if name != "original_attack"]
+    calls = len(compiling) + options.repeats * len(running)
+    with Progress(calls, f"{options.batch_size} pairs", units="calls") as progress:
+        for name in compiling:
+            run.row(model=name, metric="first_seconds", value=running[name]())
+            progress.add()
+        taken = timing.interleaved(running, options.repeats, show=progress.add)
     for name, values in taken.items():
         # Of training a step counts, of an attack the whole.
         share = options.train_steps if name.endswith("training") else 1

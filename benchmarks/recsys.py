@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common.cli import Budget, CommonOptions, Count, script
+from common.progress import Progress
 from common.runs import Run
 
 if TYPE_CHECKING:
@@ -67,14 +68,14 @@ def recsys(options: Options, run: Run) -> None:
     run.data("drawn products", hashlib.sha256(features.tobytes() + feedback.item.tobytes()).hexdigest())
     subjects.describe_machine(run, ())
     run.say(f"{feedback.users} users, {feedback.items} items, {len(feedback.item)} interactions")
-    sides = {"suite": lambda epochs: _ours(options, feedback, features, epochs)}
+    sides = {"suite": lambda epochs, verbose=False: _ours(options, feedback, features, epochs, verbose)}
     if importlib.util.find_spec("cornac") is not None:
         run.row(model="peer", attack="cornac", split=importlib.metadata.version("cornac"), metric="installed", value=1)
-        sides["cornac"] = lambda epochs: _cornac(options, feedback, features, epochs)
+        sides["cornac"] = lambda epochs, verbose=False: _cornac(options, feedback, features, epochs)
     found: dict[str, dict[str, float]] = {}
     for name, train in sides.items():
         run.say(f"{name}: {options.epochs} epochs")
-        per_user = ranking.quality(ranking.ranks(train(options.epochs)[0], feedback))
+        per_user = ranking.quality(ranking.ranks(train(options.epochs, verbose=True)[0], feedback))
         found[name] = {metric: float(values.mean()) for metric, values in per_user.items()}
         for metric, value in found[name].items():
             run.row(model=name, metric=metric, value=value)
@@ -109,7 +110,7 @@ def _shop(options: Options) -> "tuple[Interactions, np.ndarray]":
 
 
 def _ours(
-    options: Options, feedback: "Interactions", features: np.ndarray, epochs: int
+    options: Options, feedback: "Interactions", features: np.ndarray, epochs: int, verbose: bool
 ) -> "tuple[Factors, list[float]]":
     """What the suite's VBPR learns, and the seconds of each epoch."""
     import keras
@@ -132,7 +133,7 @@ def _ours(
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
     )
-    model = fit("vbpr", feedback, features, settings, seed=options.seed, callbacks=[watch])
+    model = fit("vbpr", feedback, features, settings, seed=options.seed, callbacks=[watch], verbose=verbose)
     return model.factors(features), np.diff(watch.ends).tolist()
 
 
@@ -187,7 +188,9 @@ def _seconds(options: Options, run: Run, sides: dict) -> dict[str, float]:
     def timed(train):
         return lambda: float(np.median(train(options.timed_epochs + 1)[1][1:]))
 
-    taken = timing.interleaved({name: timed(train) for name, train in sides.items()}, options.repeats)
+    contenders = {name: timed(train) for name, train in sides.items()}
+    with Progress(options.repeats * len(contenders), "epochs, timed", units="repetitions") as progress:
+        taken = timing.interleaved(contenders, options.repeats, show=progress.add)
     for name, values in taken.items():
         spread = timing.Spread.of(values)
         run.row(model=name, metric="epoch_seconds", value=spread.median, low=spread.low, high=spread.high)

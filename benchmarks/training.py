@@ -66,11 +66,11 @@ def training(options: Options, run: Run) -> None:
 def _measure(options: Options, run: Run, arch: str, data: "Arrays") -> list[bool]:
     """Rows and metrics of one network; which targets were met."""
     import tensorflow as tf
-    from keras.utils import Progbar
 
     from benchmarks import timing
     from benchmarks.suite_side import compiled_gradient
     from common.adversarial_training import pgd_training
+    from common.progress import Progress
     from common.training import batches
 
     epoch = batches(data.x_train, data.y_train, batch_size=options.batch_size, seed=options.seed)(0)
@@ -106,19 +106,18 @@ def _measure(options: Options, run: Run, arch: str, data: "Arrays") -> list[bool
     if "adversarial" in running:
         running["bare"] = bare
     run.say(f"{arch}: {options.batches} batches of {options.batch_size}; {', '.join(running)}")
-    bar = Progbar((options.repeats + 1) * len(running))
-    for name in list(running):
-        # The first epoch compiles. XLA may not know an operation; that is its row then, and no reason to end.
-        try:
-            running[name]()
-        except tf.errors.OpError as error:
-            if name != "xla":
-                raise
-            run.row(model=arch, split=name, metric=f"left out: {type(error).__name__}", value=0)
-            del running[name]
-        bar.add(1)
-    seconds = timing.interleaved(running, options.repeats, show=lambda: bar.add(1))
-    print()
+    with Progress((options.repeats + 1) * len(running), arch, units="epochs") as progress:
+        for name in list(running):
+            # The first epoch compiles. XLA may not know an operation; that is its row then, and no reason to end.
+            try:
+                running[name]()
+            except tf.errors.OpError as error:
+                if name != "xla":
+                    raise
+                run.row(model=arch, split=name, metric=f"left out: {type(error).__name__}", value=0)
+                del running[name]
+            progress.add()
+        seconds = timing.interleaved(running, options.repeats, show=progress.add)
     for name, taken in seconds.items():
         spread = timing.Spread.of([value / options.batches for value in taken])
         run.row(model=arch, split=name, metric="seconds_per_step", value=spread.median, **_range(spread))

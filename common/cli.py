@@ -36,7 +36,7 @@ import yaml
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from jsonargparse.typing import NonNegativeInt, PositiveInt, register_type
 
-from common import runs
+from common import progress, runs
 from common.errors import UserError
 from common.files import write_text
 from common.runs import Run
@@ -220,7 +220,11 @@ class Script:
         argv = list(sys.argv[1:] if argv is None else argv)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         try:
-            self._main(argv)
+            try:
+                self._main(argv)
+            finally:
+                # Or what ends it would be said on the line of a bar.
+                progress.close_all()
             sys.stdout.flush()
         except UserError as error:
             self._end(str(error), 2)
@@ -253,7 +257,7 @@ class Script:
         options: CommonOptions,
         must_match: Sequence[str] = ("dataset", "seed"),
         *,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = progress.say,
         **overrides: Any,
     ) -> Path:
         """The finished run of this script that another script's `options` need.

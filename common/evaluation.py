@@ -11,40 +11,45 @@ import tensorflow as tf
 
 from common.attacks import attack_dataset, inference, logits_of, untargeted_ce
 from common.attacks.calls import compiled
+from common.progress import blocks
 from common.training import as_float
 
 _forward: "weakref.WeakKeyDictionary[Any, Callable]" = weakref.WeakKeyDictionary()
 
 
-def predict(model: keras.Model, x: np.ndarray, *, batch_size: int = 500) -> np.ndarray:
+def predict(model: keras.Model, x: np.ndarray, *, batch_size: int = 500, progress: bool = False) -> np.ndarray:
     """The class `model` answers with for each of `x` (N, ...), int32 (N,), in inference mode.
 
-    8-bit images are read as [0, 1]. Memory beyond `x` does not grow with N.
+    8-bit images are read as [0, 1]. Memory beyond `x` does not grow with N. `progress` is shown if it takes long, here
+    and below.
     """
     answer = _compiled(model, x)
     out = np.empty(len(x), np.int32)
-    for rows in _blocks(len(x), batch_size):
+    for rows in blocks(len(x), batch_size, "predictions", units="examples", shown=progress):
         out[rows] = answer(x[rows])
     return out
 
 
-def outputs(model: keras.Model, x: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
+def outputs(model: keras.Model, x: np.ndarray, *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
     """What `model` answers to `x` (N, ...) in inference mode, logits or embeddings: float32 (N, outputs).
 
     8-bit images are read as [0, 1].
     """
     signature = [tf.TensorSpec([None, *x.shape[1:]], x.dtype)]
     answer = compiled(model, ("outputs", x.shape[1:], x.dtype.str), _outputs, signature)
-    return np.concatenate([answer(x[rows]).numpy() for rows in _blocks(len(x), batch_size)])
+    rows_of = blocks(len(x), batch_size, "outputs", units="examples", shown=progress)
+    return np.concatenate([answer(x[rows]).numpy() for rows in rows_of])
 
 
 def _outputs(model: keras.Model, x: tf.Tensor) -> tf.Tensor:
     return tf.cast(inference(model)(as_float(x)), tf.float32)
 
 
-def accuracy(model: keras.Model, x: np.ndarray, y: np.ndarray, *, batch_size: int = 500) -> float:
+def accuracy(
+    model: keras.Model, x: np.ndarray, y: np.ndarray, *, batch_size: int = 500, progress: bool = False
+) -> float:
     """Share of `x` (N, ...) answered with `y` (N,), in [0, 1]."""
-    return float(np.mean(predict(model, x, batch_size=batch_size) == y))
+    return float(np.mean(predict(model, x, batch_size=batch_size, progress=progress) == y))
 
 
 class Robustness(NamedTuple):
@@ -85,13 +90,13 @@ def robustness(
         block = perturbation_sizes(x[rows], changed[rows])
         for name, size in sizes.items():
             size[rows] = block[name]
-    clean = predict(model, x) == y
+    clean = predict(model, x, progress=progress) == y
     return Robustness(
         clean,
-        clean & (predict(model, changed) == y),
+        clean & (predict(model, changed, progress=progress) == y),
         sizes["linf"],
         sizes["l2"],
-        zero_gradient_rows(model, x, y, batch_size=batch_size),
+        zero_gradient_rows(model, x, y, batch_size=batch_size, progress=progress),
     )
 
 
@@ -116,7 +121,9 @@ def rounded(images: np.ndarray) -> np.ndarray:
     return (np.rint(images * 255) / np.float32(255)).astype(np.float32)
 
 
-def zero_gradient_rows(model: keras.Model, x: np.ndarray, y: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
+def zero_gradient_rows(
+    model: keras.Model, x: np.ndarray, y: np.ndarray, *, batch_size: int = 256, progress: bool = False
+) -> np.ndarray:
     """Where the cross-entropy of `y` (N,) has not a single gradient entry at `x` (N, ...), bool (N,)."""
     out = np.empty(len(x), bool)
 
@@ -128,7 +135,7 @@ def zero_gradient_rows(model: keras.Model, x: np.ndarray, y: np.ndarray, *, batc
         gradient = tape.gradient(score, images)
         return tf.reduce_all(tf.reshape(gradient == 0, [tf.shape(images)[0], -1]), axis=1)
 
-    for rows in _blocks(len(x), batch_size):
+    for rows in blocks(len(x), batch_size, "gradients", units="examples", shown=progress):
         out[rows] = blank(x[rows], np.asarray(y[rows], np.int32))
     return out
 

@@ -29,6 +29,7 @@ import yaml
 
 from common.errors import UserError
 from common.files import write_text
+from common.progress import say
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ("seed", "model", "attack", "norm", "eps", "split", "metric", "value", "n", "low", "high")
@@ -91,8 +92,8 @@ class Run:
         self._curves = _read_csv(self.folder / "metrics.csv") if chief else []
 
     def say(self, text: str) -> None:
-        """Print `text` and append it to `log.txt` with the time."""
-        print(text, flush=True)
+        """Print `text`, above any progress bar, and append it to `log.txt` with the time."""
+        say(text)
         if self.chief:
             with open(self.folder / "log.txt", "a", encoding="utf-8") as log:
                 log.write(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
@@ -270,7 +271,7 @@ def execute_seeds(
             begin(folder, identity, config, force=True)
         children = []
         for i, seed in enumerate(seeds):
-            print(f"{identity.script}: seed {seed} ({i + 1} of {len(seeds)})", flush=True)
+            say(f"{identity.script}: seed {seed} ({i + 1} of {len(seeds)})")
             children.append(child(seed, folder / f"seed-{seed}"))
         results = _joined(identity, config, seeds, children)
         if chief:
@@ -561,7 +562,7 @@ def _ours(entry: Path) -> bool:
 
 
 def _finished_before(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
-    print(f"{folder}: finished before; these are its results (--force runs it anew)", flush=True)
+    say(f"{folder}: finished before; these are its results (--force runs it anew)")
     return results
 
 

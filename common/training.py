@@ -8,7 +8,6 @@ Adversarial training differs in one argument, `adversary`, a function from a bat
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ import tensorflow as tf
 
 from common import checkpoints
 from common.errors import UserError
+from common.progress import Progress, duration, values_text
 
 Tensor = tf.Tensor
 Batch = tuple[Tensor, ...]
@@ -31,7 +31,8 @@ Epochs = Callable[[int], tf.data.Dataset]
 """epoch -> its batches; the same for the same epoch, so that a resumed run sees what it would have seen."""
 Evaluate = Callable[[], Mapping[str, float]]
 
-_BAR_SECONDS = 0.5
+# Seconds: of epochs that are quicker not each has a line of its own.
+_LINE_APART = 1.0
 
 
 def cross_entropy(model: keras.Model, batch: Batch) -> tuple[Terms, Terms]:
@@ -155,7 +156,8 @@ def train(
     `checkpoint_folder` every epoch is saved there, and `resume` goes on after the last: the weights become those of an
     undisturbed run. Of several workers only the `chief` saves, in a folder that all of them can read. `jit_compile`
     hands each replica's step to XLA. With `steps_per_call` so many steps go without Python in between, worth it where
-    one takes about a millisecond; callbacks then see only the last batch of each call.
+    one takes about a millisecond; callbacks then see only the last batch of each call. With `verbose` a bar or lines
+    show how far the whole training is, and a line stays for each epoch (for epochs below a second, one a second).
 
     Errors: `UserError` when the loss stops being finite, when a checkpoint does not fit, when there is no batch.
     """
@@ -178,22 +180,36 @@ def train(
     listeners = keras.callbacks.CallbackList([*callbacks], model=model, epochs=epochs, verbose=0)
     model.stop_training = False
     listeners.on_train_begin()
-    for epoch in range(len(history), epochs):
-        listeners.on_epoch_begin(epoch)
-        dataset, title = epoch_batches(epoch), f"epoch {epoch + 1}/{epochs}"
-        logs = _run_epoch(calls, dataset, title, listeners, strategy, verbose)
-        if not math.isfinite(logs["loss"]):
-            raise UserError(f"the loss is {logs['loss']} in epoch {epoch + 1}; lower the learning rate")
-        logs["learning_rate"] = float(tf.convert_to_tensor(optimizer.learning_rate))
-        if evaluate is not None:
-            logs |= {name: float(value) for name, value in evaluate().items()}
-        history.append(logs)
-        # Listeners first: a curve may then hold an epoch that the checkpoint does not, but never lack one that it has.
-        listeners.on_epoch_end(epoch, dict(logs))
-        if checkpoint_folder and chief:
-            checkpoints.save(checkpoint_folder, model, optimizer, history)
-        if model.stop_training:
-            break
+    first, lined = len(history), -math.inf
+    with Progress(None, "training", units="steps", shown=verbose) as progress:
+        for epoch in range(first, epochs):
+            listeners.on_epoch_begin(epoch)
+            begun, dataset = time.monotonic(), epoch_batches(epoch)
+            progress.title = f"epoch {epoch + 1}/{epochs}"
+            if (steps := int(dataset.cardinality())) > 0:
+                if epoch == first:
+                    progress.skip(epoch * steps)
+                progress.total = progress.done + (epochs - epoch) * steps
+            before = progress.done
+            logs = _run_epoch(calls, dataset, progress, listeners, strategy)
+            # Where nobody knew how many steps an epoch has, it is known now.
+            progress.total = progress.done + (epochs - epoch - 1) * (progress.done - before)
+            if not math.isfinite(logs["loss"]):
+                raise UserError(f"the loss is {logs['loss']} in epoch {epoch + 1}; lower the learning rate")
+            logs["learning_rate"] = float(tf.convert_to_tensor(optimizer.learning_rate))
+            if evaluate is not None:
+                logs |= {name: float(value) for name, value in evaluate().items()}
+            history.append(logs)
+            # Listeners first: a curve may then hold an epoch that the checkpoint lacks, but never lack one that it has.
+            listeners.on_epoch_end(epoch, dict(logs))
+            if checkpoint_folder and chief:
+                checkpoints.save(checkpoint_folder, model, optimizer, history)
+            ends, now = model.stop_training or epoch + 1 == epochs, time.monotonic()
+            if ends or now - lined >= _LINE_APART:
+                progress.line(_epoch_line(progress.title, logs, now - begun, None if ends else progress.seconds_left))
+                lined = now
+            if model.stop_training:
+                break
     listeners.on_train_end()
     return history
 
@@ -311,48 +327,29 @@ def _in_groups(step: Callable[[Any], dict[str, Tensor]], size: int) -> Calls:
 def _run_epoch(
     calls: Calls,
     dataset: tf.data.Dataset,
-    title: str,
+    progress: Progress,
     listeners: keras.callbacks.CallbackList,
     strategy: tf.distribute.Strategy,
-    verbose: bool,
 ) -> dict[str, float]:
     sums: dict[str, Tensor] = {}
     count = 0
-    total = int(dataset.cardinality())
-    with _bar(title, total if total > 0 else None, verbose) as show:
-        for taken, call in calls(iter(strategy.experimental_distribute_dataset(dataset)), total):
-            listeners.on_train_batch_begin(count)
-            logs = call()
-            sums = {name: sums[name] + value for name, value in logs.items()} if sums else logs
-            count += taken
-            listeners.on_train_batch_end(count - 1)
-            show(count, sums)
+    for taken, call in calls(iter(strategy.experimental_distribute_dataset(dataset)), int(dataset.cardinality())):
+        listeners.on_train_batch_begin(count)
+        logs = call()
+        sums = {name: sums[name] + value for name, value in logs.items()} if sums else logs
+        count += taken
+        listeners.on_train_batch_end(count - 1)
+        progress.add(taken, partial(_means, sums, count))
     if not count:
         raise UserError("an epoch holds no batch; give more data or a smaller batch")
+    return _means(sums, count)
+
+
+def _epoch_line(title: str, logs: Mapping[str, float], seconds: float, left: float | None) -> str:
+    shown = {name: value for name, value in logs.items() if name != "learning_rate"}
+    text = f"{title}: {values_text(shown)}; {duration(seconds)}"
+    return text if left is None else f"{text}, {duration(left)} left"
+
+
+def _means(sums: Mapping[str, Tensor], count: int) -> dict[str, float]:
     return {name: float(value) / count for name, value in sums.items()}
-
-
-@contextmanager
-def _bar(title: str, total: int | None, verbose: bool) -> Iterator[Callable[[int, dict[str, Tensor]], None]]:
-    """A progress bar that reads the running means from the device twice a second, not at every step."""
-    if not verbose:
-        yield lambda count, sums: None
-        return
-    print(title)
-    bar = keras.utils.Progbar(total, stateful_metrics=None, interval=_BAR_SECONDS)
-    last = time.monotonic()
-    final: tuple[int, dict[str, Tensor]] | None = None
-
-    def show(count: int, sums: dict[str, Tensor]) -> None:
-        nonlocal last, final
-        final = count, sums
-        if time.monotonic() - last >= _BAR_SECONDS:
-            last = time.monotonic()
-            bar.stateful_metrics = set(sums)
-            bar.update(count, [(name, float(value) / count) for name, value in sums.items()], finalize=False)
-
-    yield show
-    if final is not None:
-        count, sums = final
-        bar.stateful_metrics = set(sums)
-        bar.update(count, [(name, float(value) / count) for name, value in sums.items()], finalize=True)

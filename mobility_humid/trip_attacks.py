@@ -32,6 +32,7 @@ from common.attacks.calls import compiled
 from common.attacks.geometry import per_example
 from common.attacks.randomness import example_seeds, seed_pair, uniform
 from common.errors import UserError
+from common.progress import blocks
 from mobility_humid.layout import Layout
 from mobility_humid.networks import TripModel
 from mobility_humid.trips import SLOT, X, Y
@@ -120,14 +121,9 @@ def attack(
     settings = (float(eta), float(alpha), steps, float(radius or 0.0), search_steps)
     settings = [tf.constant(v, spec.dtype) for v, spec in zip(settings, signature[2:7], strict=True)]
     out = np.empty_like(x, np.float32)
-    blocks = range(0, len(x), batch_size)
-    bar = keras.utils.Progbar(len(blocks)) if progress and len(blocks) > 1 else None
-    for first in blocks:
-        rows = slice(first, first + batch_size)
-        index = np.arange(first, first + len(x[rows]), dtype=np.int32)
+    for rows in blocks(len(x), batch_size, name, units="samples", shown=progress):
+        index = np.arange(rows.start, rows.stop, dtype=np.int32)
         out[rows] = run(x[rows], np.asarray(y[rows], np.int32), *settings, seed_pair(seed), index)
-        if bar is not None:
-            bar.add(1)
     return out
 
 

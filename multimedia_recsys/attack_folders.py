@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import keras
 import numpy as np
 
 from common.datasets.readers import read_picture, write_png
 from common.errors import UserError
 from common.files import inside
+from common.progress import blocks, track
 from common.runs import read_results
 from multimedia_recsys.catalogues import Shop
 from multimedia_recsys.categories import Pair
@@ -40,18 +40,15 @@ def write_pictures(
     """
     paths = {int(item): picture_path(folder, shop, int(item)) for item in items}
     missing = np.array([item for item, path in paths.items() if not path.is_file()], np.int64)
-    bar = keras.utils.Progbar(len(missing), unit_name="picture") if len(missing) > 4 * _CHUNK else None
-    for first in range(0, len(missing), _CHUNK):
-        chunk = missing[first : first + _CHUNK]
+    for rows in blocks(len(missing), _CHUNK, "changing"):
+        chunk = missing[rows]
         for item, picture in zip(chunk, change(shop.pictures.read(chunk), chunk), strict=True):
             write_png(paths[int(item)], picture)
-        if bar is not None:
-            bar.add(len(chunk))
 
 
 def read_pictures(folder: Path, shop: Shop, items: np.ndarray) -> np.ndarray:
     """What `write_pictures` wrote, as the files hold it: uint8 (m, H, W, 3)."""
-    pictures = [read_picture(picture_path(folder, shop, int(item))).rgb for item in items]
+    pictures = [read_picture(picture_path(folder, shop, int(item))).rgb for item in track(items, "reading")]
     if any(picture.shape != shop.pictures.shape for picture in pictures):
         raise UserError(f"{folder}: pictures of another size than the shop's; make them by the same --image-size")
     return np.stack(pictures)

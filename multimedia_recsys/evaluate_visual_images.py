@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from common.cli import script
 from common.errors import UserError
+from common.progress import blocks
 from common.runs import Run
 from multimedia_recsys import classify_extract
 from multimedia_recsys.catalogues import SHOP_FIELDS, ShopOptions, load_shop
@@ -42,18 +43,18 @@ def evaluate_visual_images(options: Options, run: Run) -> None:
     attack = attack_folders.read_attack(place, len(shop.pictures))
     if not (attack.folder / "images").is_dir():
         raise UserError(f"{attack.folder}: its pictures are gone; make the attack anew")
-    blocks = []
-    for first in range(0, len(attack.items), _BLOCK):
-        items = attack.items[first : first + _BLOCK]
+    found = []
+    for rows in blocks(len(attack.items), _BLOCK, "comparing"):
+        items = attack.items[rows]
         before = shop.pictures.read(items)
         after = attack_folders.read_pictures(attack.folder / "images", shop, items)
         shift = (after.astype(np.float64) - before) / 255
         mse = (shift**2).mean(axis=(1, 2, 3))
         psm = ((attack.features[items] - clean.features[items]).astype(np.float64) ** 2).mean(axis=1)
         linf = np.abs(shift).max(axis=(1, 2, 3))
-        blocks.append((mse, evaluation.psnr(before, after), evaluation.ssim(before, after), psm, linf))
+        found.append((mse, evaluation.psnr(before, after), evaluation.ssim(before, after), psm, linf))
     measured = dict(
-        zip(("mse", "psnr", "ssim", "psm", "linf"), map(np.concatenate, zip(*blocks, strict=True)), strict=True)
+        zip(("mse", "psnr", "ssim", "psm", "linf"), map(np.concatenate, zip(*found, strict=True)), strict=True)
     )
     taken = attack.label[attack.items] == attack.pair.target
     for split, among in (("all", np.ones_like(taken)), ("successful", taken)):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from common.errors import UserError
+from common.progress import blocks
 from common.runs import Run
 from multimedia_recsys.catalogues import Pictures, Shop, ShopOptions
 
@@ -84,19 +85,13 @@ def _loaded(path: Path, stamp: int) -> "keras.Model":
 
 def see(model: "keras.Model", pictures: Pictures) -> "Seen":
     """What `model` makes of all `pictures`, a block in memory at a time."""
-    import keras
-
     from multimedia_recsys.cnn import Seen, look
 
-    starts = range(0, len(pictures), _BLOCK)
-    bar = keras.utils.Progbar(len(pictures), unit_name="picture") if len(starts) > 8 else None
-    blocks = []
-    for first in starts:
-        rows = np.arange(first, min(first + _BLOCK, len(pictures)))
-        blocks.append(look(model, pictures.read(rows)))
-        if bar is not None:
-            bar.add(len(rows))
-    return Seen(*map(np.concatenate, zip(*blocks, strict=True)))
+    found = [
+        look(model, pictures.read(np.arange(rows.start, rows.stop)))
+        for rows in blocks(len(pictures), _BLOCK, "features")
+    ]
+    return Seen(*map(np.concatenate, zip(*found, strict=True)))
 
 
 def write_looks(folder: Path, shop: Shop, seen: "Seen", names: Sequence[str], started: "Looks | None" = None) -> None:

@@ -3,17 +3,15 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 
+from common.progress import blocks
 from multimedia_recsys.interactions import Interactions
 from multimedia_recsys.recommenders import Factors
 
 # Scores that are held at once; 64 MB of them keep two cores busy.
 BLOCK_SCORES = 2**24
-# More blocks take seconds, and get a progress bar.
-_SHOWN_BLOCKS = 20
 
 
 class Ranks(NamedTuple):
@@ -100,13 +98,10 @@ def _compared(scores: np.ndarray, rows: np.ndarray, items: np.ndarray) -> tuple[
 def _blocks(factors: Factors, feedback: Interactions) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Users, in blocks, and their scores of all items, minus infinity for those of their training."""
     size = max(BLOCK_SCORES // feedback.items, 1)
-    bar = keras.utils.Progbar(feedback.users, unit_name="user") if feedback.users > _SHOWN_BLOCKS * size else None
     items = tf.constant(factors.items, tf.float32)
-    for first in range(0, feedback.users, size):
-        users = np.arange(first, min(first + size, feedback.users))
+    for rows in blocks(feedback.users, size, "ranking", units="users"):
+        users = np.arange(rows.start, rows.stop)
         scores = tf.matmul(tf.constant(factors.users[users], tf.float32), items, transpose_b=True).numpy()
         scores += factors.offset
         scores[feedback.seen(users)] = -np.inf
         yield users, scores
-        if bar is not None:
-            bar.update(first + len(users))

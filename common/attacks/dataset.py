@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from common.attacks import named
 from common.attacks.loop import Flight, Result, advance, begin, land, merge
+from common.progress import Progress
 
 Tensor = tf.Tensor
 
@@ -47,22 +48,25 @@ def attack_dataset(
     `attack` is a named one with its options, as in `functools.partial(pgd, model, eps=8/255, alpha=2/255, steps=40)`,
     or any function of `x`, `y` and, if it has such an argument, `index`, the places of the batch in the data set.
     Budgets and masks in a partial may have one row for each of the N examples. With `stop=True` the model always works
-    on full batches of unfinished examples. Neither that nor the batch size changes a success.
+    on full batches of unfinished examples. Neither that nor the batch size changes a success. `progress` is shown if it
+    takes long.
     """
-    from keras.utils import Progbar
-
-    bar = Progbar(len(x)) if progress and len(x) else None
-    show = bar.add if bar else lambda count: None
     of_rows = _Rows(attack, x, y)
     out = np.empty(np.shape(x), np.float32)
-    for first in range(0, len(x), batch_size):
-        rows = np.arange(first, min(first + batch_size, len(x)))
-        prepared = of_rows.prepare(rows) if of_rows.named else None
-        if prepared and prepared.plan.stop:
-            return _Refill(of_rows, batch_size, show).run()
-        out[rows] = named.run(*prepared) if prepared else of_rows.attack(rows)
-        show(len(rows))
+    with Progress(len(x), _name_of(attack), units="examples", shown=progress) as bar:
+        for first in range(0, len(x), batch_size):
+            rows = np.arange(first, min(first + batch_size, len(x)))
+            prepared = of_rows.prepare(rows) if of_rows.named else None
+            if prepared and prepared.plan.stop:
+                return _Refill(of_rows, batch_size, bar.add).run()
+            out[rows] = named.run(*prepared) if prepared else of_rows.attack(rows)
+            bar.add(len(rows))
     return Attacked(out)
+
+
+def _name_of(attack: Callable[..., Tensor]) -> str:
+    name = getattr(getattr(attack, "func", attack), "__name__", "attack")
+    return "attack" if name == "<lambda>" else name
 
 
 class _Rows:
@@ -154,9 +158,10 @@ class _Refill:
 
     def _keep(self, under_way: "_Group", rows: np.ndarray, places: np.ndarray, restart: int) -> None:
         """Write down what the examples `rows`, at `places` in the batch, have come to."""
-        self.show(len(rows) if restart == 0 else 0)
-        if self.plan.keep == "last" and int(self.shared.restarts) == 1:
+        restarts = int(self.shared.restarts)
+        if self.plan.keep == "last" and restarts == 1:
             self.out[rows] = tf.gather(under_way.flight.x, places).numpy()
+            self.show(len(rows))
             return
         # Scores decide between iterates and between restarts. Few sizes: a new one costs a convolution a new plan.
         padded = np.resize(places, _size_for(len(places), self.batch_size))
@@ -165,6 +170,8 @@ class _Refill:
         if restart:
             found = merge(found, Result(*(tf.constant(a[rows]) for a in (self.out, self.score, self.done))))
         self.out[rows], self.score[rows], self.done[rows] = (value.numpy() for value in found)
+        # The others begin once more.
+        self.show(len(rows) if restart + 1 == restarts else int(self.done[rows].sum()))
 
 
 class _Group(NamedTuple):

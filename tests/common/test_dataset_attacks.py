@@ -92,6 +92,16 @@ def test_restarts_go_to_survivors_only(task):
     assert often.gradients <= once.gradients + 3 * 5 * (standing.sum() + 8)
 
 
+def test_progress_counts_an_example_once_it_begins_no_further_restart(task, capsys, monkeypatch):
+    monkeypatch.setattr("common.progress._LINE", 0.0)
+    model, x, y = task
+    attack = partial(pgd, model, eps=0.1, alpha=0.05, steps=5, restarts=4, stop=True)
+    standing = np.argmax(model(attack_dataset(attack, x, y, batch_size=8, progress=True).x), axis=1) == y
+    shown = [int(line.split("/")[0].removeprefix("pgd: ")) for line in capsys.readouterr().out.splitlines()]
+    assert shown == sorted(shown) and shown[-1] == len(x)
+    assert 0 < shown.count(len(x) - standing.sum()) and standing.sum() > 0
+
+
 def test_budgets_and_masks_of_examples_go_along(task):
     model, x, y = task
     draw = np.random.default_rng(6)
