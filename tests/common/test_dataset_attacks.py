@@ -99,7 +99,7 @@ def test_progress_counts_an_example_once_it_begins_no_further_restart(task, caps
     standing = np.argmax(model(attack_dataset(attack, x, y, batch_size=8, progress=True).x), axis=1) == y
     shown = [int(line.split("/")[0].removeprefix("pgd: ")) for line in capsys.readouterr().out.splitlines()]
     assert shown == sorted(shown) and shown[-1] == len(x)
-    assert 0 < shown.count(len(x) - standing.sum()) and standing.sum() > 0
+    assert standing.sum() > 0 and shown.count(len(x) - standing.sum()) > 0
 
 
 def test_budgets_and_masks_of_examples_go_along(task):
