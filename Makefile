@@ -2,7 +2,10 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: setup demo test clean
+# Files stay whole, for toy models and their compiled functions live in one process.
+WORKERS := -n 2 --dist loadfile
+
+.PHONY: setup demo demo-full test test-slow test-all clean
 
 setup: $(VENV)/installed
 
@@ -15,7 +18,12 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+# All five papers in one process.
 demo: setup
+	$(RUN) demo.py --resume
+
+# Each script on its embedded data, with its defaults.
+demo-full: setup
 	$(RUN) adv_lock/train_base.py --resume
 	$(RUN) adv_lock/lock.py --resume
 	$(RUN) adv_lock/train.py --resume
@@ -43,10 +51,17 @@ demo: setup
 	$(RUN) attention_defense/analyse.py --resume
 	$(RUN) attention_defense/explain.py --resume
 
+# The default tier on two workers; test-slow what trains, chains and kills; test-all both.
 test: setup
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(WORKERS)
+
+test-slow: setup
+	$(RUN) -m pytest $(WORKERS) -m slow
+
+test-all: setup
+	$(RUN) -m pytest $(WORKERS) -m "slow or not slow"
 
 # Named runs and data sets are hours of work and stay.
 clean:
-	rm -rf $(VENV) runs/*/*/demo runs/*/attacks build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs/*/*/demo runs/*/*/quick runs/*/attacks build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,9 +1,22 @@
-"""No test leaves this machine (E6), here or in a process that it starts."""
+"""What holds for every test: one thread where several workers run, no log of TensorFlow's, and no network (E6), here or
+in a process that a test starts."""
 
 import ipaddress
+import os
+import signal
 import socket
 
+# All of it is read once, when TensorFlow or a BLAS is imported.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Tracing is one thread of Python; workers that share two cores only get in each other's way with more.
+    for variable in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+
 import pytest
+
+# A job in the background (nohup, `&`, a CI runner) ignores Ctrl-C, and its children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class LeftTheMachineError(RuntimeError):
