@@ -144,17 +144,21 @@ class CommonOptions:
     """Start anew in the folder of an earlier run; what that one wrote goes once this one is finished."""
 
 
+Ending = Callable[[Path, Mapping[str, Any], Sequence[Mapping[str, Any]]], str]
+
+
 class Script:
     """An entry script as a function: `lock(Options(...))` does the whole run and returns its results.
 
-    `body` is the undecorated function, for those who bring a `Run` of their own.
+    `body` is the undecorated function, for those who bring a `Run` of their own. `ending` makes what the command line
+    prints when all is done, from folder, results and table; by default `common.report.console`.
     """
 
     names: ClassVar[set[str]] = set()
 
-    def __init__(self, body: Callable[[Any, Run], None], app: str, name: str) -> None:
+    def __init__(self, body: Callable[[Any, Run], None], app: str, name: str, ending: Ending | None = None) -> None:
         functools.update_wrapper(self, body)
-        self.body, self.app, self.name = body, app, name
+        self.body, self.app, self.name, self.ending = body, app, name, ending
         self.names.add(name)
         self.options_class: type[CommonOptions] = get_type_hints(body)["options"]
         self.options_class.owner = self
@@ -334,7 +338,7 @@ class Script:
             from common.report import console
 
             folder = self.folder(options)
-            print(console(folder, results, runs.read_table(folder)))
+            print((self.ending or console)(folder, results, runs.read_table(folder)))
 
     def _end(self, message: str, status: int) -> None:
         print(f"{self.name}: {' '.join(message.split())}", file=sys.stderr)
@@ -466,17 +470,18 @@ class Parts:
     def __init__(self, options: CommonOptions, run: Run, *, shared: Sequence[str] = ()) -> None:
         """`shared`: further options, common to the app's scripts, that each part takes from `options`."""
         self.options, self.run, self.shared = options, run, shared
+        self.name = run_name(options)
         self.results: list[dict[str, Any]] = []
         # What --force has begun anew: --resume after an interruption must take none that was finished before it.
         self._renewed = run.checkpoints / "renewed.txt"
 
     def __call__(self, producer: Script, *place: str, **settings: Any) -> Path:
         """The finished run `<own name>/<place>`, its other settings from its section of the config."""
-        name = "/".join((run_name(self.options), *place))
+        name = "/".join((self.name, *place))
         own = {field: getattr(self.options, field) for field in self.shared if field in producer.fields}
         wanted = producer.options_from(dataclasses.replace(self.options, name=name), **(own | settings))
         self.run.say(f"-- {producer.name} {name}")
-        anew = self._begins_anew(f"{producer.name} {name}")
+        anew = self._begins_anew(f"{producer.app} {producer.name} {name}")
         try:
             self.results.append(producer(dataclasses.replace(wanted, force=anew, resume=not anew)))
         except UserError:
@@ -504,9 +509,9 @@ class Parts:
         return sum(result["seconds"] for result in self.results) / 60
 
 
-def script(*, app: str, name: str) -> Callable[[Callable[[Any, Run], None]], Script]:
-    """Make a function of typed options and a `Run` the entry script `<app>/<name>`."""
-    return lambda body: Script(body, app, name)
+def script(*, app: str, name: str, ending: Ending | None = None) -> Callable[[Callable[[Any, Run], None]], Script]:
+    """Make a function of typed options and a `Run` the entry script `<app>/<name>`; `ending` as in `Script`."""
+    return lambda body: Script(body, app, name, ending)
 
 
 class _HelpFormatter(DefaultHelpFormatter):

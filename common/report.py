@@ -51,11 +51,11 @@ def console(folder: Path, results: Mapping[str, Any], table: Sequence[Mapping[st
             known = {name: metrics.get(f"{key}_{name}") for name in ("std", "n", "low", "high")}
             figure = Value(value, **known)
             shown.append([key, *_figure(figure)])
-    lines += _aligned(shown)
+    lines += aligned(shown)
     if 0 < len(table) <= CONSOLE_ROWS:
         used = [c for c in COLUMNS if c not in NUMBERS and any(row.get(c) is not None for row in table)]
         rows = [[_number(row[c]) for c in used] + _figure(Value.of(row)) for row in table]
-        lines += ["", *_aligned([[*used, "value", "95 % interval", "n"], *rows])]
+        lines += ["", *aligned([[*used, "value", "95 % interval", "n"], *rows])]
     elif table:
         lines += ["", f"{len(table)} measurements in {folder / 'table.csv'}"]
     lines += ["", f"results  {folder / 'results.json'}"]
@@ -254,7 +254,8 @@ def _number(value: Any) -> str:
     return str(value)
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """`rows` of text cells as lines with columns of one width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

@@ -1,0 +1,206 @@
+"""All five papers in one process: what each of them does, with intervals, in one table and a few figures."""
+
+import dataclasses
+import functools
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+from adv_lock.lock import lock
+from adv_lock.train import train as train_on_locked
+from adv_lock.train_base import train_base
+from attention_defense.attack import attack as attack_classifier
+from attention_defense.train import train as train_classifier
+from common.cli import CommonOptions, Parts, script
+from common.errors import UserError
+from common.intervals import Measured, unpaired_difference
+from common.report import aligned, interval, percent
+from common.runs import ROOT, Run, read_results, read_table, wilson
+from face_mter.ad_face import ad_face
+from face_mter.attack import attack as attack_faces
+from face_mter.train import train as train_faces
+from mobility_humid.fast_adversarial_train import fast_adversarial_train
+from mobility_humid.prepare import prepare
+from mobility_humid.siamese_attack import siamese_attack
+from mobility_humid.train import train as train_verifier
+from multimedia_recsys.run_all import run_all as attack_recommender
+
+MINUTES = 5
+"""How long it takes on two cores, see the README."""
+# What a figure would be if nothing had happened; a rate by itself is no effect.
+NO_EFFECT = {"difference": 0.0, "share": 1.0}
+
+Row = Callable[[str, str, Measured], None]
+"""Adds a line to the table: what is measured; `rate`, `difference` or `share`; and the figure."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Options(CommonOptions):
+    """The settings of each script stand in `<app>/configs/quick.yaml`."""
+
+    without: ClassVar[tuple[str, ...]] = (
+        *("config", "dataset", "data_dir", "n_train", "n_test"),
+        *("strategy", "precision", "deterministic"),
+    )
+
+    name: str | None = "quick"
+    """Name of the run, and of the runs that it consists of."""
+
+
+def _lock(part: Parts, row: Row) -> Mapping[str, Path]:
+    model = part(train_base) / "model.keras"
+    locked = part(lock, model=model)
+    trained = part(train_on_locked, lock_data=locked)
+    of = _headline(trained)
+    row("accuracy on real images, trained on originals", "rate", of("reference_accuracy"))
+    row("accuracy on real images, trained on locked ones", "rate", of("original_accuracy"))
+    row("share of the accuracy that is left", "share", of("share_of_reference"))
+    return {"lock_examples": locked / "examples.png", "lock_crossing": trained / "crossing.png"}
+
+
+def _mobility(part: Parts, row: Row) -> Mapping[str, Path]:
+    part(prepare)
+    part(train_verifier)
+    attacked = part(siamese_attack)
+    hardened = part(fast_adversarial_train)
+    of = _headline(hardened)
+    clean, noise, before = (of(f"{name}_accuracy_before") for name in ("clean", "noise", "attacked"))
+    row("accuracy on clean trips", "rate", clean)
+    row("accuracy under noise of the same budget", "rate", noise)
+    row("accuracy under ST-iFGSM", "rate", before)
+    row("ST-iFGSM less noise", "difference", unpaired_difference(before, noise))
+    row("accuracy under ST-iFGSM, after Fast ST-FGSM training", "rate", of("attacked_accuracy_after"))
+    gain = _measured(hardened, metric="attacked_accuracy_gain", attack="st_ifgsm_linf", model="fast")
+    row("after less before that training", "difference", gain)
+    return {"trips": attacked / "trips.png", "trips_hardened": hardened / "defence.png"}
+
+
+def _faces(part: Parts, row: Row) -> Mapping[str, Path]:
+    base = part(train_faces)
+    hardened = part(ad_face)
+    attacked = part(attack_faces, base_model=base, model=hardened)
+    of = _headline(attacked)
+    row("hit rate of IFTGSM at 10/255, base network", "rate", of("hit_rate_iftgsm_10_base"))
+    row("hit rate of IFTGSM at 10/255, MTER", "rate", of("hit_rate_iftgsm_10"))
+    less = _measured(attacked, metric="hit_rate_less_base", attack="iftgsm", model="hardened")
+    row("MTER less base network", "difference", less)
+    row("verification accuracy, base network", "rate", of("verification_accuracy_base"))
+    row("verification accuracy, MTER", "rate", of("verification_accuracy"))
+    return {"faces": attacked / "faces.png"}
+
+
+def _recommender(part: Parts, row: Row) -> Mapping[str, Path]:
+    joined = part(attack_recommender)
+    for label, attack in (
+        ("PGD towards the target class", "pgd_8"),
+        ("INSA, which raises the score itself", "insa_8_vbpr"),
+        ("noise of the same budget", "noise_8"),
+        ("real images of the target class, for reference", "swap_8"),
+    ):
+        lift = _measured(joined, metric="item_lift", attack=attack, model="vbpr, frozen")
+        row(f"more lists with an attacked item: {label}", "difference", lift)
+    return {"recommender": joined / "chr.png"}
+
+
+def _attention(part: Parts, row: Row) -> Mapping[str, Path]:
+    trained = part(train_classifier)
+    attacked = part(attack_classifier, model=trained)
+    # The lock's base classifier is the standard network: same data, same architecture.
+    standard = train_base.folder(Options(name=part.name)) / "model.keras"
+    of_aad, of_standard = _headline(attacked), _headline(part(attack_classifier, "standard", model=standard))
+    for attack, key in (("clean", "clean_accuracy"), ("Step-LL", "accuracy_step_ll"), ("PGD-20", "accuracy_pgd20")):
+        row(f"accuracy, {attack}: standard training", "rate", of_standard(key))
+        row(f"accuracy, {attack}: AAD", "rate", of_aad(key))
+        row(f"accuracy, {attack}: AAD less standard", "difference", unpaired_difference(of_aad(key), of_standard(key)))
+    return {"attention": attacked / "curve.png"}
+
+
+class Chapter(NamedTuple):
+    """One paper: `play` makes its runs, adds its rows, and returns the figures to look at by name."""
+
+    app: str
+    title: str
+    play: Callable[[Parts, Row], Mapping[str, Path]]
+
+
+CHAPTERS = (
+    Chapter("adv_lock", "Adversarial Lock: images that mislead whoever trains on them", _lock),
+    Chapter("mobility_humid", "ST-iFGSM: trips whose driver is no longer identified", _mobility),
+    Chapter("face_mter", "MTER: face embeddings that resist impersonation", _faces),
+    Chapter("multimedia_recsys", "TAaMR: product images that climb in a visual recommender", _recommender),
+    Chapter("attention_defense", "AAD: a classifier whose attention is rectified and preserved", _attention),
+)
+
+
+def summary(folder: Path, results: Mapping[str, Any], table: Sequence[Mapping[str, Any]]) -> str:
+    """The table of the demo for the terminal, and where its files lie."""
+    lines = [f"all five papers, embedded data, seed {results['seed']}, {results['seconds']:.0f} s"]
+    for chapter in CHAPTERS:
+        rows = [row for row in table if row["split"] == chapter.app]
+        if rows:
+            cells = [[f"  {row['model']}", *_cells(row)] for row in rows]
+            lines += ["", chapter.title, *aligned(cells)]
+    lines += ["", "Per cent, 95 % intervals; one seed of small networks, an example and no finding: see each README."]
+    lines += ["", "where to look"]
+    lines += [f"  {folder / path}" for path in results["artifacts"].values()]
+    return "\n".join([*lines, f"  {folder / 'table.csv'}"])
+
+
+@script(app="suite", name="demo", ending=summary)
+def demo(options: Options, run: Run) -> None:
+    """Run the papers one after the other, and put what they show into one table."""
+    run.say(
+        f"five papers on embedded data: about {MINUTES} minutes on two cores;"
+        " after an interruption, --resume goes on where it stopped"
+    )
+    for number, chapter in enumerate(CHAPTERS):
+        begun = time.monotonic()
+        run.say(f"== {number + 1} of {len(CHAPTERS)}: {chapter.title}")
+        part = Parts(dataclasses.replace(options, config=_settings(chapter.app)), run)
+        figures = chapter.play(part, functools.partial(_row, run, chapter.app))
+        for name, figure in figures.items():
+            shutil.copyfile(figure, run.folder / f"{name}.png")
+            run.artifact(name, run.folder / f"{name}.png")
+        run.say(f"== {chapter.app}: {time.monotonic() - begun:.0f} s")
+
+
+def _settings(app: str) -> Path:
+    path = ROOT / app / "configs/quick.yaml"
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _row(run: Run, app: str, label: str, kind: str, figure: Measured) -> None:
+    run.row(split=app, model=label, metric=kind, **figure._asdict())
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    """Value, interval, n and verdict of a row, as text."""
+    none = NO_EFFECT.get(row["metric"])
+    seen = "" if none is None or not row["low"] <= none <= row["high"] else "no effect shown"
+    return [percent(row["value"]), interval(row), f"n {row['n']:.0f}", seen]
+
+
+def _headline(folder: Path) -> Callable[[str], Measured]:
+    """The headline rates of a run by key, with the interval that it has, else Wilson's."""
+    metrics = read_results(folder)["metrics"]
+
+    def of(key: str) -> Measured:
+        value, n = metrics[key], round(metrics[f"{key}_n"])
+        low, high = (metrics.get(f"{key}_{end}") for end in ("low", "high"))
+        return Measured(value, n, *(wilson(value, n) if low is None or high is None else (low, high)))
+
+    return of
+
+
+def _measured(folder: Path, **columns: str) -> Measured:
+    """The one row of a run's table with such `columns`. Errors: `UserError` when there is another number of them."""
+    rows = [row for row in read_table(folder) if all(row[column] == wanted for column, wanted in columns.items())]
+    if len(rows) != 1:
+        raise UserError(f"{folder / 'table.csv'}: {len(rows)} rows with {columns}, expected one; --force runs it again")
+    return Measured(rows[0]["value"], round(rows[0]["n"]), rows[0]["low"], rows[0]["high"])
+
+
+if __name__ == "__main__":
+    demo.main()
