@@ -37,6 +37,7 @@ def load(options: CommonOptions, image_size: int | None = None) -> "Arrays":
         n_train=options.n_train,
         n_test=options.n_test,
         image_size=image_size or _folder_size(options.dataset),
+        progress=True,
     )
     if data.classes < 2:
         raise UserError(f"{options.dataset}: holds one class only; a lock needs a second class to point to")

@@ -94,7 +94,8 @@ def _lock_folder(options: Options, run: Run) -> "tuple[Report, dict]":
     from common.datasets.readers import read_picture
 
     root = Path(options.dataset)
-    parts, class_names = datasets.list_folder(root, seed=options.seed, n_train=options.n_train, n_test=options.n_test)
+    counts = {"n_train": options.n_train, "n_test": options.n_test}
+    parts, class_names = datasets.list_folder(root, seed=options.seed, **counts, progress=True)
     pictures = [*parts["train"], *parts["test"]]
     is_test = np.repeat([False, True], [len(parts["train"]), len(parts["test"])])
     if len(class_names) < 2:

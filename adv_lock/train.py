@@ -47,8 +47,8 @@ def train(options: Options, run: Run) -> None:
 
     def evaluate(model) -> dict[str, float]:
         return {
-            "original_accuracy": evaluation.accuracy(model, data.original_test, data.y_test),
-            "locked_accuracy": evaluation.accuracy(model, data.locked_test, data.y_test),
+            "original_accuracy": evaluation.accuracy(model, data.original_test, data.y_test, progress=True),
+            "locked_accuracy": evaluation.accuracy(model, data.locked_test, data.y_test, progress=True),
         }
 
     pictures = data.locked_train if on_locked else data.original_train()
@@ -101,7 +101,7 @@ def _metrics(options: Options, model, history: list[dict[str, float]], data: "Lo
     from adv_lock.class_maps import inverse
     from common import evaluation
 
-    seen = evaluation.predict(model, data.original_test)
+    seen = evaluation.predict(model, data.original_test, progress=True)
     last = history[-1]
     metrics = {
         # The last epoch is what a thief has who cannot see clean pictures; the peak is what an oracle would pick.
@@ -113,7 +113,9 @@ def _metrics(options: Options, model, history: list[dict[str, float]], data: "Lo
     if options.train_on == "original":
         # Does a network that never met the lock see the wrong class in it?
         wanted = data.class_maps[0][data.y_test]
-        metrics["transfer_success"] = float(np.mean(evaluation.predict(model, data.locked_test) == wanted))
+        metrics["transfer_success"] = float(
+            np.mean(evaluation.predict(model, data.locked_test, progress=True) == wanted)
+        )
     return metrics
 
 
@@ -128,7 +130,7 @@ def _share_of_reference(run: Run, model, reference: Path, data: "LockedData") ->
         other = checkpoints.load_model(reference / "model.keras")
     except UserError as error:
         raise UserError(f"--reference: {error}") from error
-    right = [evaluation.predict(of, data.original_test) == data.y_test for of in (model, other)]
+    right = [evaluation.predict(of, data.original_test, progress=True) == data.y_test for of in (model, other)]
     if right[1].any():
         share = intervals.relative(*right, np.arange(len(data.y_test)))
         run.row(

@@ -26,7 +26,7 @@ def train_base(options: Options, run: Run) -> None:
         data.x_train,
         data.y_train,
         data.classes,
-        lambda model: {"test_accuracy": evaluation.accuracy(model, data.x_test, data.y_test)},
+        lambda model: {"test_accuracy": evaluation.accuracy(model, data.x_test, data.y_test, progress=True)},
         title="base classifier",
         seed=options.seed,
         networks=NETWORKS,

@@ -48,7 +48,7 @@ class Case(NamedTuple):
         from attention_defense import analysis
 
         model, layer = self.chosen.model, self.chosen.layer
-        return analysis.look(model, x, self.y, layer=layer, batch_size=self.options.batch_size)
+        return analysis.look(model, x, self.y, layer=layer, batch_size=self.options.batch_size, progress=True)
 
     def attacked(self, kind: str, eps: float) -> "np.ndarray":
         """The pictures under the attack `kind`, at 8 bits; successes and failures alike take all steps."""
@@ -79,13 +79,13 @@ def analyse(options: Options, run: Run) -> None:
     tested = load_tested(options, run)
     picked = chosen(options, tested, run)
     model, name, layer, _ = picked
-    right = predict(model, tested.x, batch_size=options.batch_size) == tested.y
+    right = predict(model, tested.x, batch_size=options.batch_size, progress=True) == tested.y
     run.rate("clean_accuracy", float(right.mean()), len(right), model=name, split="test")
     if not right.any():
         raise UserError(f"{name}: answers none of the {len(right)} pictures rightly; there is nothing to attack")
     run.say(f"{right.sum()} of {len(right)} pictures are answered rightly and attacked")
     x, y = np.asarray(as_float(tested.x[right])), tested.y[right]
-    seen = analysis.look(model, x, y, layer=layer, batch_size=options.batch_size)
+    seen = analysis.look(model, x, y, layer=layer, batch_size=options.batch_size, progress=True)
     case = Case(picked, x, y, None if tested.masks is None else tested.masks[right], seen, options)
     table = analysis.Table(run, name, options.eps)
     histograms = {}

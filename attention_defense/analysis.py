@@ -14,6 +14,7 @@ import tensorflow as tf
 from attention_defense.attention import Attention, area, overlap, resized, spread
 from common.attacks import logits_of
 from common.attacks.calls import compiled
+from common.progress import blocks, track
 from common.runs import Run
 from common.training import as_float
 
@@ -32,9 +33,18 @@ class Looked(NamedTuple):
 
 
 def look(
-    model: keras.Model, x: np.ndarray, y: np.ndarray, *, layer: str | None = None, batch_size: int = 100
+    model: keras.Model,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    layer: str | None = None,
+    batch_size: int = 100,
+    progress: bool = False,
 ) -> Looked:
-    """Answers and attention of `model` to pictures `x` (N, H, W, C), 8-bit or float in [0, 1], for the classes `y`."""
+    """Answers and attention of `model` to pictures `x` (N, H, W, C), 8-bit or float in [0, 1], for the classes `y`.
+
+    `progress` is shown if it takes long.
+    """
     signature = [tf.TensorSpec([None, *x.shape[1:]], x.dtype), tf.TensorSpec([None], tf.int32)]
 
     def function(model: keras.Model, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -42,11 +52,11 @@ def look(
         return logits, resized(spread(cam), x.shape[1:3]), area(cam)
 
     answer = compiled(model, ("attention of", layer, x.shape[1:], x.dtype.str), function, signature)
-    blocks = [
-        answer(x[first : first + batch_size], np.asarray(y[first : first + batch_size], np.int32))
-        for first in range(0, len(x), batch_size)
+    found = [
+        answer(x[rows], np.asarray(y[rows], np.int32))
+        for rows in blocks(len(x), batch_size, "attention", shown=progress)
     ]
-    return Looked(*(np.concatenate([block[place].numpy() for block in blocks]) for place in range(3)))
+    return Looked(*(np.concatenate([block[place].numpy() for block in found]) for place in range(3)))
 
 
 def probabilities(model: keras.Model, x: np.ndarray) -> np.ndarray:
@@ -199,7 +209,8 @@ def odds(success: np.ndarray, causes: dict[str, np.ndarray], *, seed: int = 0) -
         return LogisticRegression(C=1e3, max_iter=200).fit(table[rows], success[rows]).coef_[0]
 
     rng = np.random.default_rng([seed, 0x0DD])
-    draws = np.array([coefficients(rng.integers(len(table), size=len(table))) for _ in range(_REFITS)])
+    rows = (rng.integers(len(table), size=len(table)) for _ in range(_REFITS))
+    draws = np.array([coefficients(drawn) for drawn in track(rows, "log-odds", total=_REFITS, units="draws")])
     value = coefficients(np.arange(len(table)))
     low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
     return {name: Interval(*map(float, of), len(table)) for name, *of in zip(causes, value, low, high, strict=True)}

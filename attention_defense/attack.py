@@ -76,12 +76,12 @@ class Judged:
         from common.evaluation import predict, zero_gradient_rows
 
         self.options, self.run, self.chosen, self.x, self.y = options, run, chosen, x, y
-        self.right = predict(chosen.model, x, batch_size=options.batch_size) == y
+        self.right = predict(chosen.model, x, batch_size=options.batch_size, progress=True) == y
         self.standing: dict[tuple[str, float], np.ndarray] = {}
         self._rate("clean_accuracy", self.right, split="attacked")
         run.metrics(clean_accuracy=float(self.right.mean()), clean_accuracy_n=len(y))
         # Where the loss has no gradient at all, attacks that follow it are blind.
-        blank = zero_gradient_rows(chosen.model, x, y, batch_size=options.batch_size)
+        blank = zero_gradient_rows(chosen.model, x, y, batch_size=options.batch_size, progress=True)
         self._rate("zero_gradient", blank, split="attacked")
 
     def by(self, kind: str, eps: float) -> None:
@@ -140,15 +140,16 @@ class Judged:
         from common.evaluation import attacked, predict, rounded
 
         self.run.say(f"{kind}, eps {255 * eps:.5g}/255, {count} pictures")
-        x, y, size = self.x[:count], self.y[:count], self.options.batch_size
-        moved = attacked(attack, x, y, batch_size=size, eight_bit=False, progress=True)
-        held = self.right[:count] & (predict(self.chosen.model, rounded(moved), batch_size=size) == y)
+        x, y = self.x[:count], self.y[:count]
+        shown = {"batch_size": self.options.batch_size, "progress": True}
+        moved = attacked(attack, x, y, eight_bit=False, **shown)
+        held = self.right[:count] & (predict(self.chosen.model, rounded(moved), **shown) == y)
         if kind in STOPPING:
             # Rounding may take a picture back over the border at which it stopped: such a one takes all steps.
-            back = np.flatnonzero(held & (predict(self.chosen.model, moved, batch_size=size) != y))
+            back = np.flatnonzero(held & (predict(self.chosen.model, moved, **shown) != y))
             if len(back):
-                further = attacked(self._attack(kind, eps, stop=False), x[back], y[back], batch_size=size)
-                held[back] = predict(self.chosen.model, further, batch_size=size) == y[back]
+                further = attacked(self._attack(kind, eps, stop=False), x[back], y[back], **shown)
+                held[back] = predict(self.chosen.model, further, **shown) == y[back]
         return held
 
     def _write(self, kind: str, eps: float, held: "np.ndarray", right: "np.ndarray") -> None:

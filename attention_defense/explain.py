@@ -52,7 +52,8 @@ def explain(options: Options, run: Run) -> None:
     attack = attacks.named(options.attack, model, eps=options.eps, layer=layer, training=training, seed=options.seed)
     pictures = {"clean": x, "attacked": attacked(attack, x, y, batch_size=options.batch_size, progress=True)}
     looked = {
-        when: analysis.look(model, of, y, layer=layer, batch_size=options.batch_size) for when, of in pictures.items()
+        when: analysis.look(model, of, y, layer=layer, batch_size=options.batch_size, progress=True)
+        for when, of in pictures.items()
     }
 
     run.say(f"LIME on {len(x)} pictures and their attacked versions, {options.lime_samples} samples each")

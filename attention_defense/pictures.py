@@ -80,6 +80,7 @@ def load(options: PictureOptions, run: Run, *, n_train: int | None) -> "Arrays":
         n_train=n_train,
         n_test=options.n_test,
         image_size=options.image_size,
+        progress=True,
     )
     run.data(data.name, data.sha256)
     return data
@@ -106,7 +107,8 @@ def _boxed(options: TestedOptions, size: tuple[int, int]) -> "np.ndarray":
 
     if options.dataset in datasets.NAMES or not Path(options.dataset).is_dir():
         raise UserError(f"--boxes: belong to an image folder; {options.dataset} is none")
-    listed, _ = datasets.list_folder(options.dataset, seed=options.seed, n_train=1, n_test=options.n_test)
+    counts = {"n_train": 1, "n_test": options.n_test}
+    listed, _ = datasets.list_folder(options.dataset, seed=options.seed, **counts, progress=True)
     return masks_from(options.boxes, [picture.path for picture in listed["test"]], size)
 
 

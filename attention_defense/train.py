@@ -79,7 +79,7 @@ def train(options: Options, run: Run) -> None:
         Attention(build(options.arch, data.x_train.shape[1:], data.classes, networks=NETWORKS), options.layer)
 
     def evaluate(model: "keras.Model") -> dict[str, float]:
-        found = {"test_accuracy": evaluation.accuracy(model, data.x_test, data.y_test)}
+        found = {"test_accuracy": evaluation.accuracy(model, data.x_test, data.y_test, progress=True)}
         if count:
             found["validation_pgd"] = _under_pgd(options, model, *watched)
         if options.method in defence.ATTENTIVE:
@@ -153,7 +153,7 @@ def _under_pgd(options: Options, model: "keras.Model", x: "np.ndarray", y: "np.n
     from common.training import as_float
 
     attack = functools.partial(pgd, model, eps=options.eps, alpha=options.eps / 4, steps=10, stop=True)
-    moved = attack_dataset(attack, np.asarray(as_float(x)), y, batch_size=100).x
+    moved = attack_dataset(attack, np.asarray(as_float(x)), y, batch_size=100, progress=True).x
     return accuracy(model, moved, y)
 
 

@@ -53,9 +53,10 @@ def adversarial_training(options: Options, run: Run) -> None:
 
     def evaluate(model: "keras.Model") -> dict[str, float]:
         watched = slice(options.n_watch)
-        kept = evaluation.robustness(model, x_test[watched], data.y_test[watched], _pgd(options, model, steps=10))
+        attack = _pgd(options, model, steps=10)
+        kept = evaluation.robustness(model, x_test[watched], data.y_test[watched], attack, progress=True)
         return {
-            "test_accuracy": evaluation.accuracy(model, data.x_test, data.y_test),
+            "test_accuracy": evaluation.accuracy(model, data.x_test, data.y_test, progress=True),
             "test_accuracy_pgd10": float(kept.robust.mean()),
         }
 
@@ -111,7 +112,7 @@ def _attack(options: Options, run: Run, model: "keras.Model", data: "Arrays", x_
         return evaluation.robustness(model, x_test[rows], y[rows], attack, progress=True).robust
 
     every = np.arange(len(y))
-    measure("clean", evaluation.predict(model, data.x_test) == y)
+    measure("clean", evaluation.predict(model, data.x_test, progress=True) == y)
     measure("fgsm", robust(every, partial(fgsm, model, eps=options.eps), "FGSM"))
     measure("pgd20", robust(every, _pgd(options, model, steps=20), "PGD-20"))
     # Cross-entropy is blind where the logits are far apart, the margin is not: an example has to withstand both.

@@ -107,7 +107,7 @@ def _hit_rate(model: "keras.Model", cast: Cast, seed: int) -> float:
     from face_mter import faces, verification
     from face_mter.feature_attacks import Attacker
 
-    attacker, strangers = Attacker(model), cast.faces.of(cast.people.calibration)
+    attacker, strangers = Attacker(model, progress=True), cast.faces.of(cast.people.calibration)
     embeddings = attacker.embeddings(strangers.images)
     threshold = verification.far_threshold(verification.cross_scores(embeddings, strangers.person), 1e-3)
     attackers, victims = faces.attack_pairs(strangers, np.arange(len(strangers.names)), _WATCHED, seed=seed).T

@@ -169,7 +169,7 @@ def _attack_labels(options: Options, run: Run, data: "Arrays", subject: Subject,
     from common import evaluation
     from common.attacks import bim, fgsm, pgd
 
-    right = evaluation.predict(subject.model, data.x_test) == data.y_test
+    right = evaluation.predict(subject.model, data.x_test, progress=True) == data.y_test
     run.rate("clean_accuracy", float(right.mean()), len(right), model=subject.name, split="test")
     x = data.x_test[: options.n_attack].astype(np.float32) / 255
     y, measured = data.y_test[: options.n_attack], {"clean_accuracy": (float(right.mean()), len(right))}

@@ -24,6 +24,7 @@ def load_digit_pictures(options: CommonOptions) -> Arrays:
             seed=options.seed,
             n_train=options.n_train,
             n_test=options.n_test,
+            progress=True,
         )
     from sklearn.datasets import load_digits
 

@@ -24,6 +24,7 @@ from common.datasets.readers import (
 )
 from common.errors import UserError, one_line
 from common.files import write_text
+from common.progress import track
 
 NAMES = ("portraits", "lfw")
 PORTRAIT_SIZE = 48
@@ -109,6 +110,7 @@ def load_faces(
     image_size: int | None = None,
     people: int = 160,
     per_person: int = 20,
+    progress: bool = False,
 ) -> Faces:
     """The faces of a name in `NAMES` or of a path.
 
@@ -117,7 +119,8 @@ def load_faces(
     unpacked; people and files are sorted by name. Grey pictures become RGB.
 
     `image_size`: pixels a side. Portraits are drawn in it (default 48); of all others the largest square in the middle
-    is cut out and scaled. Without it, pictures are as they are, and must be of one size.
+    is cut out and scaled. Without it, pictures are as they are, and must be of one size. `progress`: shown while many
+    pictures are read.
 
     Errors: `UserError` for an unknown name, a missing or damaged file, pictures of differing sizes without
     `image_size`.
@@ -135,17 +138,19 @@ def load_faces(
         return _faces(dataset, drawn.images, drawn.person, names, files)
     path = fetch(LFW, data_dir) if dataset == "lfw" else Path(dataset)
     if path.is_dir():
-        pictures, names = list_pictures(path)
-        return _from_files(path, dataset, pictures, names, image_size)
+        pictures, names = list_pictures(path, progress=progress)
+        return _from_files(path, dataset, pictures, names, image_size, progress)
     if path.is_file() and path.name.lower().endswith(TAR_SUFFIXES):
-        return _from_tar(path, dataset, image_size)
+        return _from_tar(path, dataset, image_size, progress)
     if path.exists():
         raise UserError(f"{dataset}: unknown kind of file; expected a folder <root>/<person>/<file> or a tar of one")
     raise UserError(f"{dataset}: neither a data set ({', '.join(NAMES)}) nor a folder or tar that exists")
 
 
-def load_clips(root: str | Path, *, image_size: int | None = None) -> Clips:
-    """The frames of a folder `<root>/<person>/<clip>/<frame>`, as YouTube Faces has them; `image_size` as `load_faces`.
+def load_clips(root: str | Path, *, image_size: int | None = None, progress: bool = False) -> Clips:
+    """The frames of a folder `<root>/<person>/<clip>/<frame>`, as YouTube Faces has them.
+
+    `image_size` and `progress` as in `load_faces`.
 
     Errors: as `load_faces`.
     """
@@ -154,12 +159,12 @@ def load_clips(root: str | Path, *, image_size: int | None = None) -> Clips:
     if not names:
         raise UserError(f"{root}: holds no folders of people; expected <root>/<person>/<clip>/<frame>")
     frames, clip, clips = [], [], 0
-    for person, name in enumerate(names):
+    for person, name in enumerate(track(names, f"listing {root.name}", units="people", shown=progress)):
         pictures, of_person = list_pictures(root / name)
         frames += [picture._replace(label=person) for picture in pictures]
         clip += [clips + picture.label for picture in pictures]
         clips += len(of_person)
-    return Clips(_from_files(root, str(root), frames, names, image_size), np.array(clip, np.int32))
+    return Clips(_from_files(root, str(root), frames, names, image_size, progress), np.array(clip, np.int32))
 
 
 def split_people(
@@ -310,22 +315,27 @@ def _faces(name: str, images: np.ndarray, person: np.ndarray, names: tuple[str, 
 
 
 def _from_files(
-    root: Path, name: str, pictures: Sequence[PicturePath], names: tuple[str, ...], image_size: int | None
+    root: Path,
+    name: str,
+    pictures: Sequence[PicturePath],
+    names: tuple[str, ...],
+    image_size: int | None,
+    progress: bool,
 ) -> Faces:
     check_sizes(root, {(picture.height, picture.width) for picture in pictures}, image_size)
     pixels = ((row, read_picture(picture.path)) for row, picture in enumerate(pictures))
-    images = _stack(root, pixels, len(pictures), image_size)
+    images = _stack(root, pixels, len(pictures), image_size, progress)
     person = np.array([picture.label for picture in pictures], np.int32)
     return _faces(name, images, person, names, tuple(picture.path.relative_to(root).as_posix() for picture in pictures))
 
 
-def _from_tar(path: Path, name: str, image_size: int | None) -> Faces:
+def _from_tar(path: Path, name: str, image_size: int | None, progress: bool) -> Faces:
     pictures, names = list_tar(path)
     if len({picture.part for picture in pictures}) > 1:
         raise UserError(f"{path}: has a train and a test part; expected <root>/<person>/<file>, people are split later")
     place = {picture.name: row for row, picture in enumerate(pictures)}
     pixels = ((place[member], picture) for member, picture in iterate_tar(path, list(place)))
-    images = _stack(path, pixels, len(pictures), image_size)
+    images = _stack(path, pixels, len(pictures), image_size, progress)
     person = np.array([picture.label for picture in pictures], np.int32)
     return _faces(name, images, person, names, tuple(map(_tar_file, pictures)))
 
@@ -334,10 +344,12 @@ def _tar_file(picture: TarPicture) -> str:
     return f"{picture.class_name}/{PurePosixPath(picture.name).name}"
 
 
-def _stack(where: Path, pixels: Iterator[tuple[int, Picture]], count: int, image_size: int | None) -> np.ndarray:
+def _stack(
+    where: Path, pixels: Iterator[tuple[int, Picture]], count: int, image_size: int | None, progress: bool
+) -> np.ndarray:
     if image_size is not None:
         pixels = ((row, picture._replace(rgb=_middle(picture.rgb))) for row, picture in pixels)
-    return stack(where, pixels, count, image_size)
+    return stack(where, pixels, count, image_size, progress=progress)
 
 
 def _middle(rgb: np.ndarray) -> np.ndarray:

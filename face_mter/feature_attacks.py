@@ -40,11 +40,12 @@ class Attacker:
     ) -> None:
         self.model, self.embed = model, embedder(model)
         self.seed, self.pgd_steps, self.restarts = seed, pgd_steps, restarts
+        self.progress = progress
         self.run = functools.partial(attack_dataset, batch_size=batch_size, progress=progress)
 
     def embeddings(self, images: np.ndarray) -> np.ndarray:
         """Embeddings float32 (n, D) of `images` (n, H, W, C)."""
-        return outputs(self.embed, images)
+        return outputs(self.embed, images, progress=self.progress)
 
     def impersonate(
         self, name: str, sources: np.ndarray, targets: np.ndarray, eps: float, classes: np.ndarray | None = None

@@ -70,7 +70,8 @@ class Cast(NamedTuple):
 
 def load_cast(options: PeopleOptions, run: Run) -> Cast:
     """The faces that `options` name, split; recorded in `run`."""
-    faces = load_faces(options.dataset, data_dir=options.data_dir, seed=options.seed, image_size=options.image_size)
+    where = {"data_dir": options.data_dir, "image_size": options.image_size}
+    faces = load_faces(options.dataset, seed=options.seed, **where, progress=True)
     run.data(options.dataset, faces.sha256)
     people = split_people(
         faces,
@@ -143,7 +144,7 @@ def embed_all(model: "keras.Model", images: np.ndarray) -> np.ndarray:
     from common.evaluation import outputs
     from face_mter.networks import embedder
 
-    return outputs(embedder(model), images)
+    return outputs(embedder(model), images, progress=True)
 
 
 def watch(model: "keras.Model", cast: Cast) -> dict[str, float]:

@@ -62,7 +62,7 @@ def _clips(options: Options, run: Run, model, threshold: float):
     from face_mter import verification
     from face_mter.faces import load_clips
 
-    clips = load_clips(options.clips, image_size=options.image_size or model.input_shape[1])
+    clips = load_clips(options.clips, image_size=options.image_size or model.input_shape[1], progress=True)
     _, first = np.unique(clips.clip, return_index=True)
     means = verification.templates(embed_all(model, clips.faces.images), clips.clip)
     person = clips.faces.person[first]

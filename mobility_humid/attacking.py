@@ -82,7 +82,7 @@ class Attacker:
         self.grid = fleet.trips.grid.size
         self.radius = options.radius
 
-    def run(self, name: str, samples: Samples, *, eta: int | None = None, progress: bool = True) -> Outcome:
+    def run(self, name: str, samples: Samples, *, eta: int | None = None) -> Outcome:
         """The outcome of the attack `name`; an L2 or L1 attack needs `radius`."""
         from mobility_humid.trip_attacks import attack
 
@@ -106,7 +106,7 @@ class Attacker:
             l0_from=options.l0_from,
             seed=options.seed,
             batch_size=options.batch_size,
-            progress=progress,
+            progress=True,
         )
         return self.judge(samples, moved)
 

@@ -6,7 +6,7 @@ leaves out, through statistics that a dispatcher would look at. Neither is told 
 recognise the device instead of the driver.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import sparse
@@ -16,6 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
+from common.progress import blocks
 from mobility_humid.pairs import Pairs, Singles
 from mobility_humid.trips import SLOT, SLOTS, SPEED, TripSet, X, Y
 
@@ -34,17 +35,19 @@ BLOCK = 1000
 THREADS = 1
 
 
-def heat_map_scores(trips: TripSet, train: Pairs, tests: Sequence[Pairs]) -> list[np.ndarray]:
+def heat_map_scores(
+    trips: TripSet, train: Pairs, tests: Sequence[Pairs], *, progress: bool = False
+) -> list[np.ndarray]:
     """The probability that the sides of each pair are one driver, float64 (n,) for each of `tests`, by where they went.
 
     Logistic regression on how alike the two sides' maps are, by kind of trip and scale (`_likeness`). With one weight
     per square of |a - b| and a * b it did worse on unseen cabs of San Francisco, however regularised: a square says
-    nothing about drivers who were not trained on.
+    nothing about drivers who were not trained on. `progress` is shown if it takes long.
     """
     charts = [_Charts(trips, train.trips, scale) for scale in SCALES]
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
-    model.fit(_likeness(charts, train.trips), train.same)
-    return [model.predict_proba(_likeness(charts, pairs.trips))[:, 1] for pairs in tests]
+    model.fit(_likeness(charts, train.trips, progress), train.same)
+    return [model.predict_proba(_likeness(charts, pairs.trips, progress))[:, 1] for pairs in tests]
 
 
 def heat_map_names(trips: TripSet, train: Singles, tests: Sequence[Singles]) -> list[np.ndarray]:
@@ -201,7 +204,7 @@ class _Charts:
         return (sparse.diags_array(1 / np.maximum(counts.sum(axis=1), 1)) @ counts).tocsr()
 
 
-def _likeness(charts: Sequence[_Charts], trips: np.ndarray) -> np.ndarray:
+def _likeness(charts: Sequence[_Charts], trips: np.ndarray, progress: bool = False) -> np.ndarray:
     """Of pairs of sides `trips` (n, 2, kinds, K), float64 (n, scales * kinds * 4), the same for both orders.
 
     For maps a and b and that of the fleet m: the overlap, sum of min(a, b); the Bhattacharyya coefficient, sum of
@@ -210,7 +213,7 @@ def _likeness(charts: Sequence[_Charts], trips: np.ndarray) -> np.ndarray:
     """
     n, _, kinds, _ = trips.shape
     out = np.zeros((n, len(charts), kinds, 4))
-    for rows in _blocks(n):
+    for rows in blocks(n, BLOCK, "heat maps", units="pairs", shown=progress):
         for column, chart in enumerate(charts):
             for kind, fleet in enumerate(chart.fleet):
                 a, b = (chart.of(trips[rows, side, kind]) for side in range(2))
@@ -230,7 +233,3 @@ def _cosine(a: sparse.csr_array, b: sparse.csr_array, middle: np.ndarray) -> np.
     a_square, b_square = (m.multiply(m).sum(axis=1) - 2 * along + square for m, along in ((a, a_middle), (b, b_middle)))
     scale = np.sqrt(np.maximum(a_square, 1e-9) * np.maximum(b_square, 1e-9))
     return np.where((a.sum(axis=1) > 0) & (b.sum(axis=1) > 0), both / scale, 0.0)
-
-
-def _blocks(count: int) -> Iterator[slice]:
-    return (slice(first, first + BLOCK) for first in range(0, count, BLOCK))

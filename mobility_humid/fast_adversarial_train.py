@@ -165,7 +165,7 @@ def _hardened(
     def evaluate(model: "keras.Model") -> dict[str, float]:
         stand_in.set_weights(model.get_weights())
         attacker = Attacker(replace(options, steps=_WATCH_STEPS, alpha=None), stand_in, fleet)
-        robust = attacker.run("st_ifgsm_linf", watched, progress=False).robust
+        robust = attacker.run("st_ifgsm_linf", watched).robust
         measured = {**task.watch(model, validation), "validation_attacked_accuracy": float(robust.mean())}
         both = measured["validation_accuracy"] + measured["validation_attacked_accuracy"]
         return {**measured, "validation_error": 1 - both / 2}

@@ -21,6 +21,7 @@ import numpy as np
 
 from common.datasets.readers import NpzWriter
 from common.errors import UserError
+from common.progress import Progress
 from mobility_humid.tracks import Track
 from mobility_humid.trips import PROFILE_FEATURES, SEEK, SERVE, SLOTS, UNTYPED, Grid, TripSet, heading
 
@@ -193,17 +194,19 @@ class Fleet:
         """The trips of some drivers, in memory."""
         return TripSet(points=np.concatenate([self.points(name) for name in names]), **self._about(names))
 
-    def save(self, path: Path | str) -> dict[int, np.ndarray]:
+    def save(self, path: Path | str, *, progress: bool = False) -> dict[int, np.ndarray]:
         """Write what `save_trips` writes of all drivers, with the points of one at a time in memory.
 
-        Returns how many points each kind of trips has in each cell, int64 (height, width).
+        `progress` is shown if it takes long. Returns how many points each kind of trips has in each cell, int64
+        (height, width).
         """
         names = self.drivers
         about = self._about(names)
         about |= heading(about.pop("grid"), about.pop("filters"), about["drivers"], about["days"])
         shape = (self.grid.height, self.grid.width)
         density = {kind: np.zeros(shape, np.int64) for kind in sorted(self.kinds())}
-        with NpzWriter(path) as archive:
+        shown = Progress(len(names), "writing trips", units="drivers", shown=progress)
+        with NpzWriter(path) as archive, shown:
             member = archive.member("points", (int(about["offsets"][-1]), 4), np.int16)
             for name in names:
                 points, driver = self.points(name), self._drivers[name]
@@ -212,6 +215,7 @@ class Fleet:
                 for kind, cells in density.items():
                     x, y = points[kinds == kind, :2].T
                     np.add.at(cells, (y, x), 1)
+                shown.add()
             for name, values in about.items():
                 archive.member(name, values.shape, values.dtype).append(values)
         return density

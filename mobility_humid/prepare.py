@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from common.cli import Budget, CommonOptions, Count, Natural, script
 from common.errors import UserError
+from common.progress import track
 from common.runs import Run
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def prepare(options: Options, run: Run) -> None:
         fleet = prepare_fleet(source, rules, source.counts, spool)
         seconds = time.perf_counter() - begun
         run.data(source.name, source.sha256)
-        density = fleet.save(run.folder / "trips.npz")
+        density = fleet.save(run.folder / "trips.npz", progress=True)
         run.artifact("trips", run.folder / "trips.npz")
         _draw(fleet.grid, density, run.folder / "map.png")
         run.artifact("map", run.folder / "map.png")
@@ -134,12 +135,14 @@ class _City:
     def __iter__(self) -> "Iterator[Track]":
         from mobility_humid.city import city
 
-        for track in city(self._options.seed, drivers=self._options.city_drivers, days=self._options.city_days):
-            self._digest.update(track.driver.encode() + b"\0")
-            for values in track[1:]:
+        drivers = self._options.city_drivers
+        tracks = city(self._options.seed, drivers=drivers, days=self._options.city_days)
+        for driver in track(tracks, "simulating", total=drivers, units="drivers"):
+            self._digest.update(driver.driver.encode() + b"\0")
+            for values in driver[1:]:
                 self._digest.update(b"" if values is None else values.tobytes())
-            self.counts["points"] += len(track.time)
-            yield track
+            self.counts["points"] += len(driver.time)
+            yield driver
 
     @property
     def sha256(self) -> str:
@@ -155,7 +158,7 @@ def _source(options: Options, run: Run) -> "Iterable[Track]":
     from mobility_humid.readers import Reader
 
     columns = _columns(options.columns)
-    return Reader(options.dataset, columns=columns, zone=find_zone(options.time_zone), spool=run.folder)
+    return Reader(options.dataset, columns=columns, zone=find_zone(options.time_zone), spool=run.folder, progress=True)
 
 
 def _columns(text: str | None) -> dict[str, str]:

@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import math
 import re
 import tarfile
 import tempfile
@@ -25,6 +26,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from common import progress
 from common.errors import UserError
 from common.files import sha256
 from mobility_humid.tracks import Track
@@ -85,6 +87,7 @@ class Reader:
     `columns`: names of the columns of a CSV or Parquet file, where they differ from `COLUMNS`; without `occupied` the
     tracks say nothing of passengers. Times are Unix seconds or ISO 8601 text; text without an offset is in `zone`, and
     the hour that a clock shows twice is taken for its first pass. `spool`: the folder for the temporary file.
+    `progress` is shown if it takes long.
 
     `counts`: good points, and the lines left out by reason; `sha256`: of the file's bytes, or of a folder's names and
     contents, taken as they are read. Both are complete once all drivers are through.
@@ -100,8 +103,9 @@ class Reader:
         columns: Mapping[str, str] | None = None,
         zone: datetime.tzinfo = datetime.UTC,
         spool: Path | None = None,
+        progress: bool = False,
     ) -> None:
-        self.source, self.zone, self.spool = Path(source), zone, spool
+        self.source, self.zone, self.spool, self.progress = Path(source), zone, spool, progress
         self.columns = dict(columns or {})
         if unknown := [name for name in self.columns if name not in COLUMNS]:
             raise UserError(f"--columns: no field {unknown[0]!r}; there are {', '.join(COLUMNS)}")
@@ -128,7 +132,7 @@ class Reader:
         files = sorted(path for path in self.source.iterdir() if _CAB.fullmatch(path.name) and path.is_file())
         if not files:
             raise UserError(f"{self.source}: holds no new_<id>.txt; expected {FORMS}")
-        for path in files:
+        for path in progress.track(files, f"reading {self.name}", units="drivers", shown=self.progress):
             if path.stat().st_size > MAX_DRIVER_BYTES:
                 raise UserError(f"{path}: {path.stat().st_size} bytes are too many for one driver; split the file")
             try:
@@ -185,9 +189,11 @@ class Reader:
         try:
             with pq.ParquetFile(self.source) as file:
                 named = self._named(file.schema_arrow.names)
-                for batch in file.iter_batches(_BATCH_ROWS, columns=list(named.values())):
-                    frame = batch.to_pandas()
-                    yield self._checked({field: frame[name] for field, name in named.items()})
+                with self._bar(file.metadata.num_rows, "rows") as bar:
+                    for batch in file.iter_batches(_BATCH_ROWS, columns=list(named.values())):
+                        frame = batch.to_pandas()
+                        yield self._checked({field: frame[name] for field, name in named.items()})
+                        bar.add(len(frame))
         except (pa.ArrowException, OSError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{self.source}: not a readable Parquet file ({reason}); get it again") from error
@@ -230,7 +236,8 @@ class Reader:
             names = list(numbers)
             counts = np.array(sizes)
             ends = np.cumsum(counts.ravel()).reshape(counts.shape)
-            for group in range(min(_GROUPS, len(names))):
+            groups = range(min(_GROUPS, len(names)))
+            for group in progress.track(groups, "sorting by driver", units="groups", shown=self.progress):
                 parts = []
                 for count, end in zip(counts[:, group], ends[:, group], strict=True):
                     file.seek(int(end - count) * _RECORD.itemsize)
@@ -319,12 +326,16 @@ class Reader:
         local = values.dt.tz_localize(self.zone, ambiguous=first_pass, nonexistent="shift_forward")
         return local.dt.tz_convert("UTC")
 
+    def _bar(self, total: int, units: str) -> progress.Progress:
+        return progress.Progress(total, f"reading {self.name}", units=units, shown=self.progress)
+
     @contextlib.contextmanager
     def _unpacked(self) -> "Iterator[_Stream]":
         """The file's bytes, unpacked where they are packed and hashed on their way in."""
         try:
-            with open(self.source, "rb") as raw:
-                hashing = _Hashing(raw)
+            size = math.ceil(self.source.stat().st_size / 1e6)
+            with open(self.source, "rb") as raw, self._bar(size, "MB") as bar:
+                hashing = _Hashing(raw, lambda taken: bar.update(math.ceil(taken / 1e6)))
                 with _Stream(hashing) as stream:
                     yield stream
                     while hashing.read(2**20):
@@ -338,10 +349,11 @@ class Reader:
 
 
 class _Hashing(io.RawIOBase):
-    """A file that takes the SHA-256 of what is read from it, once and from front to back."""
+    """A file that takes the SHA-256 of what is read from it, once and from front to back; `show` is told how many bytes
+    that are."""
 
-    def __init__(self, raw: IO[bytes]) -> None:
-        self._raw, self.digest = raw, hashlib.sha256()
+    def __init__(self, raw: IO[bytes], show: Callable[[int], None]) -> None:
+        self._raw, self._show, self.digest = raw, show, hashlib.sha256()
         self.head = raw.read(6)
         raw.seek(0)
 
@@ -351,6 +363,7 @@ class _Hashing(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         count = self._raw.readinto(buffer)
         self.digest.update(memoryview(buffer)[:count])
+        self._show(self._raw.tell())
         return count
 
 

@@ -72,7 +72,7 @@ def _evaluate(options: Options, run: Run, fleet: Fleet, model: "Siamese", x_vali
     scores = {"network": [evaluation.outputs(model, x)[:, 0] for x in (x_validation, *map(fleet.samples, tests))]}
     run.say("baselines: heat maps with logistic regression, gradient boosting on whole days")
     fitted = fleet.sampler(TRAIN).pairs(_BASELINE_PAIRS, [options.seed, 99])
-    scores["heat_map"] = baselines.heat_map_scores(fleet.trips, fitted, [validation, *tests])
+    scores["heat_map"] = baselines.heat_map_scores(fleet.trips, fitted, [validation, *tests], progress=True)
     scores["whole_day"] = baselines.whole_day_scores(fleet.trips, fitted, [validation, *tests])
     for name, (on_validation, *on_tests) in scores.items():
         # Everyone's threshold is fixed on the same validation pairs; the network has its own inside.

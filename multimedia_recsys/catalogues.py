@@ -138,6 +138,7 @@ def load_training(options: ShopOptions) -> Training:
         n_train=options.n_train,
         n_test=options.n_test,
         image_size=None if options.dataset == "fashion_mnist" else options.image_size or SIZE,
+        progress=True,
     )
     x_train, x_test = _in_colour(data.x_train), _in_colour(data.x_test)
     return Training(x_train, data.y_train, x_test, data.y_test, data.class_names)
@@ -198,7 +199,7 @@ def _layout(root: Path, options: ShopOptions) -> Shop:
 
 
 def _folder(root: Path, options: ShopOptions) -> Shop:
-    pictures, names = list_pictures(root)
+    pictures, names = list_pictures(root, progress=True)
     paths = [picture.path for picture in pictures]
     stems = [path.name for path in paths]
     if len(set(stems)) < len(stems):

@@ -92,7 +92,7 @@ def classify_extract_attack(options: Options, run: Run) -> None:
     begun.rename(folder / "images")
     # From the files, as a shop would have them.
     changed = attack_folders.read_pictures(folder / "images", shop, items)
-    seen = look(model, changed)
+    seen = look(model, changed, progress=True)
     label, prob, features = (np.array(values) for values in clean[:3])
     label[items], prob[items], features[items] = seen
     write_looks(folder, shop, Seen(label, prob, features), names, started=clean)

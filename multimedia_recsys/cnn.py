@@ -11,6 +11,7 @@ from common.attacks import inference, logits_of
 from common.attacks.calls import compiled
 from common.errors import UserError
 from common.models import halves
+from common.progress import blocks
 from common.training import as_float
 
 Tensor = tf.Tensor
@@ -38,12 +39,12 @@ def features_at(model: keras.Model) -> Callable[[Tensor], Tensor]:
     return lambda x: tf.cast(forward(x), tf.float32)
 
 
-def look(model: keras.Model, pictures: np.ndarray, *, batch_size: int = 64) -> Seen:
-    """Class, probability and features of `pictures` uint8 (N, H, W, C)."""
+def look(model: keras.Model, pictures: np.ndarray, *, batch_size: int = 64, progress: bool = False) -> Seen:
+    """Class, probability and features of `pictures` uint8 (N, H, W, C); `progress` is shown if it takes long."""
     signature = [tf.TensorSpec([None, *pictures.shape[1:]], tf.uint8)]
     answer = compiled(model, ("look", pictures.shape[1:]), _look, signature)
-    blocks = [answer(pictures[first : first + batch_size]) for first in range(0, len(pictures), batch_size)]
-    return Seen(*(np.concatenate([block[place].numpy() for block in blocks]) for place in range(3)))
+    found = [answer(pictures[rows]) for rows in blocks(len(pictures), batch_size, "features", shown=progress)]
+    return Seen(*(np.concatenate([block[place].numpy() for block in found]) for place in range(3)))
 
 
 def _look(model: keras.Model, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -122,7 +122,7 @@ def _measure(options: Options, run: Run, shop: "Shop", looks: "Looks", place: Pa
         run.say(f"training {options.recommender} anew on the attacked features")
         settings = rec_generator.settings_in(place)
         models["retrained"] = recommendations.trained(
-            options.recommender, shop.feedback, scaled, settings, seed=options.seed
+            options.recommender, shop.feedback, scaled, settings, seed=options.seed, verbose=True
         )
     for threat, recommender in models.items():
         after = effects.standing(

@@ -219,7 +219,9 @@ def _judge(
         models = {"frozen": recommender}
         if retrain:
             run.say(f"training {kind} anew after {attempt.name}")
-            models["retrained"] = recommendations.trained(kind, shop.feedback, moved, stage.settings, seed=options.seed)
+            models["retrained"] = recommendations.trained(
+                kind, shop.feedback, moved, stage.settings, seed=options.seed, verbose=True
+            )
         for threat, model in models.items():
             found = effects.measures(before, stand(model, moved))
             found |= {"chr_clean": {"value": before.chr_origin}, "chr_target_clean": {"value": before.chr_target}}

@@ -56,7 +56,7 @@ def train_cnn(options: Options, run: Run) -> None:
         data.x_train,
         data.y_train,
         len(data.class_names),
-        lambda model: {"test_accuracy": accuracy(model, data.x_test, data.y_test)},
+        lambda model: {"test_accuracy": accuracy(model, data.x_test, data.y_test, progress=True)},
         title=f"{options.method} classifier",
         seed=options.seed,
         method=named(options.method, eps=options.eps, steps=options.pgd_steps),

@@ -24,6 +24,7 @@ from common.datasets.readers import (
 from common.datasets.scenes import CLASS_NAMES, scenes
 from common.errors import UserError
 from common.files import npz_headers
+from common.progress import track
 
 NAMES = ("scenes", *NAMED)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
@@ -72,6 +73,7 @@ def load(
     n_test: int | None = None,
     image_size: int | None = None,
     validation_share: float = 0.1,
+    progress: bool = False,
 ) -> Arrays:
     """The data set of a name in `NAMES` or of a path.
 
@@ -85,6 +87,7 @@ def load(
     order drawn from `seed`; scenes default to 4,000 and 1,000. `image_size`: pixels a side of scenes (default 32), and
     of folders and tars, whose pictures are scaled to a square; needed where their sizes differ.
     `validation_share`: the share of each class that a folder without `train` and `test` holds back as test part.
+    `progress`: shown while many pictures are read.
 
     Errors: `UserError` for an unknown name, a missing or damaged file, and arrays that are not what they should be.
     """
@@ -100,8 +103,8 @@ def load(
     if dataset not in NAMED and not path.exists():
         raise UserError(f"{dataset}: neither a data set ({', '.join(NAMES)}) nor a file or folder that exists")
     if dataset not in NAMED and (path.is_dir() or path.name.lower().endswith(TAR_SUFFIXES)):
-        pictures = _folder if path.is_dir() else _tar
-        return _arrays(dataset, *pictures(path, seed, {"train": n_train, "test": n_test}, image_size, validation_share))
+        pictures, counts = _folder if path.is_dir() else _tar, {"train": n_train, "test": n_test}
+        return _arrays(dataset, *pictures(path, seed, counts, image_size, validation_share, progress))
     if dataset not in NAMED and path.suffix.lower() != ".npz":
         raise UserError(f"{dataset}: unknown kind of file; expected .npz, a folder or a tar of pictures")
     counts = {"train": n_train, "test": n_test}
@@ -235,6 +238,7 @@ def list_folder(
     n_train: int | None = None,
     n_test: int | None = None,
     validation_share: float = 0.1,
+    progress: bool = False,
 ) -> tuple[dict[str, list[PicturePath]], tuple[str, ...]]:
     """The pictures of `load`'s image folder as `train` and `test` lists, in the order of `load`, and the class names.
 
@@ -242,7 +246,7 @@ def list_folder(
     """
     root = Path(root)
     if all((root / part).is_dir() for part in SPLITS):
-        listed = {part: list_pictures(root / part) for part in SPLITS}
+        listed = {part: list_pictures(root / part, progress=progress) for part in SPLITS}
         class_names = listed["train"][1]
         labels = {name: label for label, name in enumerate(class_names)}
         unknown = set(listed["test"][1]) - set(class_names)
@@ -253,30 +257,30 @@ def list_folder(
             for part, (pictures, _) in listed.items()
         }
     else:
-        pictures, class_names = list_pictures(root)
+        pictures, class_names = list_pictures(root, progress=progress)
         members = _divided(root, pictures, validation_share, seed)
     counts = {"train": n_train, "test": n_test}
     return {part: _chosen(members[part], counts[part], seed, part) for part in SPLITS}, class_names
 
 
 def _folder(
-    root: Path, seed: int, counts: dict[str, int | None], image_size: int | None, share: float
+    root: Path, seed: int, counts: dict[str, int | None], image_size: int | None, share: float, progress: bool
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     chosen, class_names = list_folder(
-        root, seed=seed, n_train=counts["train"], n_test=counts["test"], validation_share=share
+        root, seed=seed, n_train=counts["train"], n_test=counts["test"], validation_share=share, progress=progress
     )
     sizes = {(picture.height, picture.width) for pictures in chosen.values() for picture in pictures}
     check_sizes(root, sizes, image_size)
     parts = {}
     for part, pictures in chosen.items():
         pixels = ((row, read_picture(picture.path)) for row, picture in enumerate(pictures))
-        parts[f"x_{part}"] = stack(root, pixels, len(pictures), image_size)
+        parts[f"x_{part}"] = stack(root, pixels, len(pictures), image_size, progress=progress)
         parts[f"y_{part}"] = np.array([picture.label for picture in pictures], np.int32)
     return parts, class_names
 
 
 def _tar(
-    path: Path, seed: int, counts: dict[str, int | None], image_size: int | None, share: float
+    path: Path, seed: int, counts: dict[str, int | None], image_size: int | None, share: float, progress: bool
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     pictures, class_names = list_tar(path)
     if pictures[0].part is None:
@@ -294,7 +298,7 @@ def _tar(
     chosen = [(part, _chosen(members[part], counts[part], seed, part)) for part in SPLITS]
     place = {picture.name: row for row, picture in enumerate(chosen[0][1] + chosen[1][1])}
     pixels = ((place[name], picture) for name, picture in iterate_tar(path, list(place)))
-    images = stack(path, pixels, len(place), image_size)
+    images = stack(path, pixels, len(place), image_size, progress=progress)
     first = len(chosen[0][1])
     parts = {"x_train": images[:first], "x_test": images[first:]}
     parts |= {f"y_{part}": np.array([picture.label for picture in pictures], np.int32) for part, pictures in chosen}
@@ -323,11 +327,18 @@ def check_sizes(where: Path, sizes: set[tuple[int, int]], image_size: int | None
         raise UserError(f"{where}: pictures of differing sizes, {low} to {high}; give --image-size, such as 32")
 
 
-def stack(where: Path, pixels: Iterable[tuple[int, Picture]], count: int, image_size: int | None) -> np.ndarray:
+def stack(
+    where: Path,
+    pixels: Iterable[tuple[int, Picture]],
+    count: int,
+    image_size: int | None,
+    *,
+    progress: bool = False,
+) -> np.ndarray:
     """RGB uint8 (count, H, W, 3), each picture put in the row that comes with it, scaled to a square if `image_size` is
-    given; alpha is left out. Errors: as `check_sizes`."""
+    given; alpha is left out. `progress` is shown if it takes long. Errors: as `check_sizes`."""
     images = None
-    for row, picture in pixels:
+    for row, picture in track(pixels, f"reading {where.name}", total=count, shown=progress):
         rgb = picture.rgb if image_size is None else scaled(picture.rgb, image_size)
         if images is None:
             images = np.empty((count, *rgb.shape), np.uint8)

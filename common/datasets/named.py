@@ -11,6 +11,7 @@ import numpy as np
 
 from common.errors import UserError, one_line
 from common.files import sha256
+from common.progress import Progress
 
 TF_KERAS = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
 DIGITS = tuple("0123456789")
@@ -74,6 +75,32 @@ CIFAR_TEST = ("cifar-10-batches-bin/test_batch.bin",)
 CIFAR_RECORD = 1 + 3 * 32 * 32
 
 
+class _Megabytes:
+    """A `Progress` as pooch wants a bar to be, which is told the bytes that have come since, and all in the end."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._bytes = progress, 0
+
+    @property
+    def total(self) -> int | None:
+        return self._progress.total
+
+    @total.setter
+    def total(self, size: int) -> None:
+        # A server need not say how much there is.
+        self._progress.total = math.ceil(size / 1e6) or None
+
+    def update(self, size: int) -> None:
+        self._bytes += size
+        self._progress.update(math.ceil(self._bytes / 1e6))
+
+    def reset(self) -> None:
+        self._bytes = 0
+
+    def close(self) -> None:
+        """The context of `progress` does that."""
+
+
 def fetch(source: Source, data_dir: Path | str) -> Path:
     """The file of `source` under `data_dir`, downloaded if it is not there; a file that is there is never replaced.
 
@@ -92,7 +119,9 @@ def fetch(source: Source, data_dir: Path | str) -> Path:
     import pooch
 
     try:
-        pooch.retrieve(source.url, f"sha256:{source.sha256}", fname=path.name, path=path.parent)
+        with Progress(None, f"downloading {path.name}", units="MB") as progress:
+            bar = _Megabytes(progress)
+            pooch.retrieve(source.url, f"sha256:{source.sha256}", fname=path.name, path=path.parent, progressbar=bar)
     except (OSError, ValueError) as error:
         reason = "another SHA-256 than expected" if isinstance(error, ValueError) else type(error).__name__
         raise UserError(

@@ -18,6 +18,7 @@ import numpy as np
 
 from common.errors import UserError, one_line
 from common.files import DAMAGE, npz_headers, read_npy_header, replacing
+from common.progress import track
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -81,10 +82,11 @@ class Picture(NamedTuple):
     metadata: Metadata
 
 
-def list_pictures(root: Path | str) -> tuple[list[PicturePath], tuple[str, ...]]:
+def list_pictures(root: Path | str, *, progress: bool = False) -> tuple[list[PicturePath], tuple[str, ...]]:
     """The pictures of `<root>/<class>/<file>` sorted by class and file name, and the sorted class names.
 
-    Reads headers only. Hidden files and files that are no pictures by name are passed over.
+    Reads headers only. Hidden files and files that are no pictures by name are passed over. `progress` is shown if it
+    takes long.
 
     Errors: `UserError` for a missing root, one without class folders, a class without pictures or with folders inside,
     a picture of a format that is not read, and a file that is not the picture its name says.
@@ -96,7 +98,7 @@ def list_pictures(root: Path | str) -> tuple[list[PicturePath], tuple[str, ...]]
     if not names:
         raise UserError(f"{root}: holds no class folders; put the pictures into <root>/<class>/<file>")
     pictures = []
-    for label, name in enumerate(names):
+    for label, name in enumerate(track(names, f"listing {root.name}", units="classes", shown=progress)):
         entries = sorted(visible(root / name), key=lambda entry: entry.name)
         for entry in entries:
             if entry.is_dir():

@@ -1,11 +1,14 @@
 """Keras's networks with ImageNet weights, their preprocessing inside: pictures in [0, 1] -> 1000 logits."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 import numpy as np
 
 from common.errors import UserError, one_line
+from common.progress import say
 
 _PACKAGE = "common"
 
@@ -38,12 +41,15 @@ def imagenet_classifier(name: str, *, size: int, weights: Path | str | None = "i
     """
     application, layer, arguments = IMAGENET[name]
     images = keras.Input((size, size, 3), name="images")
+    if weights == "imagenet":
+        say(f"{name}: ImageNet weights, which Keras downloads unless it has them (about 100 MB)")
     try:
-        network = application(
-            weights=weights,
-            input_tensor=layer(**arguments, name="preprocessing")(images),
-            classifier_activation=None,
-        )
+        with _without_bar():
+            network = application(
+                weights=weights,
+                input_tensor=layer(**arguments, name="preprocessing")(images),
+                classifier_activation=None,
+            )
     except Exception as error:  # a bare one for a download that failed, ValueError for a file that does not do
         raise UserError(
             f"{name}: weights {weights} cannot be had ({one_line(error)}); download them where there is a network, or"
@@ -55,7 +61,20 @@ def imagenet_classifier(name: str, *, size: int, weights: Path | str | None = "i
 def imagenet_names() -> tuple[str, ...]:
     """The 1000 classes of ImageNet; their numbers where Keras cannot get its list of names."""
     try:
-        decoded = keras.applications.resnet50.decode_predictions(np.eye(1000, dtype=np.float32), top=1)
+        with _without_bar():
+            decoded = keras.applications.resnet50.decode_predictions(np.eye(1000, dtype=np.float32), top=1)
     except Exception:  # a bare one for a download that failed
         return tuple(map(str, range(1000)))
     return tuple(name for ((_, name, _),) in decoded)
+
+
+@contextlib.contextmanager
+def _without_bar() -> Iterator[None]:
+    """Keras's own bar takes every file for a terminal, and would fill logs with control characters."""
+    shown = keras.config.is_interactive_logging_enabled()
+    keras.config.disable_interactive_logging()
+    try:
+        yield
+    finally:
+        if shown:
+            keras.config.enable_interactive_logging()

@@ -957,6 +957,16 @@ def test_e4_download(tmp_path, server):
     assert not list((tmp_path / "data").glob("wrong/*"))
 
 
+def test_a_download_says_how_far_it_is(tmp_path, server, capsys, monkeypatch):
+    folder, url = server
+    content = bytes(2_500_000)
+    (folder / "a.bin").write_bytes(content)
+    monkeypatch.setattr("common.progress._LINE", 0.0)
+    fetch(Source("a.bin", f"{url}/a.bin", hashlib.sha256(content).hexdigest()), tmp_path / "data")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("downloading a.bin: 1/3 MB, ") and lines[-1].startswith("downloading a.bin: 3/3 MB, ")
+
+
 def test_e4_failed_download_names_the_url_and_the_remedy(tmp_path):
     source = Source("a.npz", "http://127.0.0.1:9/a.npz", "0" * 64)
     refused(lambda: fetch(source, tmp_path), source.url, f"put the file at {tmp_path / 'a.npz'}", "copy by its path")
