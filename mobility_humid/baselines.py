@@ -16,7 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from common.progress import blocks
+from common.progress import blocks, track
 from mobility_humid.pairs import Pairs, Singles
 from mobility_humid.trips import SLOT, SLOTS, SPEED, TripSet, X, Y
 
@@ -72,12 +72,14 @@ def heat_map_names(trips: TripSet, train: Singles, tests: Sequence[Singles]) -> 
     return [model.predict(features(singles)).astype(np.int32) for singles in tests]
 
 
-def whole_day_scores(trips: TripSet, train: Pairs, tests: Sequence[Pairs]) -> list[np.ndarray]:
+def whole_day_scores(
+    trips: TripSet, train: Pairs, tests: Sequence[Pairs], *, progress: bool = False
+) -> list[np.ndarray]:
     """The probability that the sides of each pair are one driver, float64 (n,) for each of `tests`, from how they work.
 
     Gradient boosting on |a - b| and a + b for the statistics a and b of the sides' days (`day_statistics`).
     """
-    statistics = day_statistics(trips)
+    statistics = day_statistics(trips, progress=progress)
 
     def features(pairs: Pairs) -> np.ndarray:
         sides = _mean_of_days(statistics, pairs.driver, pairs.days)
@@ -91,13 +93,15 @@ def whole_day_scores(trips: TripSet, train: Pairs, tests: Sequence[Pairs]) -> li
         return [model.predict_proba(features(pairs))[:, 1] for pairs in tests]
 
 
-def whole_day_names(trips: TripSet, train: Singles, tests: Sequence[Singles]) -> list[np.ndarray]:
+def whole_day_names(
+    trips: TripSet, train: Singles, tests: Sequence[Singles], *, progress: bool = False
+) -> list[np.ndarray]:
     """The driver of each sample, one of those in `train`, int32 (n,) for each of `tests`, from how they work.
 
     Randomised trees on the statistics of the samples' days (`day_statistics`); boosting needs as many trees again for
     every driver.
     """
-    statistics = day_statistics(trips)
+    statistics = day_statistics(trips, progress=progress)
 
     def features(singles: Singles) -> np.ndarray:
         return np.nan_to_num(_mean_of_days(statistics, singles.driver, singles.days), nan=-1.0)
@@ -106,12 +110,13 @@ def whole_day_names(trips: TripSet, train: Singles, tests: Sequence[Singles]) ->
     return [model.predict(features(singles)).astype(np.int32) for singles in tests]
 
 
-def day_statistics(trips: TripSet) -> np.ndarray:
+def day_statistics(trips: TripSet, *, progress: bool = False) -> np.ndarray:
     """What all trips of each driver's day say, float32 (D, N, features), not a number where there are none.
 
     By kind, and for all together: the number of trips; how many slots they take, and how many cells lie between their
     ends; where they begin; where all their points are; how fast they go, and how often not at all. Of the day: when and
-    where it begins and ends, its longest pause and where that was, and its shares by blocks of two hours.
+    where it begins and ends, its longest pause and where that was, and its shares by blocks of two hours. `progress` is
+    shown if it takes long.
     """
     groups = len(trips.drivers) * len(trips.days)
     day = trips.driver.astype(np.int64) * len(trips.days) + trips.day
@@ -122,7 +127,7 @@ def day_statistics(trips: TripSet) -> np.ndarray:
     speed = trips.points[:, SPEED]
 
     columns = []
-    for kind in (*trips.kinds, None):
+    for kind in track((*trips.kinds, None), "whole days", units="kinds of trips", shown=progress):
         chosen, points = (slice(None) if kind is None else kinds == kind for kinds in (trips.kind, point_kind))
         columns.append(np.bincount(day[chosen], minlength=groups)[:, None])
         columns += [_summary(values[chosen], day[chosen], groups) for values in (took, reach, begin[:, X], begin[:, Y])]

@@ -53,7 +53,7 @@ def classification(options: Options, run: Run) -> None:
     run.say("baselines: heat maps with logistic regression, trees on whole days")
     fitted = fleet.sampler(TRAIN).singles(_BASELINE_SAMPLES * classes, [options.seed, 99])
     (answers["heat_map"],) = baselines.heat_map_names(fleet.trips, fitted, [test])
-    (answers["whole_day"],) = baselines.whole_day_names(fleet.trips, fitted, [test])
+    (answers["whole_day"],) = baselines.whole_day_names(fleet.trips, fitted, [test], progress=True)
     for name, answer in answers.items():
         rate = intervals.rate(answer == test.driver, test.driver)
         run.row(model=name, split=TEST, metric="accuracy", **rate._asdict())

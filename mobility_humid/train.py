@@ -73,7 +73,7 @@ def _evaluate(options: Options, run: Run, fleet: Fleet, model: "Siamese", x_vali
     run.say("baselines: heat maps with logistic regression, gradient boosting on whole days")
     fitted = fleet.sampler(TRAIN).pairs(_BASELINE_PAIRS, [options.seed, 99])
     scores["heat_map"] = baselines.heat_map_scores(fleet.trips, fitted, [validation, *tests], progress=True)
-    scores["whole_day"] = baselines.whole_day_scores(fleet.trips, fitted, [validation, *tests])
+    scores["whole_day"] = baselines.whole_day_scores(fleet.trips, fitted, [validation, *tests], progress=True)
     for name, (on_validation, *on_tests) in scores.items():
         # Everyone's threshold is fixed on the same validation pairs; the network has its own inside.
         threshold = 0.0 if name == "network" else intervals.best_threshold(on_validation, validation.same)
