@@ -35,8 +35,8 @@ class Progress:
 
     On a terminal it is a bar that appears after a second and stays when it is done, unless it stands within another.
     Elsewhere it is a line such as `pgd: 120/500 images, 35 s, 110 s left` at most every half minute, and a last one
-    if there was one before. The time left is what the pace since the first update makes of the rest: until then the
-    work compiles, or looks at what an earlier run has done.
+    if there was one before. The time left is what the pace since the first update makes of the rest: until then work
+    compiles. One update says something only where it is a tenth of the work.
     """
 
     def __init__(
@@ -108,6 +108,8 @@ class Progress:
         since, before = self._paced or (self._begun, self._skipped)
         if self.done == before:
             since, before = self._begun, self._skipped
+            if 10 * (self.done - before) < self.total - before:
+                return None
         if self.done <= before:
             return None
         return max(self.total - self.done, 0) * (self._clock() - since) / (self.done - before)

@@ -7,7 +7,7 @@ Adversarial training differs in one argument, `adversary`, a function from a bat
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -162,9 +162,17 @@ def train(
     Errors: `UserError` when the loss stops being finite, when a checkpoint does not fit, when there is no batch.
     """
     strategy = strategy or tf.distribute.get_strategy()
+    # What the loss is the sum of is for the curves; a line has no room for it.
+    unlisted = {"learning_rate", "weight_decay"}
+
+    def noted(model: keras.Model, batch: Batch) -> tuple[Terms, Terms]:
+        terms, watched = loss(model, batch)
+        unlisted.update(terms)
+        return terms, watched
+
     step = compiled_step(
         model,
-        loss,
+        noted,
         optimizer,
         adversary=adversary,
         weight_decay=weight_decay,
@@ -191,7 +199,7 @@ def train(
                     progress.skip(epoch * steps)
                 progress.total = progress.done + (epochs - epoch) * steps
             before = progress.done
-            logs = _run_epoch(calls, dataset, progress, listeners, strategy)
+            logs = _run_epoch(calls, dataset, progress, unlisted, listeners, strategy)
             # Where nobody knew how many steps an epoch has, it is known now.
             progress.total = progress.done + (epochs - epoch - 1) * (progress.done - before)
             if not math.isfinite(logs["loss"]):
@@ -206,7 +214,8 @@ def train(
                 checkpoints.save(checkpoint_folder, model, optimizer, history)
             ends, now = model.stop_training or epoch + 1 == epochs, time.monotonic()
             if ends or now - lined >= _LINE_APART:
-                progress.line(_epoch_line(progress.title, logs, now - begun, None if ends else progress.seconds_left))
+                shown = {name: value for name, value in logs.items() if name not in unlisted}
+                progress.line(_epoch_line(progress.title, shown, now - begun, None if ends else progress.seconds_left))
                 lined = now
             if model.stop_training:
                 break
@@ -328,6 +337,7 @@ def _run_epoch(
     calls: Calls,
     dataset: tf.data.Dataset,
     progress: Progress,
+    unlisted: Set[str],
     listeners: keras.callbacks.CallbackList,
     strategy: tf.distribute.Strategy,
 ) -> dict[str, float]:
@@ -339,15 +349,14 @@ def _run_epoch(
         sums = {name: sums[name] + value for name, value in logs.items()} if sums else logs
         count += taken
         listeners.on_train_batch_end(count - 1)
-        progress.add(taken, partial(_means, sums, count))
+        progress.add(taken, partial(_means, {name: sums[name] for name in sums if name not in unlisted}, count))
     if not count:
         raise UserError("an epoch holds no batch; give more data or a smaller batch")
     return _means(sums, count)
 
 
 def _epoch_line(title: str, logs: Mapping[str, float], seconds: float, left: float | None) -> str:
-    shown = {name: value for name, value in logs.items() if name != "learning_rate"}
-    text = f"{title}: {values_text(shown)}; {duration(seconds)}"
+    text = f"{title}: {values_text(logs)}; {duration(seconds)}"
     return text if left is None else f"{text}, {duration(left)} left"
 
 
