@@ -194,6 +194,7 @@ def odds(success: np.ndarray, causes: dict[str, np.ndarray], *, seed: int = 0) -
     Rows with a cause that is not a number are left out; empty where one outcome or a cause never varies.
     """
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     table = np.stack(list(causes.values()), axis=1)
     kept = np.isfinite(table).all(axis=1)
@@ -210,7 +211,9 @@ def odds(success: np.ndarray, causes: dict[str, np.ndarray], *, seed: int = 0) -
 
     rng = np.random.default_rng([seed, 0x0DD])
     rows = (rng.integers(len(table), size=len(table)) for _ in range(_REFITS))
-    draws = np.array([coefficients(drawn) for drawn in track(rows, "log-odds", total=_REFITS, units="draws")])
-    value = coefficients(np.arange(len(table)))
+    # The fits are small: several threads would wait for one another for longer than they work.
+    with threadpool_limits(1):
+        draws = np.array([coefficients(drawn) for drawn in track(rows, "log-odds", total=_REFITS, units="draws")])
+        value = coefficients(np.arange(len(table)))
     low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
     return {name: Interval(*map(float, of), len(table)) for name, *of in zip(causes, value, low, high, strict=True)}
