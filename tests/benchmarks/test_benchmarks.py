@@ -3,17 +3,16 @@
 import contextlib
 import importlib
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
-from benchmarks import oracle, peers, timing
+from benchmarks import oracle, peers, subjects, timing
+from benchmarks import parity as comparison
 from benchmarks.attacks import EMBEDDED, ROWS, attacks
-from benchmarks.parity import TOLERANCE, box_first, parity
+from benchmarks.parity import TOLERANCE, Case, box_first, parity
 from benchmarks.subjects import Subject, load_subject
 from benchmarks.training import Paced, training
 from common import checkpoints, datasets, report, runs
@@ -59,18 +58,7 @@ def rendered(name: str, folder: Path, root: Path) -> str:
     return report.render(f"benchmarks/results/{name}", root)
 
 
-@pytest.mark.parametrize("name", ["attacks", "mobility", "parity", "training"])
-def test_help_needs_no_tensorflow(name):
-    """G5."""
-    code = f"""import sys
-from benchmarks.{name} import {name} as script
-script._main(["--help"])
-print("tensorflow" in sys.modules)"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "--repeats" in done.stdout or "--steps" in done.stdout
-    assert done.stdout.endswith("False\n")
-
-
+@pytest.mark.slow
 def test_attacks_without_libraries(alone):
     results = attacks(attacks.options(rows=["fgsm_scenes", "scenes_linf"], repeats=1, **SMALL))
     folder = alone / "runs/benchmarks/attacks/demo"
@@ -90,7 +78,8 @@ def test_attacks_without_libraries(alone):
     assert not (folder / "checkpoints").exists()
 
 
-def test_attacks_go_on_after_the_last_row(alone, monkeypatch):
+def test_attacks_go_on_after_the_last_row(alone, monkeypatch, model):
+    monkeypatch.setattr(subjects, "train_subject", lambda label, data, run, **_: load_subject(label, Path(model), data))
     options = attacks.options(rows=["fgsm_scenes", "scenes_linf"], repeats=1, **SMALL)
     measured, interrupted = [], []
 
@@ -108,6 +97,7 @@ def test_attacks_go_on_after_the_last_row(alone, monkeypatch):
     assert measured == ["fgsm_scenes", "scenes_linf"]
 
 
+@pytest.mark.slow
 def test_parity_without_libraries(alone):
     results = parity(parity.options(steps=1, **SMALL))
     assert results["metrics"] == {"compared": 0, "failed": 0}
@@ -131,6 +121,24 @@ class Stand(peers.Peer):
         raise RuntimeError("is broken\nin two lines")
 
 
+@pytest.mark.parametrize(
+    ("error", "attack", "verdict", "value"),
+    [
+        (0.0, "pgd", "equal", 1),
+        (1e-4, "pgd", "must be equal and is not", -1),
+        (0.0, "mi_fgsm", "not offered: RuntimeError: is broken in two lines", -1),
+    ],
+)
+def test_a_required_comparison_has_its_verdict(model, error, attack, verdict, value):
+    """A10, case by case."""
+    stand = type("Wrong", (Stand,), {"error": error})
+    subject = load_subject("m", Path(model), datasets.load("scenes", n_train=1, n_test=4))
+    case = Case(attack, "linf", ("cleverhans",))
+    outcome = comparison._compare(case, parity.options(steps=2), subject, stand(subject.model, 4))
+    assert outcome[f"verdict: {verdict}"] == value
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [0.0, 1e-4])
 def test_parity_sees_what_differs(alone, monkeypatch, model, error):
     """A10: a difference that must not be ends with status 1; an attack that raises is a row."""
@@ -160,6 +168,7 @@ def test_the_boxes_of_others_differ_only_at_the_box():
         assert (gap <= TOLERANCE) == same
 
 
+@pytest.mark.slow
 def test_training_at_its_smallest(alone):
     options = {"archs": ["small_cnn"], "contenders": ["fit", "adversarial"], "batches": 1, "batch_size": 8}
     results = training(training.options(repeats=1, attack_steps=1, **options))

@@ -18,11 +18,20 @@ UNITS = (8, 8, 4)
 LAYOUT = bench.pair_layout(6, 2)
 
 
-@pytest.fixture
-def pair():
-    """Pairs of random trips, and both networks."""
+@pytest.fixture(scope="module")
+def networks():
     x = bench.random_pairs(LAYOUT, 4, 1)
     return x, *bench.both(LAYOUT, UNITS, x, 1)
+
+
+@pytest.fixture
+def pair(networks):
+    """Pairs of random trips, and both networks; whatever a test does to their weights is undone."""
+    _, *models = networks
+    before = [model.get_weights() for model in models]
+    yield networks
+    for model, weights in zip(models, before, strict=True):
+        model.set_weights(weights)
 
 
 def test_random_trips_are_plausible():
@@ -53,7 +62,7 @@ def test_published_size():
 
 
 def test_both_train_alike():
-    layout = bench.pair_layout(6, 1)
+    layout = bench.pair_layout(4, 1)
     x = bench.random_pairs(layout, 4, 1)
     ours, original = bench.both(layout, UNITS, x, 1)
     same = np.array([1, 0, 1, 0], np.int32)
@@ -104,6 +113,7 @@ def test_original_stays_in_its_budget(pair):
     assert shift[..., SLOT].max() == 0
 
 
+@pytest.mark.slow
 def test_mobility_at_its_smallest(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     smallest = {"batch_size": 4, "steps": 1, "train_steps": 1, "repeats": 1, "per_kind": 1, "padding_length": 4}

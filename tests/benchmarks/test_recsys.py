@@ -12,6 +12,16 @@ def options(**more):
     return recsys.Options(**small, large_users=50, large_items=200, **more)
 
 
+def test_the_shop_is_drawn_from_the_seed():
+    feedback, features = recsys._shop(options())
+    again, same = recsys._shop(options())
+    assert features.shape == (40, 16) and features.min() >= 0 and features.max() == 1
+    assert (feedback.users, feedback.items) == (60, 40)
+    np.testing.assert_array_equal(features, same)
+    np.testing.assert_array_equal(feedback.item, again.item)
+
+
+@pytest.mark.slow
 def test_it_measures_quality_time_and_lists(tmp_path):
     metrics = recsys.recsys(options(out=tmp_path / "run"))["metrics"]
     assert 0.5 < metrics["auc"] < 1
@@ -19,6 +29,7 @@ def test_it_measures_quality_time_and_lists(tmp_path):
     assert metrics["lists_gib"] < 1
 
 
+@pytest.mark.slow
 def test_epochs_are_timed_one_by_one():
     feedback, features = recsys._shop(options())
     factors, seconds = recsys._ours(options(), feedback, features, 4)
@@ -28,6 +39,7 @@ def test_epochs_are_timed_one_by_one():
     assert factors.users.shape == (60, 40)
 
 
+@pytest.mark.slow
 def test_cornac_learns_the_same_split():
     pytest.importorskip("cornac")
     feedback, features = recsys._shop(options())

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import keras
 import numpy as np
+import pytest
 
 from common.attacks import bim, fgsm, mi_fgsm, pgd
 
@@ -16,6 +17,10 @@ LIMITS = {"linf": (1e-6, 0.0), "l2": (1e-7, 1e-5), "l1": (1e-6, 1e-4)}
 """Per norm the overshoot that float32 explains: absolute, relative to the budget (A1, A2)."""
 SHAPES = {1: (12,), 2: (3, 4), 4: (2, 3, 2, 1)}
 """Shapes of an example by its rank."""
+# Each rank is compiled anew: the default tier has that of pictures and trips.
+each_rank = pytest.mark.parametrize(
+    "rank", [rank if rank == 4 else pytest.param(rank, marks=pytest.mark.slow) for rank in SHAPES]
+)
 
 
 def column(value: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -112,6 +117,12 @@ class Perceptron:
         return x, self.logits(x.astype(np.float64)).argmax(1).astype(np.int32)
 
 
+@lru_cache
+def perceptron(rank: int = 1) -> Perceptron:
+    """The network for examples of that rank, one for all tests: an attack is compiled once for each model."""
+    return Perceptron(SHAPES[rank], seed=rank)
+
+
 def iterate(
     net: Perceptron, x: np.ndarray, y: np.ndarray, eps: float, alpha: float, steps: int, momentum: float | None = None
 ) -> np.ndarray:
@@ -183,7 +194,7 @@ def check_inside(found, x, eps, norm: str, mask=None, low=0.0, high=1.0) -> None
 
 def check_budget() -> None:
     """Steps far larger than the budget still end inside it (A1-A4)."""
-    net = Perceptron((12,), seed=3)
+    net = perceptron()
     x, y = net.data(6)
     eps = np.linspace(0.05, 0.3, 6, dtype=np.float32)
     for norm in LIMITS:
@@ -193,15 +204,14 @@ def check_budget() -> None:
 
 def check_oracle() -> None:
     """A little more than the smallest budget fools a linear model (A8)."""
-    linear_model.cache_clear()
-    model, x, y, (low, high), best = linear_task((12,), 8, "linf", boxed=True, seed=5)
+    model, x, y, (low, high), best = linear_task((12,), 8, "linf", boxed=True)
     found = pgd(model, x, y, eps=1.02 * best, alpha=best / 2, steps=6, random_start=False, low=low, high=high)
     assert fooled(model, found, y).all()
 
 
 def check_references() -> None:
     """A10: BIM and MI-FGSM are the papers' iterations."""
-    net = Perceptron((12,), seed=4)
+    net = perceptron()
     x, y = net.data(16)
     budget = {"eps": 0.15, "alpha": 0.02, "steps": 12}
     np.testing.assert_allclose(bim(net.model, x, y, **budget), iterate(net, x, y, **budget), atol=1e-6, rtol=0)
@@ -212,7 +222,7 @@ def check_references() -> None:
 
 def check_last_iterate() -> None:
     """One step that keeps the best is one step: the iterate behind the last gradient is scored."""
-    net = Perceptron((12,), seed=6)
+    net = perceptron()
     x, y = net.data(8)
     found = pgd(net.model, x, y, eps=0.05, alpha=0.05, steps=1, random_start=False, keep="best")
     np.testing.assert_array_equal(found, fgsm(net.model, x, y, eps=0.05))
@@ -220,7 +230,7 @@ def check_last_iterate() -> None:
 
 def check_alone() -> None:
     """A13: an example's answer does not depend on the batch around it; to the bit, where it depends on signs alone."""
-    net = Perceptron((12,), seed=7)
+    net = perceptron()
     x, y = net.data(5)
     for norm, eps in (("linf", 0.1), ("l2", 0.3), ("l1", 0.6)):
         attack = {"eps": eps, "alpha": eps / 3, "steps": 5, "norm": norm, "seed": 11}
@@ -232,7 +242,7 @@ def check_alone() -> None:
 
 def check_restarts() -> None:
     """More restarts never lose: a success stays one, and among failures the loss does not fall."""
-    net = Perceptron((12,), seed=8)
+    net = perceptron()
     x, y = net.data(64)
     lost, before, loss = False, None, None
     for restarts in (1, 2, 4, 8):

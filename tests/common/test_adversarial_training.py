@@ -1,5 +1,6 @@
 """Adversarial training: the papers' losses, examples inside their budget, and models that withstand more."""
 
+import contextlib
 import functools
 
 import keras
@@ -36,10 +37,15 @@ def log_softmax(z):
     return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
 
-def craft(method: Method, model, x, y, seed=0):
-    """What the adversary hands to the loss, inside a graph as in a training step."""
-    run = tf.function(lambda x, y: method.adversary(model, (x, y), tf.constant([seed, 0])))
-    return [tensor.numpy() for tensor in run(x, y)]
+def crafting(method: Method, model):
+    """What the adversary hands to the loss, as a function of images, labels and a seed, inside a graph as in a training
+    step."""
+    run = tf.function(lambda x, y, seed: method.adversary(model, (x, y), seed))
+    return lambda x, y, seed=0: [tensor.numpy() for tensor in run(x, y, tf.constant([seed, 0]))]
+
+
+def craft(method: Method, model, x, y):
+    return crafting(method, model)(x, y)
 
 
 def test_a_method_by_name_takes_what_it_knows():
@@ -119,8 +125,8 @@ def test_examples_stay_in_the_budget_and_the_box_and_differ_by_seed(name):
     x, y = data()
     x = np.concatenate([x / np.float32(255), np.zeros((4, 8, 8, 3), np.float32), np.ones((4, 8, 8, 3), np.float32)])
     y = np.concatenate([y, y[:8]])
-    model = network(norm=True)
-    first, again, other = (craft(METHODS[name], model, x, y, seed)[0 if name != "trades" else 2] for seed in (0, 0, 1))
+    run = crafting(METHODS[name], network(norm=True))
+    first, again, other = (run(x, y, seed)[0 if name != "trades" else 2] for seed in (0, 0, 1))
     for moved in (first, other):
         assert np.abs(moved - x).max() <= EPS + 1e-6 and moved.min() >= 0 and moved.max() <= 1
         assert moved.dtype == np.float32 and np.abs(moved - x).max() > EPS * 0.99
@@ -185,27 +191,60 @@ def robust_accuracy(name):
     return float(np.mean(model(moved).numpy().argmax(1) == y))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_each_method_makes_the_model_harder_to_attack(name):
     assert robust_accuracy(name) > robust_accuracy("standard") + 0.5
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("name", METHODS)
-def test_half_precision_with_dropout(name, precision):
-    """Examples stay float32 and in the budget, weights float32, and training learns."""
+@contextlib.contextmanager
+def half(precision):
+    """A network with dropout and its optimizer, both in half precision."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     try:
         model, optimizer = network(dropout=0.2, norm=True), sgd()
         if precision == "mixed_float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-        x, y = data()
-        x = x / np.float32(255)
-        moved = craft(METHODS[name], model, x, y)[0 if name != "trades" else 2]
-        assert moved.dtype == np.float32 and np.abs(moved - x).max() <= EPS + 1e-6
+        yield model, optimizer
+        assert {str(v.dtype) for v in model.trainable_variables} == {"float32"}
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+half_precision = pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+
+
+@half_precision
+@pytest.mark.parametrize("name", METHODS)
+def test_half_precision_with_dropout(name, precision):
+    """In a step, examples stay float32 and in the budget, and so do the weights."""
+    x, y = data()
+    x = x / np.float32(255)
+
+    def loss(model, batch):
+        moved = batch[0 if name != "trades" else 2]
+        assert moved.dtype == tf.float32
+        terms, watched = METHODS[name].loss(model, batch)
+        far = tf.abs(moved - x)
+        return terms, {
+            **watched,
+            "far": tf.reduce_max(far),
+            "moved": tf.reduce_mean(tf.cast(far > EPS / 2, tf.float32)),
+        }
+
+    with half(precision) as (model, optimizer):
+        logs = training.compiled_step(model, loss, optimizer, adversary=METHODS[name].adversary)((x, y))
+        assert logs["far"] <= EPS + 1e-6 and np.isfinite(logs["loss"])
         # Gradients too small for half precision would leave the examples where they start.
-        assert np.mean(np.abs(moved - x) > EPS / 2) > 0.5
+        assert logs["moved"] > 0.5
+
+
+@pytest.mark.slow
+@half_precision
+@pytest.mark.parametrize("name", METHODS)
+def test_half_precision_learns(name, precision):
+    with half(precision) as (model, optimizer):
         history = training.train(
             model,
             training.batches(*data(), batch_size=16, seed=1),
@@ -216,9 +255,6 @@ def test_half_precision_with_dropout(name, precision):
             verbose=False,
         )
         assert np.isfinite([logs["loss"] for logs in history]).all() and history[-1]["loss"] < history[0]["loss"]
-        assert {str(v.dtype) for v in model.trainable_variables} == {"float32"}
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
@@ -235,14 +271,17 @@ def test_trades_moves_what_the_model_is_sure_of(precision):
     assert (np.abs(moved - x).max(axis=1) > EPS * 0.99).all()
 
 
-def test_xla_trains_to_the_same_weights():
+@pytest.mark.parametrize(
+    ("n", "epochs"), [(64, 1), pytest.param(512, 2, marks=pytest.mark.slow)], ids=["a step", "two epochs"]
+)
+def test_xla_trains_to_the_same_weights(n, epochs):
     """A dense model, and no random start: XLA draws other numbers from the same seed."""
 
     def adversary(model, batch, seed):
         x, y = batch
         return attacks.pgd(model, x, y, eps=EPS, alpha=0.03, steps=3, random_start=False), y
 
-    x, y = faint_and_loud(512, seed=7)
+    x, y = faint_and_loud(n, seed=7)
 
     def fitted(jit_compile):
         hidden = keras.layers.Dense(8, activation="tanh", kernel_initializer=keras.initializers.GlorotNormal(0))
@@ -253,7 +292,7 @@ def test_xla_trains_to_the_same_weights():
             training.batches(x, y, batch_size=64, seed=1),
             training.cross_entropy,
             sgd(),
-            epochs=2,
+            epochs=epochs,
             adversary=adversary,
             weight_decay=1e-3,
             jit_compile=jit_compile,

@@ -389,6 +389,7 @@ def begun(process):
     assert process.stdout.readline() == "begun\n", process.stderr.read()
 
 
+@pytest.mark.slow
 def test_g8_ctrl_c_ends_with_130_and_keeps_the_checkpoint(tiny):
     process = tiny("--wait", "30")
     begun(process)
@@ -400,6 +401,7 @@ def test_g8_ctrl_c_ends_with_130_and_keeps_the_checkpoint(tiny):
     assert "--resume to go on or --force" in err and out == ""
 
 
+@pytest.mark.slow
 def test_d6_a_killed_run_goes_on_with_resume_and_two_at_once_are_refused(tiny):
     """And no lock outlives its process."""
     first = tiny("--wait", "30", "--name", "x")

@@ -30,6 +30,7 @@ def sixth(tmp_path, monkeypatch):
         sys.modules.pop(name)
 
 
+@pytest.mark.slow
 def test_the_walk_through_runs(sixth, tmp_path):
     layers = [keras.Input((32, 32, 3)), keras.layers.AveragePooling2D(8), keras.layers.Flatten(), keras.layers.Dense(8)]
     keras.Sequential([*layers, keras.layers.ReLU(), keras.layers.Dense(10)]).save("some.keras")
@@ -40,5 +41,11 @@ def test_the_walk_through_runs(sixth, tmp_path):
     assert 0 < distances["1/255"] < distances["4/255"]
     stored = json.loads((tmp_path / "runs/feature_fog/attack/4of255/results.json").read_text())
     assert stored["metrics"]["feature_distance"] == distances["4/255"]
+
+
+def test_the_script_of_the_walk_through_is_one(sixth, capsys):
+    with pytest.raises(SystemExit) as end:
+        sixth.main(["--help"])
+    assert end.value.code == 0 and "--eps" in capsys.readouterr().out
     with pytest.raises(UserError, match="no such model file"):
         sixth(sixth.options(model="none.keras", n_test=20, name="missing"))

@@ -12,11 +12,16 @@ from common.attacks import attack_dataset, bim, calls, cosine_to, fgsm, iftgsm, 
 from common.attacks.dataset import _compacted, _size_for, _until_next_look
 
 
+@pytest.fixture(scope="module")
+def net():
+    """One for all tests: an attack is compiled once for each model."""
+    return Perceptron((6,), seed=3)
+
+
 @pytest.fixture
-def task():
+def task(net):
     """A small dense network and 41 points, some of which it takes long to move over the border, and some of which it
     already gets wrong."""
-    net = Perceptron((6,), seed=3)
     draw = np.random.default_rng(4)
     x = draw.uniform(0.2, 0.8, (41, 6)).astype(np.float32)
     y = np.argmax(net.model(x), axis=1).astype(np.int32)
@@ -126,7 +131,7 @@ def test_feature_targets_and_their_thresholds_go_along(task):
 
 
 def test_a19_refilling_traces_nothing_anew(task):
-    model, x, y = task
+    model, (_, x, y) = Perceptron((6,), seed=3).model, task
     for eps, size, steps in ((0.1, 8, 5), (0.2, 8, 7), (0.3, 16, 12), (0.3, 5, 3)):
         attack_dataset(partial(pgd, model, eps=eps, alpha=0.02, steps=steps, stop=True), x, y, batch_size=size)
     assert len(calls._compiled[model]) == 2

@@ -129,21 +129,25 @@ def replicas():
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_c5_two_replicas_train_like_one_device(replicas):
     """The same global batch, an attack in the step, 12 steps."""
     assert replicas["apart"] <= 1e-5 and replicas["loss apart"] <= 1e-5
 
 
+@pytest.mark.slow
 def test_c6_replicas_draw_different_noise(replicas):
     for first, second in replicas["noise"]:
         # Uniform in [-0.1, 0.1]: both start at random, and not at the same points.
         assert first == pytest.approx(0.05, rel=0.1) and second == pytest.approx(0.05, rel=0.1) and first != second
 
 
+@pytest.mark.slow
 def test_an_overflow_on_one_replica_skips_the_step_on_all(replicas):
     assert replicas["overflow"] == {"finite": True, "scale": 2.0**13, "updates": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["pgd", "fast", "trades"])
 def test_adversarial_training_runs_on_replicas(replicas, method):
     losses = replicas["methods"][method]
@@ -217,6 +221,7 @@ def workers(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 def test_c7_two_workers_are_told_the_same_losses(workers):
     assert [worker["chief"] for worker in workers] == [True, False]
     first, second = (worker["history"] for worker in workers)
@@ -224,6 +229,7 @@ def test_c7_two_workers_are_told_the_same_losses(workers):
     assert all((a == b).all() for a, b in zip(workers[0]["weights"], workers[1]["weights"], strict=True))
 
 
+@pytest.mark.slow
 def test_c7_two_workers_train_like_one_process(workers):
     """The same global batch; three epochs, then a fourth from the chief's checkpoint."""
     three, history = shared_fit(training.tf.distribute.get_strategy(), epochs=3)
@@ -235,6 +241,7 @@ def test_c7_two_workers_train_like_one_process(workers):
         assert worker["further"]["loss"] == pytest.approx(further[3]["loss"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_workers_that_would_go_on_from_different_epochs_are_refused(workers):
     for worker in workers:
         assert "checkpoints of different epochs" in worker["refused"]

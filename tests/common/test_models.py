@@ -1,5 +1,6 @@
 """Backbones and the registry: the shape of the contract, exact parameter counts, seeds and files."""
 
+import functools
 import itertools
 import math
 import random
@@ -21,6 +22,22 @@ LIGHT = {
     "resnet18": partial(imagenet_resnet, 18),
 }
 EACH = pytest.mark.parametrize("builder", LIGHT.values(), ids=LIGHT)
+# A network takes longer to build than to use.
+built = functools.cache(build)
+
+
+@functools.cache
+def normalised(name: str) -> keras.Model:
+    return LIGHT[name]((16, 16, 3), 10, mean=MEAN, std=STD, seed=4)
+
+
+@pytest.fixture(params=LIGHT)
+def light(request):
+    """A member of each family with its normalisation inside; what a test does to its averages is undone."""
+    model = normalised(request.param)
+    before = model.get_weights()
+    yield model
+    model.set_weights(before)
 
 
 def pictures(*shape: int) -> np.ndarray:
@@ -64,7 +81,7 @@ def resnet50_count(classes: int = 10) -> int:
 @pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
 def test_thin_resnets_have_the_parameters_of_he_et_al_table_6(depth):
     published = {20: 0.27e6, 32: 0.46e6, 44: 0.66e6, 56: 0.85e6, 110: 1.7e6}
-    count = trainable(build(f"resnet{depth}", (32, 32, 3), 10))
+    count = trainable(built(f"resnet{depth}", (32, 32, 3), 10))
     assert count == cifar_resnet_count(depth)
     assert count == pytest.approx(published[depth], rel=0.03)
 
@@ -74,14 +91,14 @@ def test_thin_resnets_have_the_parameters_of_he_et_al_table_6(depth):
     [("resnet18", resnet18_count(), 11_173_962), ("resnet50", resnet50_count(), 23_520_842)],
 )
 def test_wide_resnets_have_their_known_parameters(name, expected, known):
-    assert trainable(build(name, (8, 8, 3), 10)) == expected == known
+    assert trainable(built(name, (32, 32, 3), 10)) == expected == known
 
 
 def test_stages_halve_the_picture_and_double_the_channels():
-    model = cifar_resnet(20, (32, 32, 3), 10)
+    model = built("resnet20", (32, 32, 3), 10)
     shapes = [model.get_layer(f"stage{s}_block3_relu").output.shape[1:] for s in (1, 2, 3)]
     assert shapes == [(32, 32, 16), (16, 16, 32), (8, 8, 64)]
-    model = imagenet_resnet(50, (32, 32, 3), 10)
+    model = built("resnet50", (32, 32, 3), 10)
     shapes = [model.get_layer(f"stage{s}_block3_relu").output.shape[1:] for s in (1, 2, 3, 4)]
     assert shapes == [(32, 32, 256), (16, 16, 512), (8, 8, 1024), (4, 4, 2048)]
 
@@ -97,23 +114,21 @@ def test_logits_are_float32_and_no_softmax(builder, shape):
 
 
 @EACH
-def test_normalisation_is_inside_the_model(builder):
+def test_normalisation_is_inside_the_model(builder, request):
     x = pictures(3, 16, 16, 3)
-    inside = builder((16, 16, 3), 10, mean=MEAN, std=STD, seed=4)
+    inside = normalised(request.node.callspec.id)
     outside = builder((16, 16, 3), 10, seed=4)
     given = ((x - np.float32(MEAN)) / np.float32(STD)).astype(np.float32)
     np.testing.assert_allclose(inside(x, training=False), outside(given, training=False), rtol=1e-4, atol=1e-5)
     assert trainable(inside) == trainable(outside)
 
 
-@EACH
-def test_a_saved_model_answers_the_same_bits(builder, tmp_path):
+def test_a_saved_model_answers_the_same_bits(light, tmp_path):
     x = pictures(2, 16, 16, 3)
-    model = builder((16, 16, 3), 10, mean=MEAN, std=STD)
-    model(x, training=True)
-    model.save(tmp_path / "model.keras")
+    light(x, training=True)
+    light.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
-    np.testing.assert_array_equal(model(x, training=False), loaded(x, training=False))
+    np.testing.assert_array_equal(light(x, training=False), loaded(x, training=False))
 
 
 @pytest.mark.parametrize("builder", [small_cnn, partial(cifar_resnet, 8)], ids=["small_cnn", "resnet8"])
@@ -127,14 +142,14 @@ def test_the_seed_decides_every_weight(builder):
 
 
 def test_layers_of_one_shape_start_differently():
-    model = build("resnet20", (8, 8, 3), 5)
+    model = built("resnet20", (32, 32, 3), 10)
     kernels = [model.get_layer(f"stage1_block{b}_conv{c}").kernel.numpy() for b in (1, 2, 3) for c in (1, 2)]
     correlations = np.corrcoef([k.ravel() for k in kernels]) - np.eye(6)
     assert np.abs(correlations).max() < 0.1
 
 
 def test_convolutions_are_kaiming_normal_by_fan_out():
-    kernel = build("resnet18", (8, 8, 3), 5).get_layer("stage3_block1_conv1").kernel.numpy()
+    kernel = built("resnet18", (32, 32, 3), 10).get_layer("stage3_block1_conv1").kernel.numpy()
     assert kernel.shape == (3, 3, 128, 256)
     assert kernel.std() == pytest.approx(math.sqrt(2 / (9 * 256)), rel=0.02)
     assert abs(kernel).max() > 3 * kernel.std()
@@ -151,25 +166,21 @@ def test_building_leaves_the_global_random_state_alone():
     assert draws() == expected
 
 
-@EACH
-def test_inference_does_not_depend_on_the_batch(builder):
+def test_inference_does_not_depend_on_the_batch(light):
     x = pictures(4, 16, 16, 3)
-    model = builder((16, 16, 3), 10)
-    model(x, training=True)
-    together = model(x, training=False)
-    alone = np.concatenate([model(x[i : i + 1], training=False) for i in range(4)])
+    light(x, training=True)
+    together = light(x, training=False)
+    alone = np.concatenate([light(x[i : i + 1], training=False) for i in range(4)])
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
-    assert not np.allclose(together, model(x, training=True), atol=1e-3)
+    assert not np.allclose(together, light(x, training=True), atol=1e-3)
 
 
-@EACH
-def test_every_picture_gets_a_gradient(builder):
+def test_every_picture_gets_a_gradient(light):
     x = tf.constant(pictures(3, 16, 16, 3))
-    model = builder((16, 16, 3), 10, mean=MEAN, std=STD)
     with tf.GradientTape() as tape:
         tape.watch(x)
         loss = keras.losses.sparse_categorical_crossentropy(
-            tf.constant([1, 2, 3]), model(x, training=False), from_logits=True
+            tf.constant([1, 2, 3]), light(x, training=False), from_logits=True
         )
     gradient = tape.gradient(loss, x).numpy()
     assert np.isfinite(gradient).all()

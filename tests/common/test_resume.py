@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from training_toys import data, eventful_fit, fit, network, same, sgd, weights
 
-from common import checkpoints, files
+from common import augmentation, checkpoints, files
 from common.cli import CommonOptions, Count, script
 from common.errors import UserError
 from common.runs import Run
@@ -70,6 +70,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.slow
 def test_c3_killed_at_any_moment_and_resumed_gives_the_same_bits(tmp_path):
     """Kill -9 twice at a random step, once half through writing a checkpoint, once before it takes its place."""
     steps = random.randint(1, 7), random.randint(1, 5)
@@ -139,9 +140,19 @@ class Stop(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+def quiet_fit(folder=None, callbacks=()):
+    """An eventful one without its adversary, which takes longest to compile, and of fewer steps."""
+    model = network(dropout=0.4)
+    augment = augmentation.crop_and_flip(2)
+    history = fit(
+        model, epochs=4, batch_size=48, augment=augment, checkpoint_folder=folder, resume=True, callbacks=callbacks
+    )
+    return model, history
+
+
 def interrupted(folder, epoch):
     with pytest.raises(KeyboardInterrupt):
-        eventful_fit(folder, [Stop(epoch)])
+        quiet_fit(folder, [Stop(epoch)])
 
 
 def test_c3_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path):
@@ -151,8 +162,8 @@ def test_c3_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path):
     interrupted(tmp_path, 2)
     # The damaged one did not push out the good one: there is still something to go on from.
     assert not newest.exists() and len(history_in(tmp_path / "checkpoint.previous.npz")) == 2
-    model, history = eventful_fit(tmp_path)
-    whole, expected = eventful_fit()
+    model, history = quiet_fit(tmp_path)
+    whole, expected = quiet_fit()
     assert same(weights(whole), weights(model)) and history == expected
 
 
@@ -211,6 +222,7 @@ for i in moments:
 """
 
 
+@pytest.mark.slow
 def test_d1_fifty_kills_during_saves_leave_fifty_readable_checkpoints(tmp_path):
     command = [sys.executable, "-c", WRITER, tmp_path]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)

@@ -27,6 +27,59 @@ def run(script, *options, modules=False):
     return done.returncode, done.stdout, done.stderr, sum(os.times()[2:4]) - before
 
 
+# All scripts one after another in one process: starting Python and reading the command line's library takes longer than
+# any of them.
+ASKED = """
+import contextlib, io, json, os, runpy, sys
+
+def told(script, *argv):
+    sys.argv, sys.path[0] = [script, *argv], os.path.dirname(os.path.abspath(script))
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            runpy.run_path(script, run_name="__main__")
+            status = None
+        except SystemExit as end:
+            status = end.code
+    frameworks = sorted({"tensorflow", "keras", "jax", "torch"} & set(sys.modules))
+    return {"status": status, "out": out.getvalue(), "err": err.getvalue(), "frameworks": frameworks}
+
+folder, *scripts = sys.argv[1:]
+found = {}
+for script in scripts:
+    out = os.path.join(folder, script)
+    found[script] = {"help": told(script, "--help"), "unknown": told(script, "--no-such-option", "1", "--out", out)}
+    found[script]["made"] = os.path.exists(out)
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """What each script says to --help and to an unknown option."""
+    command = [sys.executable, "-c", ASKED, tmp_path_factory.mktemp("runs"), *ENTRIES]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("script", ENTRIES)
+def test_g5_help_needs_no_framework(asked, script):
+    told = asked[script]["help"]
+    assert told["status"] == 0 and told["err"] == ""
+    assert "--seed" in told["out"] and "every script:" in told["out"]
+    assert told["frameworks"] == []
+
+
+@pytest.mark.parametrize("script", ENTRIES)
+def test_g7_an_unknown_option_of_any_script_is_one_line(asked, script):
+    told = asked[script]["unknown"]
+    assert told["status"] == 2 and told["out"] == "" and told["err"].count("\n") == 1
+    assert "--no-such-option: unknown option" in told["err"]
+    assert not asked[script]["made"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ENTRIES)
 def test_g5_help_takes_a_second_and_no_framework(script):
     """Processor time, and the best of three: other work on the machine must not fail it."""
@@ -47,13 +100,6 @@ def test_g6_ci_runs_every_entry_script_with_its_smallest_settings():
     assert "python .ci/smallest.py" in (ROOT / ".ci/run").read_text("utf-8")
 
 
-@pytest.mark.parametrize("script", ENTRIES)
-def test_g7_an_unknown_option_of_any_script_is_one_line(script, tmp_path):
-    status, out, err, _ = run(script, "--no-such-option", "1", "--out", str(tmp_path / "run"))
-    assert status == 2 and out == "" and err.count("\n") == 1 and "--no-such-option: unknown option" in err
-    assert not (tmp_path / "run").exists()
-
-
 def stored(folder):
     results = json.loads((folder / "results.json").read_text("utf-8"))
     table = (folder / "table.csv").read_text("utf-8")
@@ -68,6 +114,7 @@ def repeated(command, out):
     return script, words
 
 
+@pytest.mark.slow
 def test_c9_the_command_in_results_json_repeats_them(tmp_path, capsys):
     from adv_lock.train_base import train_base
     from common import checkpoints
@@ -92,6 +139,7 @@ def test_c9_the_command_in_results_json_repeats_them(tmp_path, capsys):
     assert all((v == w).all() for v, w in zip(first, second, strict=True))
 
 
+@pytest.mark.slow
 def test_c9_a_deterministic_run_repeats_bit_for_bit(tmp_path):
     """In processes of their own: there is no way back from `--deterministic`."""
     from common import checkpoints

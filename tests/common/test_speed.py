@@ -14,6 +14,8 @@ import tensorflow as tf
 from common import attacks
 from common.models import build
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 40
 ROUNDS = 15

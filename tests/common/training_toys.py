@@ -29,10 +29,10 @@ def sgd(rate=0.05):
     return keras.optimizers.SGD(rate, momentum=0.9)
 
 
-def fit(model, *, epochs=2, **settings):
+def fit(model, *, epochs=2, batch_size=16, **settings):
     x, y = data()
     augment = settings.pop("augment", None)
-    batches = training.batches(x, y, batch_size=16, seed=1, augment=augment)
+    batches = training.batches(x, y, batch_size=batch_size, seed=1, augment=augment)
     settings = {"verbose": False, "optimizer": sgd()} | settings
     optimizer = settings.pop("optimizer")
     return training.train(model, batches, training.cross_entropy, optimizer, epochs=epochs, **settings)
