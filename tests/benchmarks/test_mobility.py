@@ -61,6 +61,7 @@ def test_published_size():
     assert bench.sliced_network(bench.pair_layout(2), (200, 100, 48)).count_params() == 640_753
 
 
+@pytest.mark.slow
 def test_both_train_alike():
     layout = bench.pair_layout(4, 1)
     x = bench.random_pairs(layout, 4, 1)

@@ -1,4 +1,7 @@
-"""The training loop: the same weights as by hand, resumed, adversarial, on several replicas."""
+"""The training loop: the same weights as by hand, adversarial, in several steps to a call.
+
+It is what is tested here, so most tests need a second step, epoch or checkpoint: a handful on a few tiny images.
+"""
 
 import functools
 
