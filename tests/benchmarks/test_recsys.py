@@ -32,7 +32,7 @@ def test_it_measures_quality_time_and_lists(tmp_path):
 @pytest.mark.slow
 def test_epochs_are_timed_one_by_one():
     feedback, features = recsys._shop(options())
-    factors, seconds = recsys._ours(options(), feedback, features, 4)
+    factors, seconds = recsys._ours(options(), feedback, features, 4, verbose=False)
     assert len(seconds) == 4
     # The first one compiles.
     assert seconds[0] > np.median(seconds[1:])
