@@ -1,4 +1,4 @@
-"""lock.py and unlock.py on a folder of photographs."""
+"""Folders of photographs: sizes, alpha, metadata, memory, going on; lock.py and unlock.py on them, and refusals."""
 
 import json
 import tracemalloc
@@ -8,9 +8,10 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from adv_lock import locking, mixing
+from adv_lock.class_maps import class_maps
 from adv_lock.lock import lock
-from adv_lock.locked_data import read_locked
-from adv_lock.targeted import Attack
+from adv_lock.locked_data import read_key, read_locked
+from adv_lock.targeted import Attack, targeted_attack
 from adv_lock.unlock import unlock
 from common import datasets
 from common.datasets.readers import PicturePath, read_picture
@@ -28,8 +29,11 @@ def picture(seed, height, width, channels=3):
 
 @pytest.fixture
 def photos(tmp_path):
+    return drawn(tmp_path / "photos")
+
+
+def drawn(root):
     """Two classes, mixed sizes, one turned by EXIF, one with alpha, and two files that differ by their ending only."""
-    root = tmp_path / "photos"
     for name in ("cat", "dog"):
         (root / name).mkdir(parents=True)
         for i in range(4):
@@ -50,13 +54,46 @@ def _text(key, value):
     return info
 
 
-def locked_run(photos, base_model_of_two, **settings):
-    results = lock(lock.options(**{**LOCK, "dataset": str(photos), "model": base_model_of_two, **settings}))
-    return results, photos.parent / "runs/adv_lock/lock" / settings.get("name", photos.name)
+@pytest.fixture(scope="module")
+def attack(classifier_of_two):
+    """One for all locks without a script, so that it is compiled once for pictures of any size."""
+    return targeted_attack(classifier_of_two, eps=1.0, alpha=0.5, steps=2)
 
 
-def test_sizes_alpha_and_metadata_are_kept(workplace, photos, base_model_of_two):
-    results, run = locked_run(photos, base_model_of_two)
+def lock_photos(root, folder, attack, *, say=lambda _: None, image_size=None):
+    """Lock the photographs under `root` into `folder` without a script, their parts and attacks beside it."""
+    parts, names = datasets.list_folder(root, seed=0)
+    pictures = [*parts["train"], *parts["test"]]
+    is_test = np.arange(len(pictures)) >= len(parts["train"])
+    recipe = locking.Recipe("basic", 0.5, 0.5, class_maps("seeded", len(names), 1, 0), 1.0, 0, attack)
+    places = (folder.with_name(folder.name + "_parts"), folder.with_name(folder.name + "_store"))
+    return locking.lock_pictures(root, pictures, is_test, names, recipe, folder, *places, say, image_size=image_size)
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory, attack):
+    """Photographs and their lock, its report and what was said."""
+    folder = tmp_path_factory.mktemp("locked")
+    said = []
+    report = lock_photos(drawn(folder / "photos"), folder / "run", attack, say=said.append)
+    return folder / "photos", folder / "run", report, said
+
+
+def listed_and_there(run):
+    manifest = json.loads((run / "locked/manifest.json").read_text())
+    there = {path.relative_to(run / "locked").as_posix() for path in (run / "locked").rglob("*") if path.is_file()}
+    return {entry["file"] for entry in manifest["files"]}, there - {"manifest.json"}
+
+
+def test_sizes_alpha_and_metadata_are_kept(locked):
+    photos, run, report, said = locked
+    check_locked(photos, run)
+    assert report.of("share").max() <= 1.0
+    (line,) = said
+    assert "locking 12 pictures" in line and "a picture" in line
+
+
+def check_locked(photos, run):
     manifest = json.loads((run / "locked/manifest.json").read_text())
     names = {entry["file"] for entry in manifest["files"]}
     assert {"dog/same_png.png", "dog/same_jpg.png", "cat/turned.png", "dog/alpha.png"} <= names
@@ -74,10 +111,6 @@ def test_sizes_alpha_and_metadata_are_kept(workplace, photos, base_model_of_two)
     alpha = Image.open(run / "locked/dog/alpha.png")
     assert alpha.text["Title"] == "A dog"
     assert (np.asarray(alpha)[..., 3] == np.asarray(Image.open(photos / "dog/alpha.png"))[..., 3]).all()
-    assert results["metrics"]["l2_max"] <= 1.0
-    assert not (run / "checkpoints").exists()
-    log = (run / "log.txt").read_text()
-    assert "locking 12 pictures" in log and "a picture" in log
 
 
 def _source(photos, name):
@@ -88,20 +121,17 @@ def _source(photos, name):
     raise AssertionError(name)
 
 
-def test_unlock_restores_the_decoded_pixels(workplace, photos, base_model_of_two):
-    locked_run(photos, base_model_of_two)
-    unlock(unlock.options(lock_data=workplace / "runs/adv_lock/lock/photos/locked", name="back"))
-    out = workplace / "runs/adv_lock/unlock/back/original"
-    restored = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png"))
-    assert len(restored) == 12
-    for name in restored:
-        before, after = read_picture(_source(photos, name)), read_picture(out / name)
-        assert (after.rgb == before.rgb).all()
-        assert before.alpha is None or (after.alpha == before.alpha).all()
+def test_the_key_restores_the_decoded_pixels(locked):
+    photos, run, _, _ = locked
+    key = read_key(run / "key.npz")
+    names, _ = listed_and_there(run)
+    for name in names:
+        shared = read_picture(run / "locked" / name).rgb
+        assert (mixing.restore(shared, key.difference(name)) == read_picture(_source(photos, name)).rgb).all()
 
 
-def test_interruption_loses_no_finished_picture(workplace, photos, base_model_of_two, monkeypatch):
-    _, whole = locked_run(photos, base_model_of_two, name="whole", attack_store=workplace / "a")
+def test_interruption_loses_no_finished_picture(tmp_path, locked, attack, monkeypatch):
+    photos, whole, _, _ = locked
     real, calls = locking._lock_files, []
 
     def interrupted(*args):
@@ -111,31 +141,156 @@ def test_interruption_loses_no_finished_picture(workplace, photos, base_model_of
         return real(*args)
 
     monkeypatch.setattr(locking, "_lock_files", interrupted)
-    settings = {"name": "broken", "attack_store": workplace / "b"}
     with pytest.raises(KeyboardInterrupt):
-        locked_run(photos, base_model_of_two, **settings)
+        lock_photos(photos, tmp_path / "run", attack)
+    calls.clear()
     monkeypatch.setattr(locking, "_lock_files", lambda *args: calls.append(args) or real(*args))
-    _, run = locked_run(photos, base_model_of_two, **settings, resume=True)
-    # Six groups of one size and split, three of them finished before the interruption.
-    groups = len({(read_picture(p).rgb.shape) for p in whole.rglob("locked/*/*.png")})
-    assert len(calls) - 4 < len(calls) and groups >= 5
-    for path in sorted((whole / "locked").rglob("*.png")):
-        assert path.read_bytes() == (run / "locked" / path.relative_to(whole / "locked")).read_bytes()
+    lock_photos(photos, tmp_path / "run", attack)
+    # Groups of one size and split, three of them finished before the interruption.
+    groups = {
+        (read_picture(whole / "locked" / entry["file"]).rgb.shape, entry["split"])
+        for entry in json.loads((whole / "locked/manifest.json").read_text())["files"]
+    }
+    assert len(calls) == len(groups) - 3 and len(groups) >= 5
+    for name in listed_and_there(whole)[0]:
+        assert (whole / "locked" / name).read_bytes() == (tmp_path / "run/locked" / name).read_bytes()
 
 
-def test_pictures_can_be_made_square(workplace, photos, base_model_of_two):
-    _, run = locked_run(photos, base_model_of_two, image_size=24)
-    assert {read_picture(path).rgb.shape for path in run.rglob("locked/*/*.png")} == {(24, 24, 3)}
+def test_pictures_of_an_earlier_try_are_not_shared(tmp_path, photos, attack, monkeypatch):
+    real, calls = locking._lock_files, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(locking, "_lock_files", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lock_photos(photos, tmp_path / "run", attack)
+    done = next((tmp_path / "run/locked").rglob("*.png"))
+    _source(photos, done.relative_to(tmp_path / "run/locked").as_posix()).unlink()
+    monkeypatch.setattr(locking, "_lock_files", real)
+    lock_photos(photos, tmp_path / "run", attack)
+    listed, there = listed_and_there(tmp_path / "run")
+    assert there == listed and len(listed) == 11
 
 
-def test_locked_folders_can_be_trained_on(workplace, photos, base_model_of_two):
-    _, run = locked_run(photos, base_model_of_two)
-    data = read_locked(run, 16)
+def test_pictures_can_be_made_square(tmp_path, photos, attack):
+    lock_photos(photos, tmp_path / "run", attack, image_size=24)
+    assert {read_picture(path).rgb.shape for path in (tmp_path / "run").rglob("*.png")} == {(24, 24, 3)}
+
+
+def test_locked_folders_can_be_trained_on(locked):
+    check_training_data(read_locked(locked[1], 16))
+
+
+def check_training_data(data):
     assert data.locked_train.shape[1:] == data.original_test.shape[1:] == (16, 16, 3)
     assert len(data.y_train) + len(data.y_test) == 12
     assert data.class_names == ("cat", "dog") and set(data.y_train) == {0, 1}
 
 
+def test_large_pictures_are_locked_few_at_a_time():
+    """What bounds the memory: a block has pictures of one size and split, and only so many pixels."""
+    sizes = [(1024, 1024)] * 7 + [(40, 60)] * 1203 + [(5000, 5000)] * 2
+    is_test = np.arange(len(sizes)) % 3 == 0
+    blocks = list(locking._blocks_of_one_size(sizes, is_test))
+    assert sorted(i for block in blocks for i in block) == list(range(len(sizes)))
+    for block in blocks:
+        assert len({(sizes[i], is_test[i]) for i in block}) == 1
+        height, width = sizes[block[0]]
+        assert len(block) == 1 or (len(block) <= 500 and len(block) * height * width <= 2 * 2**20)
+
+
+def locked_run(photos, base_model_of_two, **settings):
+    results = lock(lock.options(**{**LOCK, "dataset": str(photos), "model": base_model_of_two, **settings}))
+    return results, photos.parent / "runs/adv_lock/lock" / settings.get("name", photos.name)
+
+
+@pytest.fixture(scope="module")
+def scripted(tmp_path_factory, base_model_of_two):
+    """Photographs that lock.py has locked, its results and its run."""
+    folder = tmp_path_factory.mktemp("scripted")
+    photos = drawn(folder / "photos")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return photos, *locked_run(photos, base_model_of_two)
+
+
+@pytest.mark.slow
+def test_the_script_keeps_sizes_alpha_and_metadata_and_cleans_up(scripted):
+    photos, results, run = scripted
+    check_locked(photos, run)
+    check_training_data(read_locked(run, 16))
+    assert results["metrics"]["l2_max"] <= 1.0
+    assert not (run / "checkpoints").exists()
+    log = (run / "log.txt").read_text()
+    assert "locking 12 pictures" in log and "a picture" in log
+
+
+@pytest.mark.slow
+def test_unlock_restores_the_decoded_pixels(workplace, scripted):
+    photos, _, run = scripted
+    unlock(unlock.options(lock_data=run / "locked", name="back"))
+    out = workplace / "runs/adv_lock/unlock/back/original"
+    restored = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png"))
+    assert len(restored) == 12
+    for name in restored:
+        before, after = read_picture(_source(photos, name)), read_picture(out / name)
+        assert (after.rgb == before.rgb).all()
+        assert before.alpha is None or (after.alpha == before.alpha).all()
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_like_an_undisturbed_one(workplace, scripted, base_model_of_two, monkeypatch):
+    photos, _, whole = scripted
+    real, calls = locking._lock_files, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(locking, "_lock_files", interrupted)
+    settings = {"out": workplace / "broken", "attack_store": workplace / "b"}
+    with pytest.raises(KeyboardInterrupt):
+        locked_run(photos, base_model_of_two, **settings)
+    monkeypatch.setattr(locking, "_lock_files", real)
+    locked_run(photos, base_model_of_two, **settings, resume=True)
+    for path in sorted((whole / "locked").rglob("*.png")):
+        assert path.read_bytes() == (workplace / "broken/locked" / path.relative_to(whole / "locked")).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_resumed_with_fewer_and_square_pictures_shares_no_others(
+    workplace, photos, base_model_of_two, monkeypatch
+):
+    monkeypatch.setattr(locking, "_BLOCK", 3)
+    real, calls = locking._lock_files, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(locking, "_lock_files", interrupted)
+    settings = {"name": "run", "image_size": 24}
+    with pytest.raises(KeyboardInterrupt):
+        locked_run(photos, base_model_of_two, **settings)
+    run = workplace / "runs/adv_lock/lock/run"
+    done = next((run / "locked").rglob("*.png"))
+    _source(photos, done.relative_to(run / "locked").as_posix()).unlink()
+    monkeypatch.setattr(locking, "_lock_files", real)
+    locked_run(photos, base_model_of_two, **settings, resume=True)
+    listed, there = listed_and_there(run)
+    assert there == listed
+    assert {read_picture(path).rgb.shape for path in run.rglob("locked/*/*.png")} == {(24, 24, 3)}
+
+
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch):
     """Streamed: twice the pictures, the same peak of Python's own allocations (pixels are NumPy's, counted too)."""
 
@@ -218,30 +373,6 @@ def test_names_never_collide(tmp_path):
     pictures = [PicturePath(tmp_path / "a" / name, 0, "a", 1, 1) for name in names]
     locked = locking.locked_names(tmp_path, pictures)
     assert len(set(locked)) == 5 and locked[-1] == "a/y.png" and locked[3] == "a/x_jpg.png"
-
-
-def test_pictures_of_an_earlier_try_are_not_shared(workplace, photos, base_model_of_two, monkeypatch):
-    real, calls = locking._lock_files, []
-
-    def interrupted(*args):
-        calls.append(args)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(locking, "_lock_files", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        locked_run(photos, base_model_of_two, name="run")
-    run = workplace / "runs/adv_lock/lock/run"
-    done = next((run / "locked").rglob("*.png"))
-    _source(photos, done.relative_to(run / "locked").as_posix()).unlink()
-    monkeypatch.setattr(locking, "_lock_files", real)
-    locked_run(photos, base_model_of_two, name="run", resume=True)
-    manifest = json.loads((run / "locked/manifest.json").read_text())
-    listed = {entry["file"] for entry in manifest["files"]} | {"manifest.json"}
-    assert {
-        path.relative_to(run / "locked").as_posix() for path in (run / "locked").rglob("*") if path.is_file()
-    } == listed
 
 
 def test_image_size_is_for_folders(workplace, base_model):

@@ -80,9 +80,14 @@ def test_parameters_are_those_of_the_published_networks(name, count, published):
 
 
 def test_densenet190bc_has_the_parameters_of_huang_et_al_table_2():
-    count = densenet_count(190, 40)
-    assert count == pytest.approx(25.6e6, rel=0.01)
-    assert trainable(build("densenet190bc", (8, 8, 3), 10, networks=NETWORKS)) == count
+    assert densenet_count(190, 40) == pytest.approx(25.6e6, rel=0.01)
+    assert NETWORKS["densenet190bc"].func is densenet_bc and NETWORKS["densenet190bc"].args == (190, 40)
+
+
+@pytest.mark.slow
+def test_densenet190bc_built_has_as_many_as_counted():
+    """Nearly six hundred layers, which take seconds to make."""
+    assert trainable(build("densenet190bc", (8, 8, 3), 10, networks=NETWORKS)) == densenet_count(190, 40)
 
 
 def test_the_shortcut_of_a_preactivation_block_reads_the_raw_input():

@@ -7,6 +7,11 @@ from common.errors import UserError
 from multimedia_recsys.products import CATEGORIES, COLOURS, STYLES, products
 
 
+@pytest.fixture(scope="module")
+def drawn():
+    return products(1200, seed=1)
+
+
 def test_products_repeat_and_do_not_depend_on_how_many_are_drawn():
     few, many = products(5, seed=3), products(40, seed=3)
     for one, other in zip(few, many, strict=True):
@@ -15,8 +20,8 @@ def test_products_repeat_and_do_not_depend_on_how_many_are_drawn():
     assert not np.array_equal(few.images, products(5, seed=3, split="train").images)
 
 
-def test_products_have_all_traits_and_stand_on_pale_ground():
-    drawn = products(400, seed=0)
+def test_products_have_all_traits_and_stand_on_pale_ground(drawn):
+    drawn = type(drawn)(*(values[:400] for values in drawn))
     assert drawn.images.shape == (400, 48, 48, 3)
     assert drawn.images.dtype == np.uint8
     for values, names in ((drawn.category, CATEGORIES), (drawn.colour, COLOURS), (drawn.style, STYLES)):
@@ -29,9 +34,8 @@ def test_products_have_all_traits_and_stand_on_pale_ground():
     assert dark.max() < 0.8
 
 
-def test_categories_differ_more_than_products_of_one():
+def test_categories_differ_more_than_products_of_one(drawn):
     """Mean silhouettes: the nearest one is mostly a product's own."""
-    drawn = products(1200, seed=1)
     shapes = np.abs(drawn.images.astype(float) - np.median(drawn.images, axis=(1, 2), keepdims=True)).max(axis=3) > 40
     shapes = shapes.reshape(len(shapes), -1).astype(float)
     shapes -= shapes.mean(axis=0)

@@ -160,6 +160,32 @@ def test_triplets_end_for_a_user_who_has_everything():
     assert sum(len(batch[0]) for batch in triplets(found, 2, [0, 0]).as_numpy_iterator()) == 4
 
 
+@pytest.fixture
+def uncompiled():
+    """For a single step, to compile it would be nearly all of the time."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.mark.parametrize("kind", ["bprmf", "vbpr", "amr"])
+def test_one_step_lowers_the_loss_and_repeats_itself(uncompiled, kind):
+    """One batch of all interactions; AMR has its plain half before and one adversarial step after it."""
+    found = feedback()
+    f = np.random.default_rng(2).normal(size=(30, 4)).astype(np.float32)
+    settings = Settings(factors=4, visual_factors=2, epochs=2 if kind == "amr" else 1, batch_size=400, epsilon=0.2)
+    made, again = (recommenders.fit(kind, found, f, settings, seed=3) for _ in range(2))
+    for one, other in zip(made.weights, again.weights, strict=True):
+        assert np.array_equal(one, other)
+    start = Bpr(50, 30, 4, 4, 0 if kind == "bprmf" else 2, 3)
+    for one, other in zip(made.trainable_variables, start.trainable_variables, strict=True):
+        assert not np.array_equal(one, other), one.name
+    (batch,) = triplets(found, 400, [3, 0])
+    before, after = (float(bpr_loss(tf.constant(f), 0.0, 0.0)(of, batch)[0]["bpr"]) for of in (start, made))
+    assert after < before
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bprmf", "vbpr", "amr"])
 def test_training_ranks_what_users_have_and_repeats_itself(kind):
     rng = np.random.default_rng(0)

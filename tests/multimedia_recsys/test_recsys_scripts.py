@@ -1,15 +1,19 @@
-"""The seven scripts, from drawn products to tables and figures."""
+"""Shops from files, changed pictures and their effects, what scripts make of what others left, and refusals."""
 
 import csv
-import json
 import shutil
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
+from recsys_toys import CLASSES, SHOP, drawn_recommender, shop, stub
 
+from common import checkpoints
 from common.errors import UserError
+from common.runs import read_results, read_table
 from multimedia_recsys import (
+    attack_folders,
     classify_extract,
     classify_extract_attack,
     effects,
@@ -21,124 +25,53 @@ from multimedia_recsys import (
     run_all,
     train_cnn,
 )
-from multimedia_recsys.attack_folders import read_attack
+from multimedia_recsys.attack_folders import picture_path, read_attack
 from multimedia_recsys.catalogues import load_shop
 from multimedia_recsys.categories import Pair
+from multimedia_recsys.interactions import interactions
 from multimedia_recsys.looks import read_looks
+from multimedia_recsys.recommenders import Factors
 
-SHOP = {"n_items": 260, "n_users": 150, "seed": 0}
-CONFIG = """
-train_cnn: {n_items: 260, n_users: 150, n_train: 400, n_test: 100, epochs: 4, augment: none, pgd_steps: 1}
-classify_extract: {n_items: 260, n_users: 150}
-rec_generator: {n_items: 260, n_users: 150, epochs: 6, top_k: 50}
-results_analyzer: {n_items: 260, n_users: 150, top_k: 20}
-classify_extract_attack: {n_items: 260, n_users: 150, nb_iter: 3}
-evaluate_visual_images: {n_items: 260, n_users: 150}
-run_all: {n_items: 260, n_users: 150, top_k: 20}
-"""
+PLACE = "runs/multimedia_recsys"
+CLASS_PAIR = {"origin_class": "0", "target_class": "1"}
 
 
-def rows(folder):
-    with open(folder / "table.csv", newline="") as file:
-        return list(csv.DictReader(file))
+def options_of_toys(script, **settings):
+    return script.options(**{**SHOP, "name": "tiny", **settings})
 
 
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory):
-    """A folder in which evaluate_visual_images.py and then run_all.py ran with nothing there."""
-    folder = tmp_path_factory.mktemp("shop")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        (folder / "tiny.yaml").write_text(CONFIG)
-        options = evaluate_visual_images.Options(**SHOP, config="tiny.yaml")
-        evaluate_visual_images.evaluate_visual_images(options)
-        whole = run_all.run_all(
-            run_all.Options(**SHOP, config="tiny.yaml", top_k=20, pairs=("near",), cnns=("standard", "robust"))
-        )
-        yield folder, whole
+@pytest.fixture
+def toys(tmp_path, monkeypatch):
+    """An empty folder for scripts whose forerunners are stubs."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def classes(looks):
-    """Origin and target of an attack: the class that most pictures are taken for, and another one."""
-    most = np.argsort(np.bincount(looks.label, minlength=12))[::-1]
-    return {"origin_class": str(most[0]), "target_class": str(most[1])}
+def toy_scores():
+    """Feedback, a recommender's factors, and the class of each of 240 items."""
+    rng = np.random.default_rng(1)
+    feedback = interactions(rng.integers(40, size=200), rng.integers(240, size=200), np.full(40, -1), items=240)
+    factors = Factors(*(rng.normal(size=shape).astype(np.float32) for shape in ((40, 3), (240, 3), (240,))))
+    return feedback, factors, (np.arange(240) % CLASSES).astype(np.int32)
 
 
-def place(folder, script):
-    return folder / "runs/multimedia_recsys" / script / "tiny"
-
-
-def test_run_all_writes_what_the_issue_names(chain):
-    folder, results = chain
-    keys = {"hr_at_10", "ndcg_at_10", "auc", "attack_success", "psnr_mean", "ssim_mean", "psm_mean", "mean_rank_shift"}
-    keys |= {f"chr_{name}" for name in ("origin_clean", "origin_attacked", "origin_noise", "target_clean")}
-    assert keys <= set(results["metrics"])
-    table = rows(place(folder, "run_all"))
-    models = {row["model"] for row in table}
-    assert {"vbpr, frozen", "amr, frozen", "vbpr, retrained", "amr, retrained", "bprmf", "popularity"} <= models
-    assert {"fgsm_8", "pgd_8", "noise_8", "swap_8", "insa_8_vbpr", "insa_8_amr"} <= {row["attack"] for row in table}
-    assert {"standard, near", "robust, near"} <= {row["split"] for row in table}
-    # An attack on one recommender is judged on that one.
-    assert {row["model"] for row in table if row["attack"] == "insa_8_amr" and row["metric"] == "chr_lift"} == {
-        "amr, frozen"
-    }
-
-
-def test_the_figures_of_run_all_are_those_of_its_parts(chain):
-    folder, results = chain
-    metrics = results["metrics"]
-    quality = json.loads(
-        (folder / "runs/multimedia_recsys/evaluate_visual_images/tiny/standard/near_pgd_8/results.json").read_text()
-    )
-    assert metrics["psnr_mean"] == quality["metrics"]["psnr_mean"]
-    analysis = rows(place(folder, "results_analyzer"))
-    shares = {row["split"]: float(row["value"]) for row in analysis if row["metric"] == "chr"}
-    assert min(shares.values()) <= metrics["chr_origin_clean"] <= max(shares.values())
-    assert metrics["chr_origin_clean"] in shares.values()
-
-
-def test_unchanged_pictures_leave_the_lists_as_they_are(chain, monkeypatch):
+def test_f7_what_changes_nothing_has_no_effect():
     """F7: the push of an attack that changes nothing is nothing, exactly."""
-    folder, _ = chain
-    monkeypatch.chdir(folder)
-    shop = load_shop(classify_extract.Options(**SHOP))
-    looks = read_looks(place(folder, "classify_extract") / "original_images", 260)
-    model, scale = recommendations.load(
-        place(folder, "rec_generator") / "vbpr.npz", shop.feedback, looks.features.shape[1]
-    )
-    factors = model.factors(looks.features / np.float32(scale))
-    lists = recommendations.read_lists(place(folder, "rec_generator") / "top_vbpr.npz", shop.feedback)
-    # What was stored is what the stored weights answer, so clean and attacked lists have one origin.
-    assert np.array_equal(ranking.top_k(factors, shop.feedback, 50), lists)
-    options = {**classes(looks), "eps": 0.0, "attack_type": "pgd"}
-    results = classify_extract_attack.classify_extract_attack(
-        classify_extract_attack.Options(**SHOP, config="tiny.yaml", out=folder / "idle", **options)
-    )
-    attack = read_attack(folder / "idle", 260)
-    assert np.array_equal(attack.features, looks.features)
-    assert attack.pair == Pair(results["metrics"]["origin"], results["metrics"]["target"])
-    before = effects.standing(factors, shop.feedback, looks.label, attack.items, attack.pair, 20)
-    after = effects.standing(
-        model.factors(attack.features / np.float32(scale)), shop.feedback, looks.label, attack.items, attack.pair, 20
-    )
+    feedback, factors, label = toy_scores()
+    items = np.flatnonzero(label == 2)
+    before, after = (effects.standing(factors, feedback, label, items, Pair(2, 0), 20) for _ in range(2))
     measured = effects.measures(before, after)
-    unchanged = {"value": 0.0, "n": len(attack.items), "low": 0.0, "high": 0.0}
+    unchanged = {"value": 0.0, "n": len(items), "low": 0.0, "high": 0.0}
     assert measured["chr_lift"] == {"value": 0.0}
     assert (measured["item_lift"], measured["rank_shift"]) == (unchanged, unchanged)
 
 
-def test_a_raised_score_shows_in_lift_and_rank(chain, monkeypatch):
-    folder, _ = chain
-    shop = load_shop(classify_extract.Options(**SHOP))
-    looks = read_looks(place(folder, "classify_extract") / "original_images", 260)
-    model, scale = recommendations.load(
-        place(folder, "rec_generator") / "vbpr.npz", shop.feedback, looks.features.shape[1]
-    )
-    factors = model.factors(looks.features / np.float32(scale))
-    items = np.flatnonzero(looks.label == looks.label[0])
-    raised = factors._replace(offset=factors.offset + 100.0 * (looks.label == looks.label[0]))
-    pair = Pair(int(looks.label[0]), int(looks.label[looks.label != looks.label[0]][0]))
-    before, after = (effects.standing(f, shop.feedback, looks.label, items, pair, 20) for f in (factors, raised))
+def test_a_raised_score_shows_in_lift_and_rank():
+    feedback, factors, label = toy_scores()
+    items = np.flatnonzero(label == label[0])
+    raised = factors._replace(offset=factors.offset + 100.0 * (label == label[0]))
+    pair = Pair(int(label[0]), int(label[label != label[0]][0]))
+    before, after = (effects.standing(f, feedback, label, items, pair, 20) for f in (factors, raised))
     measured = effects.measures(before, after)
     assert measured["chr_lift"]["value"] > 0
     assert measured["rank_shift"]["value"] > 0
@@ -148,109 +81,147 @@ def test_a_raised_score_shows_in_lift_and_rank(chain, monkeypatch):
     assert after.chr_origin == pytest.approx(min(len(items) / 20, 1), abs=0.1)
 
 
-def test_attacked_pictures_are_files_and_were_judged_from_there(chain):
-    folder, _ = chain
-    found = place(folder, "classify_extract_attack")
-    metrics = json.loads((found / "results.json").read_text())
-    attack = read_attack(found, 260)
+def test_pictures_that_are_there_already_are_not_changed_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(attack_folders, "_CHUNK", 2)
+    items, asked = np.arange(7, 14), []
+
+    def change(pictures, given):
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(given.tolist())
+        return 255 - pictures
+
+    with pytest.raises(KeyboardInterrupt):
+        attack_folders.write_pictures(tmp_path, shop(), items, change)
+    assert sorted(int(path.stem) for path in tmp_path.iterdir()) == [7, 8, 9, 10]
+    asked.clear()
+    monkeypatch.setattr(attack_folders, "_CHUNK", 64)
+    attack_folders.write_pictures(tmp_path, shop(), items, change)
+    assert asked == [[11, 12, 13]]
+    assert np.array_equal(attack_folders.read_pictures(tmp_path, shop(), items), 255 - shop().pictures.read(items))
+
+
+def toy_network():
+    """Untrained, and balanced: its answers to the toys' products spread over four of the twelve classes."""
+    images = keras.Input((48, 48, 3))
+    drawn = [{"kernel_initializer": keras.initializers.GlorotUniform(seed)} for seed in (4, 5)]
+    x = keras.layers.Conv2D(6, 8, strides=8, activation="relu", **drawn[0])(images)
+    made = keras.Model(images, keras.layers.Dense(12, **drawn[1])(keras.layers.GlobalAveragePooling2D()(x)))
+    logits = made(shop().pictures.read(np.arange(SHOP["n_items"])) / np.float32(255), training=False).numpy()
+    made.layers[-1].bias.assign(np.where(np.arange(12) < CLASSES, -logits.mean(axis=0), -100))
+    return made
+
+
+def test_attacked_pictures_are_files_and_were_judged_from_there(toys, monkeypatch):
+    """With the control that needs no gradient; the attacks themselves are in `test_picture_attacks`."""
+    stub(monkeypatch, classify_extract.classify_extract, classify_extract_attack.classify_extract_attack)
+    network = toy_network()
+    checkpoints.save_model(network, toys / "net.keras")
+    classify_extract.classify_extract(options_of_toys(classify_extract.classify_extract, model=toys / "net.keras"))
+    clean = read_looks(toys / PLACE / "classify_extract/tiny/original_images", SHOP["n_items"])
+    logits = network(shop().pictures.read(np.arange(SHOP["n_items"])) / np.float32(255), training=False).numpy()
+    assert np.array_equal(clean.label, logits.argmax(axis=1)) and len(np.unique(clean.label)) > 1
+    most = np.argsort(np.bincount(clean.label))[::-1]
+    pair = {"origin_class": str(most[0]), "target_class": str(most[1])}
+    script = classify_extract_attack.classify_extract_attack
+    metrics = script(options_of_toys(script, attack_type="noise", model=toys / "net.keras", **pair))["metrics"]
+    attack = read_attack(toys / PLACE / "classify_extract_attack/tiny", SHOP["n_items"])
+    assert attack.pair == Pair(int(most[0]), int(most[1]))
+    assert np.array_equal(attack.items, np.flatnonzero(clean.label == most[0]))
     images = attack.folder / "images"
     assert sorted(int(path.stem) for path in images.iterdir()) == attack.items.tolist()
-    shop = load_shop(classify_extract.Options(**SHOP))
-    for item in attack.items[:5]:
-        stored = np.asarray(Image.open(images / f"{item}.png")).astype(int)
-        assert 0 < np.abs(stored - shop.pictures.read(np.array([item]))[0]).max() <= 8
+    stored = np.stack([np.asarray(Image.open(images / f"{item}.png")) for item in attack.items])
+    changed = np.abs(stored.astype(int) - shop().pictures.read(attack.items)).max(axis=(1, 2, 3))
+    assert changed.min() > 0 and changed.max() <= 8
+    judged = network(stored / np.float32(255), training=False).numpy().argmax(axis=1)
+    assert np.array_equal(attack.label[attack.items], judged)
+    others = np.delete(np.arange(SHOP["n_items"]), attack.items)
+    assert np.array_equal(attack.features[others], clean.features[others])
+    assert metrics["attack_success"] == pytest.approx((judged == attack.pair.target).mean())
+    assert metrics["attack_success_n"] == len(attack.items)
     with open(attack.folder / "classes.csv", newline="") as file:
         table = list(csv.DictReader(file))
-    assert len(table) == 260
     assert list(table[0]) == [
         *("ImageID", "ClassStr", "ClassNum", "Prob"),
         *("ClassStrStart", "ClassNumStart", "ProbStart"),
     ]
-    taken = [row for row in table if int(row["ClassNumStart"]) == attack.pair.origin]
-    assert len(taken) == len(attack.items)
-    success = np.mean([int(row["ClassNum"]) == attack.pair.target for row in taken])
-    assert success == pytest.approx(metrics["metrics"]["attack_success"])
-    features = np.load(attack.folder / "features.npy", allow_pickle=False)
-    assert features.shape[0] == 260
+    assert [int(row["ClassNumStart"]) for row in table] == clean.label.tolist()
 
 
-def test_image_measures_against_numpy(chain, monkeypatch):
-    folder, _ = chain
-    monkeypatch.chdir(folder)
-    attack = read_attack(place(folder, "classify_extract_attack"), 260)
-    shop = load_shop(classify_extract.Options(**SHOP))
-    clean = read_looks(place(folder, "classify_extract") / "original_images", 260)
-    before = shop.pictures.read(attack.items).astype(np.float64) / 255
+def test_image_measures_against_numpy(toys, monkeypatch):
+    stub(monkeypatch, evaluate_visual_images.evaluate_visual_images)
+    given = classify_extract_attack.classify_extract_attack
+    given(options_of_toys(given, attack_type="pgd", **CLASS_PAIR))
+    script = evaluate_visual_images.evaluate_visual_images
+    metrics = script(options_of_toys(script))["metrics"]
+    attack = read_attack(toys / PLACE / "classify_extract_attack/tiny", SHOP["n_items"])
+    clean = read_looks(toys / PLACE / "classify_extract/tiny/original_images", SHOP["n_items"])
+    before = shop().pictures.read(attack.items).astype(np.float64) / 255
     after = np.stack(
         [np.asarray(Image.open(attack.folder / f"images/{item}.png"), np.float64) / 255 for item in attack.items]
     )
     mse = ((before - after) ** 2).mean(axis=(1, 2, 3))
-    metrics = json.loads((place(folder, "evaluate_visual_images") / "results.json").read_text())["metrics"]
     assert metrics["mse_mean"] == pytest.approx(mse.mean(), rel=1e-5)
     assert metrics["psnr_mean"] == pytest.approx((10 * np.log10(1 / mse)).mean(), rel=1e-4)
     shift = attack.features[attack.items].astype(np.float64) - clean.features[attack.items]
     assert metrics["psm_mean"] == pytest.approx((shift**2).mean(axis=1).mean(), rel=1e-5)
-    assert metrics["linf_mean"] <= 8 / 255 + 1e-9
+    assert 0 < metrics["linf_mean"] <= 8 / 255 + 1e-9
     assert 0.3 < metrics["ssim_mean"] < 1
+    table = read_table(toys / PLACE / "evaluate_visual_images/tiny")
+    taken = attack.label[attack.items] == attack.pair.target
+    found = {(row["split"], row["metric"]): row["value"] for row in table}
+    assert found["successful", "mse"] == pytest.approx(mse[taken].mean(), rel=1e-5)
+    assert (found["all", "pictures"], found["successful", "pictures"]) == (len(taken), taken.sum())
 
 
-def test_an_interrupted_attack_goes_on_and_ends_alike(chain, monkeypatch):
-    folder, _ = chain
-    monkeypatch.chdir(folder)
-    looks = read_looks(place(folder, "classify_extract") / "original_images", 260)
-    options = {**SHOP, "config": "tiny.yaml", **classes(looks)}
-    whole = classify_extract_attack.classify_extract_attack(
-        classify_extract_attack.Options(**options, name="tiny", out=folder / "whole")
-    )
-    from multimedia_recsys import attack_folders
-
-    monkeypatch.setattr(attack_folders, "_CHUNK", 2)
-    calls, genuine = [], attack_folders.write_png
-
-    def cut_short(path, picture):
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        calls.append(path)
-        genuine(path, picture)
-
-    monkeypatch.setattr(attack_folders, "write_png", cut_short)
-    with pytest.raises(KeyboardInterrupt):
-        classify_extract_attack.classify_extract_attack(
-            classify_extract_attack.Options(**options, name="tiny", out=folder / "cut")
-        )
-    calls.clear()
-    monkeypatch.setattr(attack_folders, "write_png", lambda path, picture: (calls.append(path), genuine(path, picture)))
-    again = classify_extract_attack.classify_extract_attack(
-        classify_extract_attack.Options(**options, name="tiny", out=folder / "cut", resume=True)
-    )
-    attack = read_attack(folder / "cut", 260)
-    assert len(calls) == len(attack.items) - 3
-    # Batches of other sizes may round a gradient to another sign here and there, no more.
-    success = [results["metrics"]["attack_success"] for results in (again, whole)]
-    assert success[0] == pytest.approx(success[1], abs=0.02)
-    apart = np.abs(attack.features - read_attack(folder / "whole", 260).features)
-    assert np.median(apart[attack.items]) < 1e-3
-    assert np.delete(apart, attack.items, axis=0).max() == 0
-
-
-def test_an_analysis_measures_an_attack_frozen_and_retrained(chain, monkeypatch):
-    folder, _ = chain
-    monkeypatch.chdir(folder)
-    attacked = place(folder, "classify_extract_attack")
-    results = results_analyzer.results_analyzer(
-        results_analyzer.Options(
-            **SHOP, config="tiny.yaml", out=folder / "measured", attacked=attacked, retrain=True, top_k=20
-        )
-    )
+def test_an_analysis_measures_an_attack_frozen_and_retrained(toys, monkeypatch):
+    stub(monkeypatch)
+    given, script = classify_extract_attack.classify_extract_attack, results_analyzer.results_analyzer
+    given(options_of_toys(given, attack_type="pgd", **CLASS_PAIR))
+    attacked = toys / PLACE / "classify_extract_attack/tiny"
+    settings = {"attacked": attacked, "top_k": 20}
+    results = script(options_of_toys(script, **settings, out=toys / "measured", retrain=True))
     assert {"chr_lift_frozen", "chr_lift_retrained", "rank_shift_frozen", "item_lift_retrained"} <= set(
         results["metrics"]
     )
-    with pytest.raises(UserError, match="bprmf does not look at pictures"):
-        results_analyzer.results_analyzer(
-            results_analyzer.Options(
-                **SHOP, config="tiny.yaml", out=folder / "blind", attacked=attacked, recommender="bprmf", top_k=20
+    looks = read_looks(toys / PLACE / "classify_extract/tiny/original_images", SHOP["n_items"])
+    attack = read_attack(attacked, SHOP["n_items"])
+    for threat, seed in (("frozen", 3), ("retrained", 8)):
+        models = drawn_recommender("vbpr", 3), drawn_recommender("vbpr", seed)
+        before, after = (
+            effects.standing(
+                model.factors(features / np.float32(looks.scale)),
+                shop().feedback,
+                looks.label,
+                attack.items,
+                attack.pair,
+                20,
             )
+            for model, features in zip(models, (looks.features, attack.features), strict=True)
         )
+        for metric, columns in effects.measures(before, after).items():
+            assert results["metrics"][f"{metric}_{threat}"] == pytest.approx(columns["value"], abs=1e-6)
+    with pytest.raises(UserError, match="bprmf does not look at pictures"):
+        script(options_of_toys(script, **settings, out=toys / "blind", recommender="bprmf"))
+
+
+def test_lists_are_those_of_the_stored_weights(toys, monkeypatch):
+    """Clean and attacked lists have one origin."""
+    stub(monkeypatch, rec_generator.rec_generator)
+    script = rec_generator.rec_generator
+    results = script(options_of_toys(script, models=("vbpr", "popularity"), top_k=50))
+    run = toys / PLACE / "rec_generator/tiny"
+    looks = read_looks(toys / PLACE / "classify_extract/tiny/original_images", SHOP["n_items"])
+    model, scale = recommendations.load(run / "vbpr.npz", shop().feedback, looks.features.shape[1])
+    assert scale == pytest.approx(looks.scale)
+    factors = model.factors(looks.features / np.float32(scale))
+    lists = recommendations.read_lists(run / "top_vbpr.npz", shop().feedback)
+    assert np.array_equal(ranking.top_k(factors, shop().feedback, 50), lists)
+    quality = ranking.quality(ranking.ranks(factors, shop().feedback))
+    for name in ("hr_at_10", "ndcg_at_10", "auc"):
+        assert results["metrics"][name] == pytest.approx(quality[name].mean())
+    assert {row["model"] for row in read_table(run)} == {"vbpr", "popularity"}
+    assert set(read_results(run)["artifacts"]) == {"vbpr", "top_vbpr", "top_popularity"}
 
 
 @pytest.fixture
@@ -303,12 +274,10 @@ def test_an_item_without_a_picture_names_its_line(layout):
         load_shop(options_of(layout))
 
 
-def test_names_from_data_cannot_leave_the_folder(chain, tmp_path):
-    from multimedia_recsys.attack_folders import picture_path
-
-    shop = load_shop(classify_extract.Options(**SHOP))
+def test_names_from_data_cannot_leave_the_folder(tmp_path):
+    honest = shop()
     for name in ("../../out.jpg", "/etc/out.jpg"):
-        evil = shop.__class__(shop.name, shop.pictures, shop.feedback, (name,), "", None, ())
+        evil = honest.__class__(honest.name, honest.pictures, honest.feedback, (name,), "", None, ())
         path = picture_path(tmp_path, evil, 0)
         assert path.resolve().parent == tmp_path.resolve()
 
@@ -346,8 +315,13 @@ def test_an_image_folder_with_a_csv_is_a_shop(tmp_path):
         (results_analyzer.results_analyzer, {"top_k": 400}, "make longer ones or lower --top-k"),
     ],
 )
-def test_wrong_options_end_in_one_line(chain, monkeypatch, script, wrong, message, tmp_path):
-    folder, _ = chain
-    monkeypatch.chdir(folder)
-    with pytest.raises(UserError, match=message):
-        script(script.options_class(**{**SHOP, "config": "tiny.yaml", "out": tmp_path / "run"} | wrong))
+def test_wrong_options_end_in_one_line(toys, monkeypatch, script, wrong, message):
+    network = toys / "net.keras"
+    if script is classify_extract_attack.classify_extract_attack:
+        checkpoints.save_model(toy_network(), network)
+        wrong = {"model": network, **wrong}
+    stub(monkeypatch, script)
+    with pytest.raises(UserError, match=message) as refused:
+        script(script.options_class(**{**SHOP, "name": "tiny", "out": toys / "run"} | wrong))
+    assert "\n" not in str(refused.value)
+    assert not (toys / "run/results.json").exists()
