@@ -48,7 +48,8 @@ def test_differences_are_of_means_and_none_without_a_side():
     assert analysis.difference(values, side, np.zeros(4, bool)) is None
 
 
-def test_logistic_regression_finds_the_cause_and_only_it():
+def test_logistic_regression_finds_the_cause_and_only_it(monkeypatch):
+    monkeypatch.setattr(analysis, "_REFITS", 200)
     rng = np.random.default_rng(1)
     cause, other = rng.normal(size=(2, 800))
     success = rng.random(800) < 1 / (1 + np.exp(-(0.3 - 1.5 * cause)))

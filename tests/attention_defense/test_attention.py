@@ -11,11 +11,6 @@ from common.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def model():
-    return NETWORKS["cifarnet"]((16, 16, 3), 4, width=8, seed=1)
-
-
-@pytest.fixture(scope="module")
 def pictures():
     return np.random.default_rng(0).random((6, 16, 16, 3), np.float32)
 

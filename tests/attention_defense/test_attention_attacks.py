@@ -9,17 +9,11 @@ import tensorflow as tf
 from attention_defense import attacks
 from attention_defense.attention import Attention, area, overlap, shown
 from attention_defense.attention_attacks import KINDS, attention_attack
-from attention_defense.networks import NETWORKS
 from attention_defense.pictures import AttackName
 from common.errors import UserError
 from common.evaluation import attacked
 
 EPS = 16 / 255
-
-
-@pytest.fixture(scope="module")
-def model():
-    return NETWORKS["cifarnet"]((16, 16, 3), 4, width=8, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -106,17 +100,26 @@ def test_rounded_to_8_bits_a_picture_stays_in_the_ball(model, case):
         attacks.named("fgsm", model, eps=0.9 / 255)
 
 
-def test_the_adaptive_attack_aims_where_the_training_did_and_the_others_where_one_looks(model, case):
+def test_attacks_aim_where_one_looks_and_the_adaptive_one_where_the_training_did(model, monkeypatch):
+    aimed = []
+    monkeypatch.setattr(attacks, "attention_attack", lambda *given, layer, **how: aimed.append((given[0], layer)))
+    for kind in KINDS:
+        training = attacks.Training(layer="pool2")
+        attacks.named(kind, model, eps=EPS, layer="conv1", training=training)(None, None, index=None)
+    assert aimed == [(kind, "pool2" if kind == "adaptive" else "conv1") for kind in KINDS]
+
+
+@pytest.mark.parametrize("kind", ["displace", pytest.param("adaptive", marks=pytest.mark.slow)])
+def test_the_layer_that_is_aimed_at_decides_and_no_other(model, case, kind):
     x, y = case
     index = tf.range(len(x))
 
-    def moved(kind, look, aim):
-        attack = attacks.named(kind, model, eps=EPS, layer=look, training=attacks.Training(layer=aim))
+    def moved(aim, other):
+        look, trained = (other, aim) if kind == "adaptive" else (aim, other)
+        attack = attacks.named(kind, model, eps=EPS, layer=look, training=attacks.Training(layer=trained))
         return np.asarray(attack(tf.constant(x), tf.constant(y), index=index))
 
-    same = moved("displace", "conv1", "conv1")
-    assert np.array_equal(moved("displace", "conv1", "pool2"), same)
-    assert not np.array_equal(moved("displace", "pool2", "conv1"), same)
-    same = moved("adaptive", "pool2", "pool2")
-    assert np.array_equal(moved("adaptive", "conv1", "pool2"), same)
-    assert not np.array_equal(moved("adaptive", "pool2", "conv1"), same)
+    # None is the layer that is looked at unless one is named.
+    same = moved(None, None)
+    assert np.array_equal(moved(None, "conv1"), same)
+    assert not np.array_equal(moved("conv1", None), same)

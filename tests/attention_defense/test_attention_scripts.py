@@ -1,95 +1,180 @@
-"""The five scripts, from scenes to tables and figures, and what they refuse."""
+"""What each script does of its own, on an untrained network and on stubs of those before it, and what they refuse."""
 
-import csv
-import json
-from typing import get_args
+from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
-from attention_defense import analyse, attack, explain, run_all, train
+from attention_defense import analyse, analysis, attack, explain, models, pictures, run_all, train
+from attention_defense.attacks import Training
+from attention_defense.models import Chosen
+from attention_defense.superpixels import lime_area
+from common import checkpoints
 from common.errors import UserError
+from common.runs import read_table
 
-CONFIG = """
-train: {n_train: 400, n_test: 60, epochs: 2, n_validation: 20, batch_size: 32}
-attack: {n_test: 30, attack: "fgsm,step_ll,pgd20,attention,noise", curve: "2/255,1.0", n_strongest: 20}
-analyse: {n_test: 120}
-explain: {n_test: 3, lime_samples: 40, n_drawn: 2}
-run_all: {methods: "standard,aad", few_methods: "aad_two_step,pgd", n_few: 100, pgd_eps: 4/255}
-"""
-
-
-def rows(folder):
-    with open(folder / "table.csv", newline="") as file:
-        return list(csv.DictReader(file))
+EPS = 8 / 255
 
 
 @pytest.fixture(scope="module")
-def chain(tmp_path_factory):
-    """A folder in which attack.py and then the others ran with nothing there, and their results."""
-    folder = tmp_path_factory.mktemp("attention")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        (folder / "tiny.yaml").write_text(CONFIG)
-        results = {}
-        for script in (attack.attack, analyse.analyse, explain.explain, run_all.run_all):
-            results[script.name] = script(script.parse(["--config", "tiny.yaml"]))
-        results["train"] = json.loads((folder / "runs/attention_defense/train/tiny/results.json").read_text())
-        yield folder / "runs/attention_defense", results
+def case(model):
+    """Forty pictures of 8 bits, as floats, that an untrained network answers rightly; of most the object is known."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(256, size=(40, 16, 16, 3)).astype(np.float32) / np.float32(255)
+    y = model(x).numpy().argmax(axis=1).astype(np.int32)
+    masks = np.zeros((40, 16, 16), bool)
+    for row, mask in enumerate(masks[:30]):
+        mask[2 : 6 + row // 4, 3:9] = True
+    picked = Chosen(model, "toy", None, Training())
+    return analyse.Case(picked, x, y, masks, analysis.look(model, x, y), analyse.Options(eps=EPS))
 
 
-def test_headlines_are_there(chain):
-    _, results = chain
-    assert {"clean_accuracy", "gradient_norm_rectification", "gradient_norm_preservation"} <= set(
-        results["train"]["metrics"]
-    )
-    assert min(results["train"]["metrics"][f"gradient_norm_{t}"] for t in ("rectification", "preservation")) > 0
-    assert {"clean_accuracy", *(f"accuracy_{name}" for name in attack.HEADLINE)} <= set(results["attack"]["metrics"])
-    wanted = {f"{metric}_{side}" for metric in ("iou_clean_adv", "iou_object") for side in ("success", "failure")}
-    assert wanted | {"trust_clean", "trust_adv"} <= set(results["analyse"]["metrics"])
+@pytest.fixture
+def few_draws(monkeypatch):
+    monkeypatch.setattr(analysis, "_BOOTSTRAPS", 40)
+    monkeypatch.setattr(analysis, "_REFITS", 20)
 
 
-def test_accuracies_go_together(chain):
-    folder, results = chain
-    by_attack = {
-        row["attack"]: float(row["value"])
-        for row in rows(folder / "attack/tiny")
-        if (row["metric"], row["split"]) == ("accuracy", "test")
+def test_accuracies_go_together(model, case, run):
+    options = attack.Options(budgets=(EPS,), curve=(2 / 255, 1.0), n_strongest=20, batch_size=40)
+    y = np.where(np.arange(40) < 4, (case.y + 1) % 4, case.y).astype(np.int32)
+    judged = attack.Judged(options, run, case.chosen, case.x, y)
+    for kind in ("fgsm", "pgd20", "noise"):
+        judged.by(kind, EPS)
+    judged.transferred(model, EPS)
+    judged.by_all(EPS)
+    curve = judged.curve()
+    metrics = run.finish()["metrics"]
+    table = read_table(run.folder)
+    assert metrics["clean_accuracy"] == 0.9 and metrics["clean_accuracy_n"] == 40
+    by_attack = {row["attack"]: row for row in table if (row["metric"], row["split"]) == ("accuracy", "test")}
+    assert set(by_attack) == {"fgsm", "pgd20", "noise", "transfer", "all"}
+    value = {name: row["value"] for name, row in by_attack.items()}
+    assert value["pgd20"] <= value["fgsm"] <= value["noise"] <= 0.9
+    # Noise is no attack: all the others together leave no more than the best of them.
+    assert value["all"] <= min(value[name] for name in ("fgsm", "pgd20", "transfer"))
+    assert {name: metrics[f"accuracy_{name}"] for name in ("fgsm", "pgd20", "all")} == {
+        name: value[name] for name in ("fgsm", "pgd20", "all")
     }
-    clean = results["attack"]["metrics"]["clean_accuracy"]
-    # Nobody's attack takes less than noise does, and the network is one that can be fooled.
-    assert by_attack["pgd20"] < by_attack["fgsm"] <= by_attack["noise"] <= clean
-    attacks = ["fgsm", "step_ll", "pgd20", "attention"]
-    assert all(by_attack[name] <= clean for name in attacks)
-    assert results["attack"]["metrics"]["accuracy_all"] <= min(by_attack[name] for name in attacks)
-    unbound = [row for row in rows(folder / "attack/tiny") if row["split"] == "curve" and float(row["eps"]) == 1]
-    assert float(unbound[0]["value"]) == 0
+    assert "accuracy_noise" not in metrics and "accuracy_transfer" not in metrics
+    success = {row["attack"]: row for row in table if row["metric"] == "success"}
+    for name, row in success.items():
+        assert row["n"] == 36 and row["value"] == pytest.approx(1 - value[name] / 0.9)
+    # Twenty pictures, the four that were wrong before among them; without a bound nothing stands.
+    assert curve[0.0] == 0.8 and curve[2 / 255] <= 0.8 and curve[1.0] == 0
+    drawn = [row for row in table if row["split"] == "curve"]
+    assert {row["eps"]: row["value"] for row in drawn} == pytest.approx(curve) and {row["n"] for row in drawn} == {20}
 
 
-def test_outcomes_are_all_that_was_attacked(chain):
-    folder, _ = chain
-    found = rows(folder / "analyse/tiny")
-    for row in found:
-        if row["split"] == "all" and row["metric"] in ("trust_adv", "entropy_clean"):
-            for metric in ("iou_clean_adv", row["metric"]):
-                sides = [r for r in found if r["attack"] == row["attack"] and r["metric"] == metric]
-                counts = [int(r["n"]) for r in sides if r["split"] in ("success", "failure")]
-                assert len(counts) == 2 and sum(counts) == int(row["n"])
+def test_outcomes_are_all_that_was_attacked(case, run, few_draws):
+    table = analysis.Table(run, "toy", EPS)
+    shift = np.random.default_rng(2).choice([-0.2, 0.2], size=case.x.shape)
+    changed = np.clip(case.x + shift, 0, 1).astype(np.float32)
+    after = case.look(changed)
+    success = after.logits.argmax(axis=1) != case.y
+    assert 4 < success.sum() < 36
+    noise = analysis.moved(case.seen.area, case.look(case.attacked("noise", EPS)).area)
+    overlap = analyse._outcomes(case, table, "pgd20", after, success, headline=True)
+    assert np.array_equal(overlap, analysis.moved(case.seen.area, after.area))
+    stranger = case._replace(chosen=case.chosen._replace(model=analyse._shuffled(case.chosen.model, 0)))
+    stranger = stranger._replace(seen=stranger.look(case.x))
+    analyse._controls(stranger, table, "pgd20", changed, overlap, success, noise)
+    curves = analyse._iterated(case, table)
+    metrics = run.finish()["metrics"]
+    wanted = {f"{metric}_{side}" for metric in ("iou_clean_adv", "iou_object") for side in ("success", "failure")}
+    assert wanted | {"trust_clean", "trust_adv"} <= set(metrics)
+    assert metrics["iou_clean_adv_success"] == pytest.approx(overlap[success].mean())
+    assert metrics["trust_clean"] == pytest.approx(analysis.trust(case.seen.logits).mean())
+    found = read_table(run.folder)
+    for metric in ("iou_clean_adv", "trust_clean", "trust_adv", "entropy_clean", "entropy_adv"):
+        sides = {row["split"]: row["n"] for row in found if row["attack"] == "pgd20" and row["metric"] == metric}
+        assert (sides["success"], sides["failure"]) == (success.sum(), (~success).sum())
+        assert sides.get("all", 40) == 40
+    known = case.masks.any(axis=(1, 2))
+    sides = {row["split"]: row["n"] for row in found if row["metric"] == "iou_object"}
+    assert (sides["success"], sides["failure"]) == ((success & known).sum(), (~success & known).sum())
     assert {"shuffled weights", "attack less noise", "O3, within eps", "O3, eps a step"} <= {r["split"] for r in found}
+    assert {row["metric"] for row in found if row["split"] == "O1"} == {
+        f"log_odds_{cause}" for cause in ("margin", "iou_object", "object_area")
+    }
+    (paired,) = [row for row in found if row["split"] == "attack less noise"]
+    assert paired["value"] == pytest.approx((overlap - noise).mean())
+    assert set(curves) == {"within eps", "eps a step"}
+    for split, points in curves.items():
+        assert tuple(points) == analyse.STEPS
+        rates = {
+            row["attack"]: row["value"] for row in found if (row["metric"], row["split"]) == ("success", f"O3, {split}")
+        }
+        assert rates == {f"step_ll x {steps}": rate for steps, (rate, _) in points.items()}
+    # One step is the same in both; with a budget that grows, more succeed than within the ball.
+    assert curves["within eps"][1] == curves["eps a step"][1]
+    assert curves["eps a step"][8][0] >= curves["within eps"][8][0]
 
 
-def test_run_all_joins_its_parts(chain):
-    folder, results = chain
-    joined = rows(folder / "run_all/tiny")
-    few = {f"{name}, 100 pictures" for name in ("aad_two_step", "pgd", "pgd at 4/255")}
-    assert {row["model"] for row in joined} == {"standard", "aad", *few}
-    for method in ("standard", "aad"):
-        own = json.loads((folder / f"attack/tiny/{method}/results.json").read_text())["metrics"]
-        assert results["run_all"]["metrics"][f"{method}_accuracy_pgd20"] == own["accuracy_pgd20"]
-        clean = [row for row in joined if row["model"] == method and row["metric"] == "clean_accuracy"]
-        assert {row["split"] for row in clean} == {"test", "attacked"}
-    transferred = {row["model"] for row in joined if row["attack"] == "transfer"}
-    assert transferred == {"aad", *few}
+def test_shuffled_weights_are_as_large_and_in_another_order(model):
+    other = analyse._shuffled(model, 0)
+    for new, old in zip(other.weights, model.weights, strict=True):
+        new, old = np.asarray(new), np.asarray(old)
+        assert np.array_equal(np.sort(new, axis=None), np.sort(old, axis=None))
+        assert np.array_equal(new, old) == (old.ndim == 1)
+
+
+def test_a_strip_shows_both_maps_on_one_scale():
+    rng = np.random.default_rng(0)
+    clean, attacked = 0.5 + 0.25 * rng.random((2, 8, 8, 3))
+    low, high = rng.random((8, 8)), 1 + rng.random((8, 8))
+    heats = explain._heats(low, high)
+    assert min(heat.min() for heat in heats) == 0 and max(heat.max() for heat in heats) == 1
+    assert np.allclose((heats[1] - heats[0]) * (high.max() - low.min()), high - low)
+    area = rng.random((8, 8)) < 0.3
+    strip = explain._strip((clean, heats[0], area), (attacked, heats[1], area), 0.5)
+    assert len(strip) == 8 and all(np.shape(drawing)[:2] == (8, 8) for drawing in strip)
+    assert np.array_equal(strip[0], clean) and np.array_equal(strip[3], attacked)
+    assert np.allclose(strip[6], 0.5 + (attacked - clean))
+
+
+def test_a_picture_of_one_channel_is_explained_by_lime():
+    picture = np.full((16, 16, 1), 0.5, np.float32)
+    picture[4:8, 4:8] = 1
+
+    def answer(batch):
+        assert batch.shape[1:] == (16, 16, 1)
+        bright = np.clip(2 * batch[:, 4:8, 4:8, 0] - 1, 0, 1).mean(axis=(1, 2))
+        return np.stack([bright, 1 - bright], axis=1)
+
+    area = lime_area(answer, picture, 0, segments=16, features=1, samples=100, seed=3)
+    assert area.shape == (16, 16) and area[5, 5] and not area[10:].any()
+
+
+def test_masks_from_boxes_are_those_of_the_tested_pictures(tmp_path, run):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    box = "<annotation><size><width>20</width><height>20</height></size><object><bndbox>"
+    box += "<xmin>2</xmin><ymin>4</ymin><xmax>12</xmax><ymax>{below}</ymax></bndbox></object></annotation>"
+    (tmp_path / "boxes").mkdir()
+    for name, below in (("cat", 8), ("dog", 16)):
+        for part, count in (("train", 2), ("test", 3)):
+            (tmp_path / "pets" / part / name).mkdir(parents=True)
+            for number in range(count):
+                picture = Image.fromarray(rng.integers(256, size=(20, 20, 3), dtype=np.uint8))
+                picture.save(tmp_path / "pets" / part / name / f"{name}{number}.png")
+                (tmp_path / "boxes" / f"{name}{number}.xml").write_text(box.format(below=below))
+    given = {"dataset": str(tmp_path / "pets"), "boxes": tmp_path / "boxes"}
+    tested = pictures.load_tested(analyse.analyse.options(**given), run)
+    assert tested.x.shape == (6, 20, 20, 3) and tested.masks.shape == (6, 20, 20)
+    assert tested.masks.sum(axis=(1, 2)).tolist() == [10 * (4 if label == 0 else 12) for label in tested.y]
+    with pytest.raises(UserError, match="--boxes: belong to an image folder; scenes is none"):
+        pictures.load_tested(analyse.analyse.options(boxes=tmp_path / "boxes", n_test=2), run)
+
+
+def test_accuracy_under_pgd_is_watched_at_the_radius_of_the_training(model, case):
+    found = {
+        eps: train._under_pgd(train.Options(eps=eps), model, np.rint(255 * case.x).astype(np.uint8), case.y)
+        for eps in (1 / 255, 1.0)
+    }
+    assert found[1.0] == 0 and found[1.0] <= found[1 / 255] <= 1
 
 
 def test_equal_clean_accuracy_is_read_off_straight_lines():
@@ -125,55 +210,6 @@ def test_other_ways_are_compared_with_plain_and_pgd_training_alone():
     assert found["value"] == pytest.approx(0.2 + 0.2 / 3)
 
 
-def test_figures_are_drawn(chain):
-    folder, _ = chain
-    for place in ("train/tiny/training", "attack/tiny/curve", "analyse/tiny/overlap", "explain/tiny/strips"):
-        assert (folder / f"{place}.png").stat().st_size > 5000
-
-
-@pytest.mark.parametrize("method", get_args(train.MethodName))
-def test_every_method_trains(tmp_path, monkeypatch, method):
-    monkeypatch.chdir(tmp_path)
-    options = train.Options(method=method, n_train=96, n_test=20, epochs=1, n_validation=8, batch_size=32)
-    assert "clean_accuracy" in train.train(options)["metrics"]
-
-
-def test_folders_and_masks_from_boxes(tmp_path, monkeypatch):
-    from PIL import Image
-
-    monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    box = "<annotation><size><width>20</width><height>20</height></size><object><bndbox>"
-    box += "<xmin>2</xmin><ymin>2</ymin><xmax>12</xmax><ymax>12</ymax></bndbox></object></annotation>"
-    for name, level in (("cat", 60), ("dog", 180)):
-        for part, count in (("train", 20), ("test", 8)):
-            (tmp_path / "pets" / part / name).mkdir(parents=True)
-            for number in range(count):
-                picture = rng.integers(level - 50, level + 50, (20, 20, 3), dtype=np.uint8)
-                Image.fromarray(picture).save(tmp_path / "pets" / part / name / f"{name}{number}.png")
-                (tmp_path / "boxes").mkdir(exist_ok=True)
-                (tmp_path / "boxes" / f"{name}{number}.xml").write_text(box)
-    trained = train.Options(dataset="pets", epochs=4, n_validation=4, batch_size=8, method="standard")
-    train.train(trained)
-    options = analyse.Options(dataset="pets", boxes=tmp_path / "boxes", attack=("pgd20",), eps=1.0)
-    results = analyse.analyse(options)
-    assert "iou_object_success" in results["metrics"]
-
-
-def test_pictures_of_one_channel_are_explained(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for part, count in (("train", 40), ("test", 6)):
-        labels = np.arange(count, dtype=np.uint8) % 2
-        pictures = rng.integers(100, size=(count, 16, 16), dtype=np.uint8) + 100 * labels[:, None, None]
-        arrays |= {f"x_{part}": pictures.astype(np.uint8), f"y_{part}": labels}
-    np.savez("digits.npz", **arrays)
-    train.train(train.Options(dataset="digits.npz", epochs=2, n_validation=4, batch_size=8, augment="none"))
-    results = explain.explain(explain.Options(dataset="digits.npz", n_test=3, n_drawn=2, lime_samples=40, segments=8))
-    assert "strips" in results["artifacts"]
-
-
 @pytest.mark.parametrize(
     ("script", "options", "message"),
     [
@@ -205,18 +241,52 @@ def test_a_layer_that_is_none_is_refused_before_anything_is_trained(tmp_path, mo
     assert not list(tmp_path.rglob("metrics.csv"))
 
 
-def test_a_run_of_the_same_folder_and_another_seed_is_no_model(chain, monkeypatch):
+def untrained(options, run):
+    """Of train.py all but the training."""
+    from common.models import build
+
+    run.data("scenes", "d" * 64)
+    checkpoints.save_model(build("small_cnn", (32, 32, 3), 10, seed=3), run.folder / "model.keras")
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """A folder with a run of train.py, untrained, under the name of a configuration there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train.train, "body", untrained)
+    (tmp_path / "tiny.yaml").write_text("attack: {n_test: 20}\nanalyse: {n_test: 20}\n")
+    train.train(train.train.options(name="tiny"))
+    return tmp_path / "runs/attention_defense/train/tiny"
+
+
+def test_a_run_of_the_same_folder_and_another_seed_is_no_model(trained):
     """Another seed parts a folder otherwise: the model may have been trained on the pictures that it is tested on."""
-    folder, _ = chain
-    monkeypatch.chdir(folder.parent.parent)
-    words = ["--config", "tiny.yaml", "--seed", "1", "--name", "again", "--model", str(folder / "train/tiny")]
+    words = ["--config", "tiny.yaml", "--seed", "1", "--name", "again", "--model", str(trained)]
     with pytest.raises(UserError, match="was run with seed 0, this run has 1"):
         attack.attack(attack.attack.parse(words))
 
 
-def test_a_model_of_other_classes_or_that_answers_otherwise_is_refused(tmp_path, monkeypatch):
-    import keras
+def test_a_layer_that_is_none_is_refused(trained):
+    words = ["--config", "tiny.yaml", "--layer", "nowhere", "--name", "other", "--model", str(trained)]
+    with pytest.raises(UserError, match="--layer: nowhere: no such layer"):
+        analyse.analyse(analyse.analyse.parse(words))
 
+
+def test_what_is_attacked_knows_how_it_was_trained(trained, run):
+    """Name, layer and weights of the model's own run; `train.py` is asked where none is named."""
+    options = attack.attack.parse(["--config", "tiny.yaml"])
+    tested = pictures.load_tested(options, run)
+    found = models.chosen(options, tested, run)
+    assert (found.name, found.layer, found.training) == ("aad", None, Training())
+    train.train(train.train.options(name="own", method="step_ll", layer="block2_relu", alpha=2.0, gamma=0.0))
+    options = attack.attack.options(model=Path("runs/attention_defense/train/own"), n_test=20)
+    found = models.chosen(options, tested, run, maps=False)
+    weights = Training().weights._replace(classification=2.0, preservation=0.0)
+    assert (found.name, found.layer) == ("step_ll", "block2_relu")
+    assert found.training == Training("block2_relu", weights, Training().sharpness)
+
+
+def test_a_model_of_other_classes_or_that_answers_otherwise_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for units, activation, message in (
         (7, None, "tells 7 classes apart, the pictures have 10; a model that knows all of them"),
@@ -233,32 +303,16 @@ def test_a_model_of_other_classes_or_that_answers_otherwise_is_refused(tmp_path,
         attack.attack(attack.Options(model="inception_v3", n_test=20, name="large"))
 
 
-def test_a_network_without_maps_is_attacked_at_its_answers(tmp_path, monkeypatch):
-    import keras
-
+def test_a_network_without_maps_serves_where_nobody_looks(tmp_path, monkeypatch, run):
     monkeypatch.chdir(tmp_path)
     images = keras.Input((32, 32, 3))
     path = tmp_path / "flat.keras"
     keras.Model(images, keras.layers.Dense(10)(keras.layers.Flatten()(images))).save(path)
+    options = attack.attack.options(model=path, n_test=20)
+    tested = pictures.load_tested(options, run)
+    assert models.chosen(options, tested, run, maps=False).name == "flat"
+    with pytest.raises(UserError, match="no layer of its own with a map"):
+        models.chosen(options, tested, run)
     settings = {"model": path, "n_test": 20, "n_strongest": 10, "curve": (1.0,)}
-    found = attack.attack(attack.Options(attack=("fgsm", "noise"), name="answers", **settings))
-    assert "accuracy_fgsm" in found["metrics"]
     with pytest.raises(UserError, match="no layer of its own with a map"):
         attack.attack(attack.Options(attack=("fgsm", "attention"), name="maps", **settings))
-
-
-def test_a_layer_that_is_none_is_refused(chain, monkeypatch):
-    folder, _ = chain
-    monkeypatch.chdir(folder.parent.parent)
-    with pytest.raises(UserError, match="--layer: nowhere: no such layer"):
-        words = [
-            "--config",
-            "tiny.yaml",
-            "--layer",
-            "nowhere",
-            "--name",
-            "other",
-            "--model",
-            str(folder / "train/tiny"),
-        ]
-        analyse.analyse(analyse.analyse.parse(words))

@@ -1,4 +1,6 @@
-"""The losses against NumPy, the terms' gradients, and the four ways of training."""
+"""The losses against NumPy, the terms' gradients, and the ways of training."""
+
+from typing import get_args
 
 import keras
 import numpy as np
@@ -6,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from attention_defense import defence, losses
+from attention_defense import train as train_script
 from attention_defense.attention import Attention, area, overlap, resized, spread
 from attention_defense.attention_attacks import raising_the_loss
 from attention_defense.networks import NETWORKS
@@ -209,6 +212,7 @@ def test_a_repeated_batch_comes_as_often_as_it_should(data):
             assert np.array_equal(again[2], np.full(16, turn))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["aad", "aad_two_step"])
 def test_training_learns(model, data, name):
     way = defence.method(name, eps=EPS)
@@ -225,9 +229,18 @@ def test_training_learns(model, data, name):
     assert history[-1]["attacked_accuracy"] > 0.9 > history[0]["attacked_accuracy"]
 
 
-def test_one_step_changes_every_weight(model, batch):
-    way = defence.method("aad", eps=EPS)
+@pytest.mark.parametrize("name", get_args(train_script.MethodName))
+def test_one_step_of_every_method_changes_every_weight(model, batch, name):
+    """Each as train.py makes it of its name, with the terms that it watches."""
+    way = train_script._way(train_script.Options(method=name))
     before = [np.asarray(w) for w in model.trainable_variables]
-    compiled_step(model, way.loss, keras.optimizers.SGD(0.1), adversary=way.adversary)(batch)
+    turn = (tf.fill([16], 2),) if way.turns > 1 else ()
+    step = compiled_step(model, way.loss, keras.optimizers.SGD(0.1), adversary=way.adversary)
+    logs = step((*batch, *turn))
     changed = [not np.array_equal(a, b) for a, b in zip(before, model.trainable_variables, strict=True)]
-    assert all(changed)
+    assert all(changed) and np.isfinite(logs["loss"])
+    assert way.turns == (2 if name == "aad_two_step" else 1)
+    if name in defence.ATTENTIVE:
+        x, y = (np.asarray(of) for of in batch)
+        norms = train_script._gradient_norms(model, way, x, y)
+        assert min(norms[f"gradient_norm_{term}"] for term in ("rectification", "preservation")) > 0
