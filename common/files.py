@@ -2,12 +2,15 @@
 
 import contextlib
 import hashlib
+import json
 import os
+import re
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
@@ -20,6 +23,8 @@ MAX_DECLARED_BYTES = 64 * 2**30
 MAX_DEFLATE_RATIO = 1032
 # What zipfile and NumPy raise on a file that is not the archive it claims to be.
 DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError)
+# How Python holds a byte that is no UTF-8 in the name of a file.
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @contextlib.contextmanager
@@ -51,15 +56,36 @@ def taking_place(path: Path | str, ending: str = ".part") -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
-    """`taking_place` with the temporary file opened; text is UTF-8."""
-    with taking_place(path) as temporary, open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+    """`taking_place` with the temporary file opened; text is UTF-8, but that names of files keep their own bytes."""
+    how = {} if "b" in mode else {"encoding": "utf-8", "errors": "surrogateescape"}
+    with taking_place(path) as temporary, open(temporary, mode, **how) as file:
         yield file
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all."""
+    """Write `text` as UTF-8, names of files in their own bytes, whole or not at all."""
     with replacing(path, "w") as file:
         file.write(text)
+
+
+def write_json(path: Path | str, value: Any, *, indent: int) -> None:
+    """Write `value` as JSON in UTF-8, whole or not at all; names of files that are no UTF-8 come back as they were.
+
+    Errors: `ValueError` for a number that is not finite.
+    """
+    text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
+    write_text(path, _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+
+
+def printable(text: str) -> str:
+    """`text` with what cannot be printed as UTF-8, such as bytes in the name of a file that are none, as `\\udce9`."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def check_text(start: bytes, where: str) -> None:
+    """Refuse a file of text whose first bytes say that a character takes two or four of them: `UserError`."""
+    if start.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
+        raise UserError(f"{where}: is no text in UTF-8 but in UTF-16 or 32, as spreadsheets may save it; convert it")
 
 
 def write_npz(path: Path | str, arrays: Mapping[str, np.ndarray], *, compress: bool = True) -> None:
@@ -152,6 +178,40 @@ def inside(folder: Path | str, name: str) -> Path:
     if not target.resolve().is_relative_to(folder.resolve()) or "\0" in name:
         raise UserError(f"{name!r}: would leave the folder {folder}; rename it in the data")
     return target
+
+
+def read_lines(path: Path | str) -> list[str]:
+    """The lines of a file of text up to its last one with something on it, whether they end in line feeds, carriage
+    returns or both; bytes that are no UTF-8 are kept as in names of files.
+
+    Errors: `UserError` for a file that cannot be read, or is no text.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    check_text(content, str(path))
+    if b"\0" in content:
+        raise UserError(f"{path}: is no text, it holds NUL bytes")
+    text = content.decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
+    return text.rstrip().split("\n")
+
+
+def png_names(names: Sequence[str]) -> list[str]:
+    """`<path without ending>.png` for each of the paths `names`, all different; where two would share that name, the
+    old ending is a part of it."""
+    plain = [PurePosixPath(name).with_suffix(".png").as_posix() for name in names]
+    count = Counter(plain)
+    taken = {name for name in plain if count[name] == 1}
+    found = []
+    for name, png in zip(names, plain, strict=True):
+        if count[png] > 1:
+            stem = f"{png.removesuffix('.png')}_{PurePosixPath(name).suffix[1:].lower()}"
+            tries = (f"{stem}{number}.png" for number in ("", *range(2, len(plain) + 2)))
+            png = next(candidate for candidate in tries if candidate not in taken)
+            taken.add(png)
+        found.append(png)
+    return found
 
 
 def _umask() -> int:

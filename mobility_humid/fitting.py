@@ -49,9 +49,9 @@ def network_arguments(options: FittingOptions, fleet: Fleet) -> dict[str, Any]:
     if len(options.units) != 3:
         raise UserError(f"--units: expected three numbers, for LSTM, LSTM and dense layer; got {len(options.units)}")
     if not options.dropout < 1:
-        raise UserError(f"--dropout: is a share and below 1; got {options.dropout:g}")
+        raise UserError(f"--dropout: is a share and below 1; got {options.dropout}")
     if not options.place_spacing > 0:
-        raise UserError(f"--place-spacing: must be above 0; got {options.place_spacing:g}")
+        raise UserError(f"--place-spacing: must be above 0; got {options.place_spacing}")
     return {
         "layout": fleet.layout,
         "grid": fleet.trips.grid.size,

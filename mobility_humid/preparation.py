@@ -251,7 +251,7 @@ def make_grid(rules: Rules, tracks: Iterable[Track]) -> Grid:
     Errors: `UserError` for a box that is none and for more cells than make sense.
     """
     if not 0 < rules.cell_size < 1e6:
-        raise UserError(f"--cell-size: expected metres above 0, got {rules.cell_size:g}")
+        raise UserError(f"--cell-size: expected metres above 0, got {rules.cell_size}")
     if rules.bbox is None:
         lat, lon = (np.concatenate([getattr(track, axis) for track in tracks] or [[]]) for axis in ("lat", "lon"))
         if not len(lat):
@@ -260,7 +260,7 @@ def make_grid(rules: Rules, tracks: Iterable[Track]) -> Grid:
     else:
         south, west, north, east = rules.bbox
         if not (-90 <= south < north <= 90 and -180 <= west < east <= 180):
-            given = ",".join(f"{degrees:g}" for degrees in rules.bbox)
+            given = ",".join(map(str, rules.bbox))
             raise UserError(f"--bbox: expected south,west,north,east in degrees, got {given}")
     height = max(1, math.ceil((north - south) * METRES_PER_DEGREE / rules.cell_size))
     across = METRES_PER_DEGREE * _narrowing(south, height, rules.cell_size)

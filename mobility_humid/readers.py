@@ -1,5 +1,6 @@
 """GPS points from files: a cabspotting folder or tar, CSV or Parquet with named columns; one driver at a time.
 
+A driver's id is text, byte by byte as it stands in the file: `007` is not `7`, and `1E5` is not `100000`.
 Lines that cannot be used are left out and counted by reason, never fatal; a file without a single good line is refused.
 Rows of CSV and Parquet may come in any order: they pass through a temporary file, so memory holds a block of the input,
 or one of 256 groups of drivers, and never the fleet.
@@ -14,6 +15,7 @@ import hashlib
 import io
 import lzma
 import math
+import os
 import re
 import tarfile
 import tempfile
@@ -28,7 +30,8 @@ import pandas as pd
 
 from common import progress
 from common.errors import UserError
-from common.files import sha256
+from common.files import check_text, sha256
+from mobility_humid import misreadings
 from mobility_humid.tracks import Track
 
 COLUMNS = ("driver", "time", "lat", "lon", "occupied")
@@ -37,7 +40,7 @@ FORMS = "a folder or tar of new_<id>.txt, a .csv (or .csv.gz) or a .parquet"
 # latitude and longitude, neither 0 nor 1, or no name.
 MALFORMED = ("fields", "number", "time", "place", "occupied", "driver")
 # Unix seconds from 1970 to 2100: what lies outside is no time, but milliseconds or a counter.
-LATEST = 4_102_444_800
+LATEST = misreadings.LATEST
 # One driver's file: a century of points, one a second, is smaller.
 MAX_DRIVER_BYTES = 2**30
 
@@ -52,7 +55,6 @@ _QUOTED = {
     separator: re.compile(rb'(^|%b)"([^"\r\n%b]*)"(?=%b|\r?$)' % ((separator.encode(),) * 3), re.MULTILINE)
     for separator in ",;\t"
 } | {" ": re.compile(rb"(?!)()()")}
-_OCCUPIED = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 _RECORD = np.dtype([("driver", "i4"), ("time", "i8"), ("lat", "f8"), ("lon", "f8"), ("occupied", "i1")])
 # What the modules that unpack raise on bytes that are damaged or end too soon.
 _DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error, tarfile.TarError)
@@ -86,14 +88,15 @@ class Reader:
 
     `columns`: names of the columns of a CSV or Parquet file, where they differ from `COLUMNS`; without `occupied` the
     tracks say nothing of passengers. Times are Unix seconds or ISO 8601 text; text without an offset is in `zone`, and
-    the hour that a clock shows twice is taken for its first pass. `spool`: the folder for the temporary file.
-    `progress` is shown if it takes long.
+    the hour that a clock shows twice is taken for its first pass. Numbers that count days, as spreadsheets do, are no
+    times. Ids keep bytes that are no UTF-8 as Python's file names do, by `surrogateescape`; blanks around one are no
+    part of it. `spool`: the folder for the temporary file. `progress` is shown if it takes long.
 
     `counts`: good points, and the lines left out by reason; `sha256`: of the file's bytes, or of a folder's names and
     contents, taken as they are read. Both are complete once all drivers are through.
 
     Errors: `UserError` for a source that is missing, damaged, truncated, of another form or empty, for a file without
-    a good line, and for a missing column.
+    a good line, saying what its lines look like, and for a missing column.
     """
 
     def __init__(
@@ -112,6 +115,10 @@ class Reader:
         self.name = self.source.name
         self.counts = Counter({"points": 0} | {f"malformed_{reason}": 0 for reason in MALFORMED})
         self.sha256 = ""
+        # What was wrong with the first line of each reason, and the days that its numbers count where they are no
+        # seconds: the last rows of a file are too few to show it by themselves.
+        self._examples: dict[str, str] = {}
+        self._days: misreadings.Days | None = None
 
     def __iter__(self) -> Iterator[Track]:
         name = self.source.name.lower()
@@ -139,7 +146,7 @@ class Reader:
                 content = path.read_bytes()
             except OSError as error:
                 raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-            digest.update(f"{path.name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+            digest.update(os.fsencode(path.name) + f"\0{hashlib.sha256(content).hexdigest()}\n".encode())
             yield self._cab(path.name, content, str(path))
         self.sha256 = digest.hexdigest()
 
@@ -166,7 +173,11 @@ class Reader:
 
     def _csv(self) -> Iterator[_Rows]:
         with self._unpacked() as stream:
-            header = stream.readline(_BLOCK_BYTES).decode("utf-8-sig", "replace").rstrip("\r\n")
+            start = stream.readline(_BLOCK_BYTES)
+            check_text(start, str(self.source))
+            header = start.decode("utf-8-sig", "surrogateescape").rstrip("\r\n")
+            if "\r" in header:
+                raise misreadings.carriage_returns(str(self.source))
             separator = max(",;\t", key=header.count)
             names = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
             layout = _Layout(separator, len(names), {f: names.index(name) for f, name in self._named(names).items()})
@@ -191,9 +202,10 @@ class Reader:
                 named = self._named(file.schema_arrow.names)
                 with self._bar(file.metadata.num_rows, "rows") as bar:
                     for batch in file.iter_batches(_BATCH_ROWS, columns=list(named.values())):
-                        frame = batch.to_pandas()
-                        yield self._checked({field: frame[name] for field, name in named.items()})
-                        bar.add(len(frame))
+                        columns = {field: batch.column(name) for field, name in named.items()}
+                        ids = _ids(columns.pop("driver"), f"{self.source}[{named['driver']}]")
+                        yield self._checked({field: column.to_pandas() for field, column in columns.items()} | ids)
+                        bar.add(len(batch))
         except (pa.ArrowException, OSError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{self.source}: not a readable Parquet file ({reason}); get it again") from error
@@ -261,21 +273,34 @@ class Reader:
 
     def _cab(self, name: str, content: bytes, where: str) -> Track:
         before = self.counts.copy()
+        # What one file holds says nothing about the next.
+        self._examples, self._days = {}, None
         rows = self._parsed(content, _CABSPOTTING)
         if not len(rows.time):
+            if b"\r" in content.strip() and b"\n" not in content:
+                raise misreadings.carriage_returns(where)
+            check_text(content, where)
             raise self._nothing(where, self.counts - before)
         return Track(_CAB.fullmatch(name)[1], rows.time, rows.lat, rows.lon, rows.occupied.astype(bool))
 
     def _nothing(self, where: str, counts: Counter[str]) -> UserError:
-        reasons = ", ".join(f"{n} lines with a bad {key.removeprefix('malformed_')}" for key, n in counts.items() if n)
-        remedy = "expected `lat lon occupied unixtime`" if _CAB.search(where) else "expected Unix seconds or ISO times"
-        return UserError(f"{where}: holds no good line ({reasons or 'it is empty'}); {remedy}, or remove the file")
+        found = {key.removeprefix("malformed_"): n for key, n in counts.items() if n}
+        reasons = ", ".join(f"{n} lines with a bad {reason}" for reason, n in found.items())
+        # The commonest fault is that of the file, others are those of a line.
+        cause = self._examples.get(max(found, key=found.__getitem__), "") if found else ""
+        if _CAB.search(where):
+            cause += f"{'; ' if cause else ''}expected `lat lon occupied unixtime`, or remove the file"
+        return UserError(
+            f"{where}: holds no good line ({reasons or 'it is empty'}); {cause or 'expected a line for each point'}"
+        )
 
     def _parsed(self, block: bytes, layout: _Layout) -> _Rows:
         fields = _fast(block, layout)
         if fields is None:
             fields, wrong = _careful(block, layout)
-            self.counts["malformed_fields"] += wrong
+            self.counts["malformed_fields"] += len(wrong)
+            if wrong:
+                self._examples.setdefault("fields", misreadings.of_fields(wrong[0], layout.width, layout.separator))
         return self._checked(fields)
 
     def _checked(self, fields: Mapping[str, pd.Series]) -> _Rows:
@@ -284,25 +309,34 @@ class Reader:
         lat, lon = (
             pd.to_numeric(fields[name], errors="coerce").to_numpy(float, na_value=np.nan) for name in ("lat", "lon")
         )
+        occupied = names = None
+        driver = np.zeros(len(time), np.int64)
+        if "driver" in fields:
+            driver, names = _numbered(fields["driver"])
+        self._days = self._days or misreadings.days_in(time, driver)
         with np.errstate(invalid="ignore"):
             bad = {
                 "number": ~(np.isfinite(lat) & np.isfinite(lon)),
                 "time": ~((time >= 0) & (time < LATEST)),
                 "place": ~((np.abs(lat) <= 90) & (np.abs(lon) <= 180)),
             }
-        occupied = names = None
+            if self._days is not None:
+                bad["time"] |= self._days.among(time)
+            time = np.floor(time)
         if "occupied" in fields:
             occupied = _states(fields["occupied"])
             bad["occupied"] = occupied < 0
-        driver = np.zeros(len(time), np.int64)
         if "driver" in fields:
-            driver, names = _numbered(fields["driver"])
             bad["driver"] = driver < 0
         good = np.ones(len(time), bool)
         for reason, rows in bad.items():
             # A line is counted once, for the first thing that is wrong with it.
-            self.counts[f"malformed_{reason}"] += int((good & rows).sum())
-            good &= ~rows
+            own = np.flatnonzero(good & rows)
+            if len(own) and reason not in self._examples:
+                line = {field: values.iloc[own[0]] for field, values in fields.items()}
+                self._examples[reason] = misreadings.of_value(reason, line, self._days)
+            self.counts[f"malformed_{reason}"] += len(own)
+            good[own] = False
         self.counts["points"] += int(good.sum())
         if good.all():
             good = slice(None)
@@ -310,9 +344,9 @@ class Reader:
         return _Rows(driver[good], names or [], time[good].astype(np.int64), lat[good], lon[good], kept)
 
     def _seconds(self, values: pd.Series) -> np.ndarray:
-        """Unix seconds, float64, not a number for what is no time."""
+        """Unix seconds with their fractions, float64, not a number for what is no time."""
         if not pd.api.types.is_datetime64_any_dtype(values.dtype):
-            seconds = np.floor(pd.to_numeric(values, errors="coerce").to_numpy(float, na_value=np.nan))
+            seconds = pd.to_numeric(values, errors="coerce").to_numpy(float, na_value=np.nan, copy=True)
             if (text := np.isnan(seconds)).any() and not pd.api.types.is_numeric_dtype(values.dtype):
                 seconds[text] = self._seconds(_dates(values[text], self._localised))
             return seconds
@@ -386,13 +420,17 @@ class _Stream(io.BufferedReader):
 def _fast(block: bytes, layout: _Layout) -> dict[str, pd.Series] | None:
     """The fields of a block by pandas' parser, or None where it might see less, or more, than the careful one."""
     lines = block.count(b"\n") + (not block.endswith(b"\n"))
+    # Where a field holds one, pandas would end it there.
+    if b"\0" in block:
+        return None
     if b'"' in block:
         block = _QUOTED[layout.separator].sub(rb"\1\2", block)
         if b'"' in block:
             return None
     if block.count(layout.separator.encode()) != (layout.width - 1) * lines:
         return None
-    kinds: dict[str, Any] = {"driver": "category", "occupied": "category", "time": str if layout.text_time else float}
+    # Objects, since pandas reads categories, too, as numbers where it can: `007` and `7` would be one driver.
+    kinds: dict[str, Any] = {"driver": object, "occupied": object, "time": object if layout.text_time else float}
     try:
         frame = pd.read_csv(
             io.BytesIO(block),
@@ -404,7 +442,7 @@ def _fast(block: bytes, layout: _Layout) -> dict[str, pd.Series] | None:
             index_col=False,
             quoting=csv.QUOTE_NONE,
             keep_default_na=False,
-            encoding_errors="replace",
+            encoding_errors="surrogateescape",
             engine="c",
             low_memory=False,
         )
@@ -415,12 +453,12 @@ def _fast(block: bytes, layout: _Layout) -> dict[str, pd.Series] | None:
     return {field: frame[place] for field, place in layout.place.items()}
 
 
-def _careful(block: bytes, layout: _Layout) -> tuple[dict[str, pd.Series], int]:
-    """The fields of a block as text, line by line, and how many lines have too few or too many of them."""
-    rows = [_split(line, layout) for line in block.decode("utf-8", "replace").split("\n") if line.strip()]
+def _careful(block: bytes, layout: _Layout) -> tuple[dict[str, pd.Series], list[list[str]]]:
+    """The fields of a block as text, line by line, and those of the lines that have too few or too many of them."""
+    rows = [_split(line, layout) for line in block.decode("utf-8", "surrogateescape").split("\n") if line.strip()]
     good = [row for row in rows if len(row) == layout.width]
     fields = {field: pd.Series([row[place] for row in good], dtype=object) for field, place in layout.place.items()}
-    return fields, len(rows) - len(good)
+    return fields, [row for row in rows if len(row) != layout.width]
 
 
 def _split(line: str, layout: _Layout) -> list[str]:
@@ -449,17 +487,54 @@ def _dates(text: pd.Series, localised: Callable[[pd.Series], pd.Series]) -> pd.S
 
 def _states(values: pd.Series) -> np.ndarray:
     """0 or 1, int8, and -1 for what is neither."""
-    if not isinstance(values.dtype, pd.CategoricalDtype):
-        values = values.astype(str).astype("category")
-    known = [_OCCUPIED.get(str(text).strip().lower(), -1) for text in values.cat.categories]
+    codes, found = pd.factorize(values.astype(object))
     # The last entry is for code -1, a missing value.
-    return np.array([*known, -1], np.int8)[values.cat.codes.to_numpy()]
+    return np.array([*map(_state, found), -1], np.int8)[codes]
+
+
+def _state(value: Any) -> int:
+    text = str(value).strip().lower()
+    if text in ("false", "true"):
+        return int(text == "true")
+    try:
+        number = float(text)
+    except ValueError:
+        return -1
+    return int(number) if number in (0, 1) else -1
 
 
 def _numbered(values: pd.Series) -> tuple[np.ndarray, list[str]]:
-    """Drivers as numbers into a list of names, -1 for no name."""
-    if not isinstance(values.dtype, pd.CategoricalDtype):
-        values = values.astype("category")
-    names = [str(name).strip() for name in values.cat.categories]
-    number = np.array([*(i if name else -1 for i, name in enumerate(names)), -1], np.int64)
-    return number[values.cat.codes.to_numpy()], names
+    """Drivers as numbers into a list of names, -1 for no name; a NUL, which text in NumPy ends at, makes it none."""
+    codes, found = pd.factorize(values, sort=True)
+    names = [str(name).strip() for name in found]
+    number = np.array([*(i if name and "\0" not in name else -1 for i, name in enumerate(names)), -1], np.int64)
+    return number[codes], names
+
+
+def _ids(column: Any, where: str) -> dict[str, pd.Series]:
+    """The drivers in a Parquet column of any type as text, the same with and without missing ones among them.
+
+    Errors: `UserError` for what is no single value, and for floating point numbers so large that neighbours are one.
+    """
+    # By way of a dictionary each id is turned into text once, and missing ones make no integers floats.
+    if not hasattr(column, "dictionary"):
+        try:
+            column = column.dictionary_encode()
+        except NotImplementedError:
+            raise UserError(f"{where}: holds {column.type}; expected ids, text or whole numbers") from None
+    texts = [_id(value, where) for value in column.dictionary.to_pylist()]
+    codes = column.indices.fill_null(len(texts)).to_numpy(zero_copy_only=False)
+    return {"driver": pd.Series(np.array([*texts, None], object)[codes], dtype=object)}
+
+
+def _id(value: Any, where: str) -> str | None:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if not isinstance(value, float):
+        return None if value is None else str(value)
+    if not math.isfinite(value):
+        return None
+    if abs(value) >= 2**53:
+        raise UserError(f"{where}: {value:.0f} has lost its last digits to floating point; write ids as text or int64")
+    # What pandas makes of whole numbers once one of them is missing.
+    return str(int(value) if value.is_integer() else value)

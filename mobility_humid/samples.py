@@ -167,7 +167,7 @@ def load_fleet(options: SampleOptions, say: Callable[[str], None], *, sides: int
     if options.with_profile and options.padding_length < len(PROFILE_FEATURES):
         raise UserError(f"--padding-length: a profile takes {len(PROFILE_FEATURES)}; got {options.padding_length}")
     if not options.unseen_share <= 1:
-        raise UserError(f"--unseen-share: is a share and at most 1; got {options.unseen_share:g}")
+        raise UserError(f"--unseen-share: is a share and at most 1; got {options.unseen_share}")
     split = split_drivers(
         trips,
         seed=options.seed,
