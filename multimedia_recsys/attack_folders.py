@@ -1,14 +1,14 @@
 """Attacked pictures as files: `<attack>_<origin>_<target>_<budget>_images/` with pictures, classes and features."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from common.datasets.readers import read_picture, write_png
-from common.errors import UserError
-from common.files import inside
+from common.errors import UserError, one_line
+from common.files import inside, png_names
 from common.progress import blocks, track
 from common.runs import read_results
 from multimedia_recsys.catalogues import Shop
@@ -38,7 +38,7 @@ def write_pictures(
 
     Errors: `UserError` for a picture whose name would leave the folder.
     """
-    paths = {int(item): picture_path(folder, shop, int(item)) for item in items}
+    paths = picture_paths(folder, shop, items)
     missing = np.array([item for item, path in paths.items() if not path.is_file()], np.int64)
     for rows in blocks(len(missing), _CHUNK, "changing"):
         chunk = missing[rows]
@@ -48,19 +48,21 @@ def write_pictures(
 
 def read_pictures(folder: Path, shop: Shop, items: np.ndarray) -> np.ndarray:
     """What `write_pictures` wrote, as the files hold it: uint8 (m, H, W, 3)."""
-    pictures = [read_picture(picture_path(folder, shop, int(item))).rgb for item in track(items, "reading")]
+    paths = picture_paths(folder, shop, items)
+    pictures = [read_picture(path).rgb for path in track(list(paths.values()), "reading")]
     if any(picture.shape != shop.pictures.shape for picture in pictures):
         raise UserError(f"{folder}: pictures of another size than the shop's; make them by the same --image-size")
     return np.stack(pictures)
 
 
-def picture_path(folder: Path, shop: Shop, item: int) -> Path:
-    """Where the changed picture of `item` is written; it cannot leave `folder`."""
-    return inside(folder, f"{Path(shop.file_names[item]).stem}.png")
+def picture_paths(folder: Path, shop: Shop, items: np.ndarray) -> dict[int, Path]:
+    """Where the changed picture of each of `items` is written, each in a file of its own that cannot leave `folder`."""
+    names = png_names([Path(name).name for name in shop.file_names])
+    return {int(item): inside(folder, names[item]) for item in items}
 
 
-def read_attack(run: Path, items: int) -> Attack:
-    """The attack of a finished run of classify_extract_attack.py on a shop of `items`.
+def read_attack(run: Path, file_names: Sequence[str]) -> Attack:
+    """The attack of a finished run of classify_extract_attack.py on a shop whose items' pictures have these names.
 
     Errors: `UserError` for one that is not finished or of another shop.
     """
@@ -69,9 +71,12 @@ def read_attack(run: Path, items: int) -> Attack:
     if "images" not in results["artifacts"]:
         raise UserError(f"{run}: holds no attack; make it by classify_extract_attack.py")
     folder = run / results["artifacts"]["images"]
-    looks: Looks = read_looks(folder, items)
-    attacked = np.loadtxt(folder / "items.csv", dtype=np.int64, ndmin=1)
-    if len(attacked) == 0 or attacked.min() < 0 or attacked.max() >= items:
+    looks: Looks = read_looks(folder, file_names)
+    try:
+        attacked = np.loadtxt(folder / "items.csv", dtype=np.int64, ndmin=1)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'items.csv'}: not readable ({one_line(error)}); make the attack anew") from error
+    if len(attacked) == 0 or attacked.min() < 0 or attacked.max() >= len(file_names):
         raise UserError(f"{folder / 'items.csv'}: items that the shop does not have; make the attack anew")
     pair = Pair(int(metrics["origin"]), int(metrics["target"]))
     return Attack(folder.name.removesuffix("_images"), pair, attacked, looks.features, looks.label, folder)

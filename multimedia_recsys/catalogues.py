@@ -1,6 +1,7 @@
 """Shops: pictures of items 0 to N-1, and who had to do with which."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,8 @@ class ShopOptions(CommonOptions):
     """Shop: catalogue (drawn), fashion_mnist (simulated users), a folder of the original layout, or, with
     --interactions, an image folder <root>/<class>/<file>."""
     interactions: Path | None = None
-    """CSV with columns user,item and perhaps timestamp, for an image folder; an item is the name of its picture."""
+    """CSV with columns user,item and perhaps timestamp, for an image folder; an item is the name of its picture, its
+    ending left out if wanted."""
     image_size: Count | None = None
     """Pixels a side to which pictures of folders are brought; by default 224."""
     n_items: Count = 1000
@@ -220,7 +222,7 @@ def _of_files(
 ) -> Shop:
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(f"{path.relative_to(root)}\0{path.stat().st_size}\n".encode())
+        digest.update(os.fsencode(path.relative_to(root)) + f"\0{path.stat().st_size}\n".encode())
     _add_feedback(digest, feedback)
     pictures = Pictures(paths, options.image_size or SIZE)
     files = tuple(path.name for path in paths)

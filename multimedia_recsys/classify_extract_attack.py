@@ -74,7 +74,7 @@ def classify_extract_attack(options: Options, run: Run) -> None:
     run.data(shop.name, shop.sha256)
     model, names = classifier(options, shop, run)
     also = ("model",) if options.features is None else ()
-    clean = read_looks(classify_extract.produced(options.features, options, run, *also), len(shop.pictures))
+    clean = read_looks(classify_extract.produced(options.features, options, run, *also), shop.file_names)
     pair = _pair(options, run, names)
     items = np.flatnonzero(clean.label == pair.origin)
     if not len(items):

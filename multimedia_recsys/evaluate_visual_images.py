@@ -38,9 +38,9 @@ def evaluate_visual_images(options: Options, run: Run) -> None:
 
     shop = load_shop(options)
     run.data(shop.name, shop.sha256)
-    clean = read_looks(classify_extract.produced(options.features, options, run), len(shop.pictures))
+    clean = read_looks(classify_extract.produced(options.features, options, run), shop.file_names)
     place = classify_extract_attack.produce(options.attacked, options, SHOP_FIELDS, say=run.say)
-    attack = attack_folders.read_attack(place, len(shop.pictures))
+    attack = attack_folders.read_attack(place, shop.file_names)
     if not (attack.folder / "images").is_dir():
         raise UserError(f"{attack.folder}: its pictures are gone; make the attack anew")
     found = []

@@ -114,17 +114,22 @@ def write_looks(folder: Path, shop: Shop, seen: "Seen", names: Sequence[str], st
         np.save(file, seen.features.astype(np.float32), allow_pickle=False)
 
 
-def read_looks(folder: Path, items: int) -> Looks:
-    """What `write_looks` wrote, for a shop of `items`.
+def read_looks(folder: Path, file_names: Sequence[str]) -> Looks:
+    """What `write_looks` wrote, for a shop whose items' pictures have these names.
 
-    Errors: `UserError` naming a file that is missing, damaged or of another shop.
+    Errors: `UserError` naming a file that is missing, damaged or of another shop, and the line of an item that is not
+    in its place: `features.npy` says by its order alone whose features a row holds.
     """
     import pandas as pd
 
+    items = len(file_names)
     try:
-        table = pd.read_csv(folder / CLASSES, dtype=str, keep_default_na=False)
+        table = pd.read_csv(
+            folder / CLASSES, dtype=object, keep_default_na=False, encoding_errors="surrogateescape", index_col=False
+        )
         label = table["ClassNum"].to_numpy().astype(np.int32)
         prob = table["Prob"].to_numpy().astype(np.float32)
+        image = table["ImageID"].tolist()
     except FileNotFoundError:
         raise UserError(f"{folder / CLASSES}: no such file; make it by classify_extract.py") from None
     except (OSError, ValueError, KeyError) as error:
@@ -134,6 +139,12 @@ def read_looks(folder: Path, items: int) -> Looks:
         if count != items:
             raise UserError(
                 f"{folder / name}: {count} items, the shop has {items}; make it anew by classify_extract.py"
+            )
+    for row, (found, name) in enumerate(zip(image, file_names, strict=True)):
+        if found not in (name, Path(name).stem):
+            raise UserError(
+                f"{folder / CLASSES}:{row + 2}: ImageID {found!r}, the shop has {name!r} there; bring {CLASSES} and"
+                f" {FEATURES} into the order of the items, or make them anew by classify_extract.py"
             )
     if len(label) and label.min() < 0:
         raise UserError(f"{folder / CLASSES}: class {label.min()}; expected numbers from 0")

@@ -67,7 +67,7 @@ def rec_generator(options: Options, run: Run) -> None:
 
     shop = load_shop(options)
     run.data(shop.name, shop.sha256)
-    looks = read_looks(classify_extract.produced(options.features, options, run), len(shop.pictures))
+    looks = read_looks(classify_extract.produced(options.features, options, run), shop.file_names)
     scaled = looks.features / np.float32(looks.scale)
     feedback = shop.feedback
     cold = feedback.popularity() < COLD

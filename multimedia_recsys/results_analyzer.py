@@ -51,7 +51,7 @@ def results_analyzer(options: Options, run: Run) -> None:
 
     shop = load_shop(options)
     run.data(shop.name, shop.sha256)
-    looks = read_looks(classify_extract.produced(options.features, options, run), len(shop.pictures))
+    looks = read_looks(classify_extract.produced(options.features, options, run), shop.file_names)
     place = rec_generator.produced(options.recommendations, options, run)
     lists = recommendations.read_lists(place / f"top_{options.recommender}.npz", shop.feedback)
     classes = len(looks.names)
@@ -106,7 +106,7 @@ def _measure(options: Options, run: Run, shop: "Shop", looks: "Looks", place: Pa
 
     if options.recommender not in VISUAL:
         raise UserError(f"--attacked: {options.recommender} does not look at pictures; choose {' or '.join(VISUAL)}")
-    attack = read_attack(options.attacked, len(shop.pictures))
+    attack = read_attack(options.attacked, shop.file_names)
     model, scale = recommendations.load(place / f"{options.recommender}.npz", shop.feedback, looks.features.shape[1])
     before = effects.standing(
         model.factors(looks.features / np.float32(scale)),

@@ -142,7 +142,7 @@ def _stage(cnn: str, shop: "Shop", part: Parts, run: Run) -> Stage:
     features = part(classify_extract, *place, model=model)
     lists = part(generator, *place, features=None if cnn == STANDARD else features)
     _copy(run, lists, name)
-    looks = read_looks(features / "original_images", len(shop.pictures))
+    looks = read_looks(features / "original_images", shop.file_names)
     loaded = {
         kind: recommendations.load(lists / f"{kind}.npz", shop.feedback, looks.features.shape[1])[0] for kind in VISUAL
     }
@@ -202,7 +202,7 @@ def _judge(
     from multimedia_recsys import effects, recommendations
     from multimedia_recsys.attack_folders import read_attack
 
-    attack = read_attack(place, len(shop.pictures))
+    attack = read_attack(place, shop.file_names)
     clean, moved = (features / np.float32(stage.looks.scale) for features in (stage.looks.features, attack.features))
 
     def stand(model: "Bpr", features: "np.ndarray") -> effects.Standing:

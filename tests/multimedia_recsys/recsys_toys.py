@@ -23,6 +23,7 @@ from multimedia_recsys.settings import KINDS
 from multimedia_recsys.train_cnn import train_cnn
 
 SHOP = {"n_items": 60, "n_users": 40, "seed": 0}
+FILES = [f"{item}.png" for item in range(SHOP["n_items"])]
 FEATURES, CLASSES = 6, 4
 # Of the items of the origin class, these shares are taken for the target after each attack.
 SUCCESS = {"fgsm": 0.4, "pgd": 0.6, "insa": 0.2, "noise": 0.0, "swap": 1.0}
@@ -61,7 +62,7 @@ def _looked(options, run):
 
 
 def _recommended(options, run):
-    looks = read_looks(extraction.produced(options.features, options, run), SHOP["n_items"])
+    looks = read_looks(extraction.produced(options.features, options, run), FILES)
     scaled = looks.features / np.float32(looks.scale)
     for place, kind in enumerate(options.models):
         model = None if kind == "popularity" else drawn_recommender(kind, 3)
@@ -75,7 +76,7 @@ def _recommended(options, run):
 
 
 def _attacked(options, run):
-    looks = read_looks(extraction.produced(options.features, options, run), SHOP["n_items"])
+    looks = read_looks(extraction.produced(options.features, options, run), FILES)
     origin, target = (named(getattr(options, f"{side}_class"), CATEGORIES, side) for side in ("origin", "target"))
     items = np.flatnonzero(looks.label == origin)
     taken = items[: round(SUCCESS[options.attack_type] * len(items))]

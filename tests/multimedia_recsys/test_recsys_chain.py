@@ -29,6 +29,7 @@ from multimedia_recsys.looks import read_looks
 pytestmark = pytest.mark.slow
 
 SHOP = {"n_items": 260, "n_users": 150, "seed": 0}
+FILES = [f"{item}.png" for item in range(SHOP["n_items"])]
 CONFIG = """
 train_cnn: {n_items: 260, n_users: 150, n_train: 400, n_test: 100, epochs: 4, augment: none, pgd_steps: 1}
 classify_extract: {n_items: 260, n_users: 150}
@@ -108,7 +109,7 @@ def test_unchanged_pictures_leave_the_lists_as_they_are(chain, monkeypatch):
     folder, _ = chain
     monkeypatch.chdir(folder)
     shop = load_shop(classify_extract.Options(**SHOP))
-    looks = read_looks(place(folder, "classify_extract") / "original_images", 260)
+    looks = read_looks(place(folder, "classify_extract") / "original_images", FILES)
     model, scale = recommendations.load(
         place(folder, "rec_generator") / "vbpr.npz", shop.feedback, looks.features.shape[1]
     )
@@ -120,7 +121,7 @@ def test_unchanged_pictures_leave_the_lists_as_they_are(chain, monkeypatch):
     results = classify_extract_attack.classify_extract_attack(
         classify_extract_attack.Options(**SHOP, config="tiny.yaml", out=folder / "idle", **options)
     )
-    attack = read_attack(folder / "idle", 260)
+    attack = read_attack(folder / "idle", FILES)
     assert np.array_equal(attack.features, looks.features)
     assert attack.pair == Pair(results["metrics"]["origin"], results["metrics"]["target"])
     before = effects.standing(factors, shop.feedback, looks.label, attack.items, attack.pair, 20)
@@ -137,7 +138,7 @@ def test_attacked_pictures_are_files_and_were_judged_from_there(chain):
     folder, _ = chain
     found = place(folder, "classify_extract_attack")
     metrics = json.loads((found / "results.json").read_text())
-    attack = read_attack(found, 260)
+    attack = read_attack(found, FILES)
     images = attack.folder / "images"
     assert sorted(int(path.stem) for path in images.iterdir()) == attack.items.tolist()
     shop = load_shop(classify_extract.Options(**SHOP))
@@ -162,9 +163,9 @@ def test_attacked_pictures_are_files_and_were_judged_from_there(chain):
 def test_image_measures_against_numpy(chain, monkeypatch):
     folder, _ = chain
     monkeypatch.chdir(folder)
-    attack = read_attack(place(folder, "classify_extract_attack"), 260)
+    attack = read_attack(place(folder, "classify_extract_attack"), FILES)
     shop = load_shop(classify_extract.Options(**SHOP))
-    clean = read_looks(place(folder, "classify_extract") / "original_images", 260)
+    clean = read_looks(place(folder, "classify_extract") / "original_images", FILES)
     before = shop.pictures.read(attack.items).astype(np.float64) / 255
     after = np.stack(
         [np.asarray(Image.open(attack.folder / f"images/{item}.png"), np.float64) / 255 for item in attack.items]
@@ -182,7 +183,7 @@ def test_image_measures_against_numpy(chain, monkeypatch):
 def test_an_interrupted_attack_goes_on_and_ends_alike(chain, monkeypatch):
     folder, _ = chain
     monkeypatch.chdir(folder)
-    looks = read_looks(place(folder, "classify_extract") / "original_images", 260)
+    looks = read_looks(place(folder, "classify_extract") / "original_images", FILES)
     options = {**SHOP, "config": "tiny.yaml", **classes(looks)}
     whole = classify_extract_attack.classify_extract_attack(
         classify_extract_attack.Options(**options, name="tiny", out=folder / "whole")
@@ -208,12 +209,12 @@ def test_an_interrupted_attack_goes_on_and_ends_alike(chain, monkeypatch):
     again = classify_extract_attack.classify_extract_attack(
         classify_extract_attack.Options(**options, name="tiny", out=folder / "cut", resume=True)
     )
-    attack = read_attack(folder / "cut", 260)
+    attack = read_attack(folder / "cut", FILES)
     assert len(calls) == len(attack.items) - 3
     # Batches of other sizes may round a gradient to another sign here and there, no more.
     success = [results["metrics"]["attack_success"] for results in (again, whole)]
     assert success[0] == pytest.approx(success[1], abs=0.02)
-    apart = np.abs(attack.features - read_attack(folder / "whole", 260).features)
+    apart = np.abs(attack.features - read_attack(folder / "whole", FILES).features)
     assert np.median(apart[attack.items]) < 1e-3
     assert np.delete(apart, attack.items, axis=0).max() == 0
 

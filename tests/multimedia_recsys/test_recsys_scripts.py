@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
-from recsys_toys import CLASSES, SHOP, drawn_recommender, shop, stub
+from recsys_toys import CLASSES, FILES, SHOP, drawn_recommender, shop, stub
 
 from common import checkpoints
 from common.errors import UserError
@@ -25,7 +25,7 @@ from multimedia_recsys import (
     run_all,
     train_cnn,
 )
-from multimedia_recsys.attack_folders import picture_path, read_attack
+from multimedia_recsys.attack_folders import picture_paths, read_attack
 from multimedia_recsys.catalogues import load_shop
 from multimedia_recsys.categories import Pair
 from multimedia_recsys.interactions import interactions
@@ -118,14 +118,14 @@ def test_attacked_pictures_are_files_and_were_judged_from_there(toys, monkeypatc
     network = toy_network()
     checkpoints.save_model(network, toys / "net.keras")
     classify_extract.classify_extract(options_of_toys(classify_extract.classify_extract, model=toys / "net.keras"))
-    clean = read_looks(toys / PLACE / "classify_extract/tiny/original_images", SHOP["n_items"])
+    clean = read_looks(toys / PLACE / "classify_extract/tiny/original_images", FILES)
     logits = network(shop().pictures.read(np.arange(SHOP["n_items"])) / np.float32(255), training=False).numpy()
     assert np.array_equal(clean.label, logits.argmax(axis=1)) and len(np.unique(clean.label)) > 1
     most = np.argsort(np.bincount(clean.label))[::-1]
     pair = {"origin_class": str(most[0]), "target_class": str(most[1])}
     script = classify_extract_attack.classify_extract_attack
     metrics = script(options_of_toys(script, attack_type="noise", model=toys / "net.keras", **pair))["metrics"]
-    attack = read_attack(toys / PLACE / "classify_extract_attack/tiny", SHOP["n_items"])
+    attack = read_attack(toys / PLACE / "classify_extract_attack/tiny", FILES)
     assert attack.pair == Pair(int(most[0]), int(most[1]))
     assert np.array_equal(attack.items, np.flatnonzero(clean.label == most[0]))
     images = attack.folder / "images"
@@ -154,8 +154,8 @@ def test_image_measures_against_numpy(toys, monkeypatch):
     given(options_of_toys(given, attack_type="pgd", **CLASS_PAIR))
     script = evaluate_visual_images.evaluate_visual_images
     metrics = script(options_of_toys(script))["metrics"]
-    attack = read_attack(toys / PLACE / "classify_extract_attack/tiny", SHOP["n_items"])
-    clean = read_looks(toys / PLACE / "classify_extract/tiny/original_images", SHOP["n_items"])
+    attack = read_attack(toys / PLACE / "classify_extract_attack/tiny", FILES)
+    clean = read_looks(toys / PLACE / "classify_extract/tiny/original_images", FILES)
     before = shop().pictures.read(attack.items).astype(np.float64) / 255
     after = np.stack(
         [np.asarray(Image.open(attack.folder / f"images/{item}.png"), np.float64) / 255 for item in attack.items]
@@ -184,8 +184,8 @@ def test_an_analysis_measures_an_attack_frozen_and_retrained(toys, monkeypatch):
     assert {"chr_lift_frozen", "chr_lift_retrained", "rank_shift_frozen", "item_lift_retrained"} <= set(
         results["metrics"]
     )
-    looks = read_looks(toys / PLACE / "classify_extract/tiny/original_images", SHOP["n_items"])
-    attack = read_attack(attacked, SHOP["n_items"])
+    looks = read_looks(toys / PLACE / "classify_extract/tiny/original_images", FILES)
+    attack = read_attack(attacked, FILES)
     for threat, seed in (("frozen", 3), ("retrained", 8)):
         models = drawn_recommender("vbpr", 3), drawn_recommender("vbpr", seed)
         before, after = (
@@ -211,7 +211,7 @@ def test_lists_are_those_of_the_stored_weights(toys, monkeypatch):
     script = rec_generator.rec_generator
     results = script(options_of_toys(script, models=("vbpr", "popularity"), top_k=50))
     run = toys / PLACE / "rec_generator/tiny"
-    looks = read_looks(toys / PLACE / "classify_extract/tiny/original_images", SHOP["n_items"])
+    looks = read_looks(toys / PLACE / "classify_extract/tiny/original_images", FILES)
     model, scale = recommendations.load(run / "vbpr.npz", shop().feedback, looks.features.shape[1])
     assert scale == pytest.approx(looks.scale)
     factors = model.factors(looks.features / np.float32(scale))
@@ -278,7 +278,7 @@ def test_names_from_data_cannot_leave_the_folder(tmp_path):
     honest = shop()
     for name in ("../../out.jpg", "/etc/out.jpg"):
         evil = honest.__class__(honest.name, honest.pictures, honest.feedback, (name,), "", None, ())
-        path = picture_path(tmp_path, evil, 0)
+        path = picture_paths(tmp_path, evil, np.array([0]))[0]
         assert path.resolve().parent == tmp_path.resolve()
 
 
