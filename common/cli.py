@@ -38,7 +38,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt, register_type
 
 from common import progress, runs
 from common.errors import UserError
-from common.files import write_text
+from common.files import printable, write_text
 from common.runs import Run
 
 # They steer one call and are no part of what a run was; config.yaml leaves them out, so it can be a --config itself.
@@ -338,7 +338,7 @@ class Script:
             from common.report import console
 
             folder = self.folder(options)
-            print((self.ending or console)(folder, results, runs.read_table(folder)))
+            print(printable((self.ending or console)(folder, results, runs.read_table(folder))))
 
     def _end(self, message: str, status: int) -> None:
         print(f"{self.name}: {' '.join(message.split())}", file=sys.stderr)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from common.files import replacing
+from common.files import printable, replacing
 
 # Told apart by readers who see no red or green (Okabe and Ito's palette).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -65,11 +65,11 @@ def picture_rows(
             grey = picture.shape[-1] == 1
             shades = {"cmap": "gray", "vmin": 0, "vmax": 255 if picture.dtype == np.uint8 else 1} if grey else {}
             axes.imshow(picture[..., 0] if grey else picture, interpolation="nearest", **shades)
-        line[0].text(-0.08, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
+        line[0].text(-0.08, 0.5, printable(name), transform=line[0].transAxes, ha="right", va="center", fontsize=9)
     for axes, name in zip(grid[0], columns, strict=False):
-        axes.set_title(name, fontsize=8)
+        axes.set_title(printable(name), fontsize=8)
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(printable(title), fontsize=10)
     figure.tight_layout()
     save(figure, path)
 
@@ -99,7 +99,7 @@ def grouped_bars(
             axes.bar_label(drawn, labels=labels, label_type=kind, color=text, fontsize=8)
     for colour, (name, value) in zip(COLOURS[len(bars) :], (levels or {}).items(), strict=False):
         axes.axhline(value, color=colour, linestyle="--", linewidth=1.5, label=name)
-    axes.set_xticks(np.arange(len(groups)) + 0.4 - width / 2, groups)
+    axes.set_xticks(np.arange(len(groups)) + 0.4 - width / 2, list(map(printable, groups)))
     axes.set(ylim=(0, top), ylabel=ylabel, title=title)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.spines[["top", "right"]].set_visible(False)

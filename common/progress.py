@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self, TypeVar
 
+from common.files import printable
+
 T = TypeVar("T")
 Values = Callable[[], Mapping[str, float]]
 """What is measured on the way, by name; asked only when it is shown, since the answer may have to come from a GPU."""
@@ -135,7 +137,7 @@ class Progress:
             self._draw(text)
         else:
             of = "" if self.total is None else f"/{self.total}"
-            print(f"{self.title}: {self.done}{of} {self._units}, {text}", flush=True)
+            print(printable(f"{self.title}: {self.done}{of} {self._units}, {text}"), flush=True)
             self._lines, self._reported = True, self.done
 
     def _draw(self, text: str) -> None:
@@ -143,11 +145,11 @@ class Progress:
         bar_format = f"{{desc}}: {known} {{unit}}{{postfix}}"
         if self._bar is None:
             arguments = {"unit": self._units, "dynamic_ncols": True, "leave": None, "bar_format": bar_format}
-            arguments |= {"desc": self.title, "total": self.total, "initial": self.done, "postfix": text}
+            arguments |= {"desc": printable(self.title), "total": self.total, "initial": self.done, "postfix": text}
             self._bar = _bar()(file=sys.stdout, **arguments)
             return
         self._bar.total, self._bar.n, self._bar.bar_format = self.total, self.done, bar_format
-        self._bar.set_description_str(self.title, refresh=False)
+        self._bar.set_description_str(printable(self.title), refresh=False)
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.refresh()
 
@@ -180,6 +182,7 @@ def blocks(count: int, size: int, title: str, *, units: str = "images", shown: b
 
 def say(text: str) -> None:
     """Print `text` on lines of its own, above the bars that are drawn."""
+    text = printable(text)
     if any(progress._bar is not None for progress in _open):
         _bar().write(text, file=sys.stdout)
         sys.stdout.flush()

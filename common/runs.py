@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from common.errors import UserError
-from common.files import write_text
+from common.files import printable, write_json, write_text
 from common.progress import say
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,7 +96,7 @@ class Run:
         say(text)
         if self.chief:
             with open(self.folder / "log.txt", "a", encoding="utf-8") as log:
-                log.write(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
+                log.write(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {printable(text)}\n")
 
     def data(self, name: str, sha256: str) -> None:
         """Name the data set that was used and the SHA-256 of its bytes."""
@@ -126,7 +126,7 @@ class Run:
         _finite("value", columns.get("value"))
         checked = {k: _finite(k, v) if k in NUMBERS and v is not None else v for k, v in columns.items()}
         # A label with a line break, such as a class named so in someone's data, would tear the table.
-        labels = {k: re.sub(r"[\r\n\0]", " ", v) for k, v in checked.items() if isinstance(v, str)}
+        labels = {k: printable(re.sub(r"[\r\n\0]", " ", v)) for k, v in checked.items() if isinstance(v, str)}
         self._rows.append({"seed": self._config.get("seed")} | checked | labels)
 
     def rate(self, metric: str, value: float, n: int, **columns: Any) -> None:
@@ -614,4 +614,4 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, A
 
 
 def _write_results(folder: Path, results: Mapping[str, Any]) -> None:
-    write_text(folder / "results.json", json.dumps(results, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    write_json(folder / "results.json", results, indent=2)

@@ -23,7 +23,7 @@ from common.datasets.readers import (
     visible,
 )
 from common.errors import UserError, one_line
-from common.files import write_text
+from common.files import check_text, write_text
 from common.progress import track
 
 NAMES = ("portraits", "lfw")
@@ -231,7 +231,7 @@ def attack_pairs(
     if count > most:
         raise UserError(
             f"{faces.name}: {count} pairs of different people, {len(people)} people with {counts.sum()} pictures have"
-            f" {most}; ask for fewer or bring more people"
+            f" {most}; ask for fewer pairs or bring more people"
         )
     rng, size = np.random.default_rng(seed), len(faces.person)
     chosen = np.empty(0, np.int64)
@@ -255,7 +255,8 @@ def attack_pairs(
 
 
 def save_pairs(path: str | Path, faces: Faces, pairs: np.ndarray) -> None:
-    """Write pairs (count, 2) of pictures as a table of file names, attacker and victim, for `load_pairs`."""
+    """Write pairs (count, 2) of pictures as a table of file names, byte by byte as they are, attacker and victim, for
+    `load_pairs`."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(_HEADER)
@@ -271,14 +272,16 @@ def load_pairs(path: str | Path, faces: Faces) -> np.ndarray:
     """
     place = {file: row for row, file in enumerate(faces.files)}
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with open(path, "rb") as file:
+            check_text(file.read(4), str(path))
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             lines = csv.reader(file, strict=True)
             if next(lines, None) != _HEADER:
                 raise UserError(f"{path}: line 1 is not {','.join(_HEADER)!r}; expected a table of file names")
             pairs = [_pair(fields, place, faces, f"{path}: line {lines.line_num}") for fields in lines if fields]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise UserError(f"{path}: not a table of file names ({one_line(error)}); write it anew") from error
     if not pairs:
         raise UserError(f"{path}: holds no pairs; expected lines <attacker's file>,<victim's file>")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.errors import UserError
+from common.files import read_lines
 from common.intervals import Measured, Statistic, best_threshold, bootstrap, ratio
 from face_mter.faces import Faces, attack_pairs
 
@@ -314,25 +315,31 @@ def read_pairs(path: str | Path, faces: Faces) -> FoldedPairs:
     Its first line has the number of folds and of pairs of each kind in a fold; a fold is that many lines `name i j` and
     then as many `name i other j`, picture i being `<name>/<name>_<i with four digits>` with any ending.
 
-    Errors: `UserError` naming the line that is no such pair; for a file that is missing or has too few or too many
-    lines, and when no picture of any pair is there.
+    Errors: `UserError` naming the line that is no such pair, or that means either of two files of one name but for
+    their endings; for a file that is missing or has too few or too many lines, and when no picture of any pair is
+    there.
     """
-    try:
-        head, *lines = Path(path).read_text("utf-8-sig").rstrip().split("\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is no text; expected a list of pairs as LFW's pairs.txt") from error
+    head, *lines = read_lines(path)
     sizes = [_number(field) for field in head.split()]
     if len(sizes) != 2 or min(sizes) < 1:
         raise UserError(f"{path}: line 1 is {head[:80]!r}; expected the numbers of folds and of pairs, as in '10 300'")
     folds, kind = sizes
     if len(lines) != folds * 2 * kind:
         raise UserError(f"{path}: {len(lines)} pairs, line 1 says 2 x {folds} x {kind}; get the file anew")
-    place = {str(PurePosixPath(file).with_suffix("")): row for row, file in enumerate(faces.files)}
+    place: dict[str, int] = {}
+    double: set[str] = set()
+    for row, file in enumerate(faces.files):
+        name = str(PurePosixPath(file).with_suffix(""))
+        double |= {name} & place.keys()
+        place[name] = row
     listed = [
         _listed_pair(line, index // kind % 2 == 0, f"{path}: line {index + 2}") for index, line in enumerate(lines)
     ]
+    for index, pair in enumerate(listed):
+        if both := double.intersection(pair):
+            raise UserError(
+                f"{path}: line {index + 2}: {faces.name} has two pictures {min(both)!r}, of two endings; remove one"
+            )
     pairs = np.array([[place.get(picture, -1) for picture in pair] for pair in listed], np.int32)
     there, index = (pairs >= 0).all(axis=1), np.arange(len(pairs))
     if not there.any():
@@ -355,7 +362,8 @@ def make_folds(
     people = people[np.argsort(faces.counts[people] < 2, kind="stable")]
     if len(people) < 2 * folds:
         raise UserError(
-            f"{faces.name}: {len(people)} people for {folds} folds; expected {2 * folds}: ask for fewer folds"
+            f"{faces.name}: {len(people)} people for {folds} folds; expected {2 * folds}: bring more people, or hold"
+            " more of them back by evaluation_share"
         )
     of_one = same_pairs(faces.person)
     pairs = []
@@ -365,7 +373,7 @@ def make_folds(
         if len(drawn) < count:
             raise UserError(
                 f"{faces.name}: {len(drawn)} pairs of one person in a fold of {len(mine)} people; expected {count}: ask"
-                " for fewer pairs or folds"
+                " for fewer pairs by n_folded, or bring more pictures"
             )
         # The first pair of everyone, then the second of everyone who has two, and so on.
         drawn = drawn[np.argsort(_rank(faces.person[drawn[:, 0]]), kind="stable")]
@@ -427,7 +435,7 @@ def _allowed(negatives: int, far: float) -> int:
     allowed = max(k for k in range(max(0, about - 1), about + 2) if k / negatives <= far)
     if not allowed:
         raise UserError(
-            f"{negatives} pairs of different people cannot show a false accept rate of {far:g}; expected"
+            f"{negatives} pairs of different people cannot show a false accept rate of {far}; expected"
             f" {math.ceil(1 / far)} or more: bring more people or raise far"
         )
     return allowed

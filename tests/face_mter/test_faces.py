@@ -341,7 +341,9 @@ def test_lists_of_pairs_that_are_refused(tmp_path, text, words):
 def test_a_list_that_cannot_be_read_is_refused(tmp_path):
     refused(lambda: load_pairs(tmp_path / "none.csv", faces_of([2, 2])), "none.csv", "cannot be read")
     (tmp_path / "bytes.csv").write_bytes(b"attacker,victim\n\xff\xfe,a\n")
-    refused(lambda: load_pairs(tmp_path / "bytes.csv", faces_of([2, 2])), "bytes.csv", "not a table")
+    refused(
+        lambda: load_pairs(tmp_path / "bytes.csv", faces_of([2, 2])), "bytes.csv", "line 2", "is no picture of toys"
+    )
 
 
 @pytest.mark.realdata
