@@ -50,6 +50,14 @@ def class_maps(kind: Literal["seeded", "paper"], classes: int, count: int, seed:
     return np.stack([cycle[(place + shift) % classes] for shift in shifts[:count]]).astype(np.int32)
 
 
+def by_label(maps: np.ndarray, labels: np.ndarray, outputs: int) -> np.ndarray:
+    """Class maps int32 (count, classes) as maps of a model's `outputs`, of which `labels` (classes,) are the classes;
+    the others, which no picture has, stay as they are: int32 (count, `outputs`)."""
+    wide = np.tile(np.arange(outputs, dtype=np.int32), (len(maps), 1))
+    wide[:, labels] = labels[maps]
+    return wide
+
+
 def inverse(class_map: np.ndarray) -> np.ndarray:
     """The map that undoes `class_map` (classes,)."""
     return np.argsort(class_map).astype(np.int32)

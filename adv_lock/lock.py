@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import keras
 
     from adv_lock.locking import Recipe, Report
+    from common.datasets import FileLabels
 
 _EXAMPLES = 8
 
@@ -78,7 +79,9 @@ def _lock_arrays(options: Options, run: Run) -> "tuple[Report, dict]":
 
     data = load(options)
     run.data(data.name, data.sha256)
-    recipe = _recipe(options, run, data.classes)
+    recipe = _recipe(options, run, data.classes, data.file_labels)
+    # A base classifier from elsewhere may know the classes by the labels of the file.
+    data = data.for_outputs(recipe.class_maps.shape[1])
     report = locking.lock_arrays(data, recipe, run.folder, options.attack_store, run.say)
     stored = NpzStream(run.folder / locking.LOCKED / locking.ARRAYS, "x_test").read(_EXAMPLES)
     return report, _examples(list(data.x_test[:_EXAMPLES]), list(stored))
@@ -86,6 +89,7 @@ def _lock_arrays(options: Options, run: Run) -> "tuple[Report, dict]":
 
 def _lock_folder(options: Options, run: Run) -> "tuple[Report, dict]":
     import hashlib
+    import os
 
     import numpy as np
 
@@ -102,7 +106,7 @@ def _lock_folder(options: Options, run: Run) -> "tuple[Report, dict]":
         raise UserError(f"{root}: holds one class only; a lock needs a second class to point to")
     digest = hashlib.sha256()
     for picture in track(pictures, "hashing", units="files"):
-        digest.update(f"{picture.path.relative_to(root)}\0{files.sha256(picture.path)}\n".encode())
+        digest.update(os.fsencode(picture.path.relative_to(root)) + f"\0{files.sha256(picture.path)}\n".encode())
     run.data(root.name, digest.hexdigest())
     recipe = _recipe(options, run, len(class_names))
     size = None if options.image_size == "keep" else int(options.image_size)
@@ -192,13 +196,13 @@ def _check(options: Options) -> None:
         raise UserError(f"--image-size: is for folders of pictures; {options.dataset} is locked at its own size")
     for name in ("alpha", "lambd"):
         if not getattr(options, name) <= 1:
-            raise UserError(f"--{name}: is a share and at most 1; received {getattr(options, name):g}")
+            raise UserError(f"--{name}: is a share and at most 1; received {getattr(options, name)}")
 
 
-def _recipe(options: Options, run: Run, classes: int) -> "Recipe":
+def _recipe(options: Options, run: Run, classes: int, labels: "FileLabels | None" = None) -> "Recipe":
     import numpy as np
 
-    from adv_lock.class_maps import MAPS_NEEDED, class_maps
+    from adv_lock.class_maps import MAPS_NEEDED, by_label, class_maps
     from adv_lock.locking import Recipe
     from adv_lock.targeted import targeted_attack
     from common import attacks, checkpoints
@@ -216,7 +220,9 @@ def _recipe(options: Options, run: Run, classes: int) -> "Recipe":
         answered = attacks.check_logits(model, np.random.default_rng(0).random((8, *_shape(model)), np.float32))
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    if answered != classes:
+    if labels is not None and answered == len(labels.names) != classes:
+        maps = by_label(maps, labels.values, answered)
+    elif answered != classes:
         raise UserError(f"{path}: tells {answered} classes apart, the data have {classes}; give another --model")
     attack = targeted_attack(model, eps=options.eps, alpha=options.attack_lr, steps=options.attack_steps)
     return Recipe(options.lock_method, options.alpha, options.lambd, maps, options.eps, options.seed, attack)

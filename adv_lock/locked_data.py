@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adv_lock import mixing
-from adv_lock.locking import ARRAYS, KEY, LOCKED, MANIFEST, SPLITS
+from adv_lock.locking import ARRAYS, KEY, LOCKED, MANIFEST, SPLITS, difference_name
 from common import files
 from common.datasets import scaled
 from common.datasets.readers import NpzStream, read_picture
@@ -32,7 +32,7 @@ class Key(NamedTuple):
 
         Errors: `UserError` for a picture that the key does not know.
         """
-        member = f"difference/{name}"
+        member = difference_name(name)
         if member not in self.archive.files:
             raise UserError(f"{self.path}: knows no {name}; it is the key of other pictures")
         return self.archive[member]
@@ -134,11 +134,17 @@ def _read_arrays(locked: Path, key: Key, manifest: dict, image_size: int) -> dic
         return np.concatenate([rows for rows, _ in blocks]), np.concatenate([original for _, original in blocks])
 
     locked_test, original_test = both("test")
+    # A lock of before has no labels in its manifest, and classes in their place.
+    labels = np.array(manifest.get("labels", range(len(manifest["classes"]))))
+    y = {split: NpzStream(locked / ARRAYS, f"y_{split}").read() for split in SPLITS}
+    if not all(np.isin(values, labels).all() for values in y.values()):
+        raise UserError(f"{locked / ARRAYS}: labels that {MANIFEST} does not name; take a new copy")
+    y = {split: np.searchsorted(labels, values).astype(np.int32) for split, values in y.items()}
     return {
         "locked_train": NpzStream(locked / ARRAYS, "x_train").read(),
-        "y_train": NpzStream(locked / ARRAYS, "y_train").read(),
+        "y_train": y["train"],
         "locked_test": locked_test,
-        "y_test": NpzStream(locked / ARRAYS, "y_test").read(),
+        "y_test": y["test"],
         "original_test": original_test,
         "original_train": lambda: both("train")[1],
     }

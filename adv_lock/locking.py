@@ -73,10 +73,12 @@ def lock_arrays(data: Arrays, recipe: Recipe, folder: Path, store_folder: Path, 
     """Lock both splits of `data` into `folder/locked/locked.npz`, with `folder/key.npz` to undo it.
 
     The train split is locked by its labels, the test split by what the base classifier answers, as an owner must who
-    has no labels yet; the labels stored are the true ones in both.
+    has no labels yet; the labels stored are the true ones in both, as the data set's own file has them.
     """
     report = Report()
     store = Store(store_folder, recipe.attack)
+    labels = np.arange(data.classes) if data.file_labels is None else data.file_labels.values
+    labels = labels.astype(np.int32)
     splits = {"train": (data.x_train, data.y_train), "test": (data.x_test, data.y_test)}
     hashes = {split: hashlib.sha256() for split in splits}
     count = len(data.x_train) + len(data.x_test)
@@ -96,10 +98,10 @@ def lock_arrays(data: Arrays, recipe: Recipe, folder: Path, store_folder: Path, 
                 difference_rows.append(mixing.difference(x[rows], stored))
                 hashes[split].update(np.ascontiguousarray(x[rows]).tobytes())
                 progress.add(len(stored))
-            shared.member(f"y_{split}", y.shape, np.int32).append(y.astype(np.int32))
+            shared.member(f"y_{split}", y.shape, np.int32).append(labels[y])
         _write_key(key, recipe, {split: digest.hexdigest() for split, digest in hashes.items()})
     report.seconds = store.seconds
-    _write_manifest(folder, recipe, data.class_names, [{"file": ARRAYS}])
+    _write_manifest(folder, recipe, data.class_names, [{"file": ARRAYS}], labels)
     return report
 
 
@@ -150,24 +152,18 @@ def lock_pictures(
         {"file": name, "split": SPLITS[int(test)], "label": int(picture.label)}
         for name, picture, test in zip(names, pictures, is_test, strict=True)
     ]
-    _write_manifest(folder, recipe, class_names, entries)
+    _write_manifest(folder, recipe, class_names, entries, np.arange(len(class_names)))
     return report
 
 
 def locked_names(root: Path, pictures: Sequence[PicturePath]) -> list[str]:
     """`<class>/<stem>.png` for each picture; where two would share that name, with a suffix that tells them apart."""
-    plain = [picture.path.relative_to(root).with_suffix(".png").as_posix() for picture in pictures]
-    count = Counter(plain)
-    taken = {name for name in plain if count[name] == 1}
-    names = []
-    for picture, name in zip(pictures, plain, strict=True):
-        if count[name] > 1:
-            stem = f"{name.removesuffix('.png')}_{picture.path.suffix[1:].lower()}"
-            tries = (f"{stem}{number}.png" for number in ("", *range(2, len(plain) + 2)))
-            name = next(candidate for candidate in tries if candidate not in taken)
-            taken.add(name)
-        names.append(name)
-    return names
+    return files.png_names([picture.path.relative_to(root).as_posix() for picture in pictures])
+
+
+def difference_name(name: str) -> str:
+    """What the difference of a locked picture is called in the key, whose names have to be UTF-8."""
+    return f"difference/{files.printable(name)}"
 
 
 def read_pixels(path: Path, image_size: int | None) -> np.ndarray:
@@ -243,7 +239,7 @@ def _join_parts(
         for name, test in track(list(zip(names, is_test, strict=True)), "writing the key"):
             part = files.read_npz(_part(parts, name))
             difference = part["difference"]
-            key.member(f"difference/{name}", difference.shape, np.uint8).append(difference)
+            key.member(difference_name(name), difference.shape, np.uint8).append(difference)
             originals[name] = part["original"].tobytes().decode()
             report.measured[SPLITS[int(test)]].append(Measured(*(part[name] for name in Measured._fields)))
             report.base_right.append(part["base_right"])
@@ -332,16 +328,19 @@ def _write_key(key: NpzWriter, recipe: Recipe, originals: dict[str, str]) -> Non
         key.member(name, array.shape, array.dtype).append(array)
 
 
-def _write_manifest(folder: Path, recipe: Recipe, class_names: Sequence[str], entries: list[dict]) -> None:
+def _write_manifest(
+    folder: Path, recipe: Recipe, class_names: Sequence[str], entries: list[dict], labels: np.ndarray
+) -> None:
     locked = folder / LOCKED
     manifest = {
         "method": recipe.method,
         "budget": {"norm": "l2", "eps_at_32x32x3": recipe.eps, "unit": "pixel values in [0, 1]"},
         "versions": {name: version(name) for name in ("adversarial-suite", "tensorflow", "keras")},
         "classes": list(class_names),
+        "labels": labels.tolist(),
         "files": [{**entry, "sha256": files.sha256(locked / entry["file"])} for entry in entries],
     }
-    files.write_text(locked / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    files.write_json(locked / MANIFEST, manifest, indent=1)
 
 
 def _text(text: str) -> np.ndarray:

@@ -78,6 +78,7 @@ def analyse(options: Options, run: Run) -> None:
     whole_levels(options.eps)
     tested = load_tested(options, run)
     picked = chosen(options, tested, run)
+    tested = tested.for_outputs(picked.model.output_shape[1])
     model, name, layer, _ = picked
     right = predict(model, tested.x, batch_size=options.batch_size, progress=True) == tested.y
     run.rate("clean_accuracy", float(right.mean()), len(right), model=name, split="test")

@@ -57,6 +57,7 @@ def attack(options: Options, run: Run) -> None:
     tested = load_tested(options, run)
     maps = options.layer is not None or not set(KINDS).isdisjoint(options.attack)
     model = chosen(options, tested, run, maps=maps)
+    tested = tested.for_outputs(model.model.output_shape[1])
     source = None if options.source is None else load_classifier(options.source, tested)
     judged = Judged(options, run, model, np.asarray(as_float(tested.x)), tested.y)
     for eps in dict.fromkeys(options.budgets):

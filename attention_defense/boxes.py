@@ -10,17 +10,25 @@ from common.errors import UserError
 
 
 def masks_from(folder: Path, pictures: Sequence[Path], size: tuple[int, int]) -> np.ndarray:
-    """The union of all boxes of each of `pictures` in `<folder>/<stem>.xml`, or in a folder there that is called like
-    the picture's own, brought to `size` (H, W): bool (N, H, W), all False for a picture without annotation.
+    """The union of all boxes of each of `pictures` in `<stem>.xml`, in a folder of `folder` that is called like the
+    picture's own or in `folder` itself, brought to `size` (H, W): bool (N, H, W), all False for a picture without
+    annotation.
 
-    Errors: `UserError` naming the file for one that is damaged, and when not one picture has an annotation.
+    Errors: `UserError` naming the file for one that is damaged or that two pictures have by their names, and when not
+    one picture has an annotation.
     """
     masks = np.zeros((len(pictures), *size), bool)
-    found = 0
+    found: dict[Path, Path] = {}
     for mask, picture in zip(masks, pictures, strict=True):
-        for place in (folder / f"{picture.stem}.xml", folder / picture.parent.name / f"{picture.stem}.xml"):
+        # The one that says whose it is comes first.
+        for place in (folder / picture.parent.name / f"{picture.stem}.xml", folder / f"{picture.stem}.xml"):
             if place.is_file():
-                found += 1
+                if place in found:
+                    raise UserError(
+                        f"--boxes: {place}: of {found[place]} or of {picture}? Put it into"
+                        f" {folder / picture.parent.name}, or call one of the pictures differently"
+                    )
+                found[place] = picture
                 for top, left, bottom, right in read_boxes(place):
                     mask[_cells(top, bottom, size[0]), _cells(left, right, size[1])] = True
                 break
@@ -44,7 +52,7 @@ def read_boxes(path: Path) -> list[tuple[float, float, float, float]]:
         root = ElementTree.parse(path).getroot()
         width, height = (float(root.findtext(f"size/{side}")) for side in ("width", "height"))
         if not (width > 0 and height > 0):
-            raise ValueError(f"a picture of {width:g} x {height:g}")
+            raise ValueError(f"a picture of {width} x {height}")
         boxes = [
             tuple(float(box.findtext(edge)) for edge in ("ymin", "xmin", "ymax", "xmax"))
             for box in root.iterfind("object/bndbox")
@@ -54,7 +62,7 @@ def read_boxes(path: Path) -> list[tuple[float, float, float, float]]:
     for top, left, bottom, right in boxes:
         # Edges count from 1 in some annotations and from 0 in others.
         if not (0 <= left < right <= width + 1 and 0 <= top < bottom <= height + 1):
-            raise UserError(f"{path}: box {left:g} {top:g} {right:g} {bottom:g} outside {width:g} x {height:g}")
+            raise UserError(f"{path}: box {left} {top} {right} {bottom} outside {width} x {height}")
     return [
         (top / height, left / width, min(bottom / height, 1.0), min(right / width, 1.0))
         for top, left, bottom, right in boxes

@@ -48,6 +48,7 @@ def explain(options: Options, run: Run) -> None:
 
     tested = load_tested(options, run)
     model, name, layer, training = chosen(options, tested, run)
+    tested = tested.for_outputs(model.output_shape[1])
     x, y = np.asarray(as_float(tested.x)), tested.y
     attack = attacks.named(options.attack, model, eps=options.eps, layer=layer, training=training, seed=options.seed)
     pictures = {"clean": x, "attacked": attacked(attack, x, y, batch_size=options.batch_size, progress=True)}

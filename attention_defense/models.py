@@ -87,7 +87,7 @@ def load_classifier(path: Path, tested: Tested) -> "keras.Model":
 
 
 def _check_classes(path: Path, classes: int, tested: Tested) -> None:
-    if classes == len(tested.class_names):
+    if classes == len(tested.for_outputs(classes).class_names):
         return
     remedy = (
         "give the model's list of classes by --class-list"

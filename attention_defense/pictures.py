@@ -61,12 +61,21 @@ class TestedOptions(PictureOptions):
 
 class Tested(NamedTuple):
     """`x` uint8 (N, H, W, C); `y` int32 (N,); `masks` bool (N, H, W), the pixels of the objects, all False where an
-    object is not known, or None where none is; `class_names` of the model."""
+    object is not known, or None where none is; `class_names` of the model. `by_label`: labels and class names for a
+    model that knows the classes by the labels of their file, where these are others."""
 
     x: "np.ndarray"
     y: "np.ndarray"
     masks: "np.ndarray | None"
     class_names: tuple[str, ...]
+    by_label: "tuple[np.ndarray, tuple[str, ...]] | None" = None
+
+    def for_outputs(self, outputs: int) -> "Tested":
+        """The same with the labels that a model of so many `outputs` answers with."""
+        if self.by_label is None or len(self.by_label[1]) != outputs or outputs == len(self.class_names):
+            return self
+        y, class_names = self.by_label
+        return Tested(self.x, y, self.masks, class_names)
 
 
 def load(options: PictureOptions, run: Run, *, n_train: int | None) -> "Arrays":
@@ -98,7 +107,10 @@ def load_tested(options: TestedOptions, run: Run) -> Tested:
         masks = _boxed(options, data.x_test.shape[1:3])
     if options.class_list is not None:
         y, names = relabelled(y, names, options.class_list)
-    return Tested(data.x_test, y, masks, names)
+        return Tested(data.x_test, y, masks, names)
+    other = None if data.file_labels is None else data.for_outputs(len(data.file_labels.names))
+    by_label = None if other is None else (other.y_test, other.class_names)
+    return Tested(data.x_test, y, masks, names, by_label)
 
 
 def _boxed(options: TestedOptions, size: tuple[int, int]) -> "np.ndarray":
@@ -113,15 +125,27 @@ def _boxed(options: TestedOptions, size: tuple[int, int]) -> "np.ndarray":
 
 
 def relabelled(y: "np.ndarray", names: tuple[str, ...], class_list: Path) -> "tuple[np.ndarray, tuple[str, ...]]":
-    """Labels `y` (N,) of folders `names` as places in `class_list`, and that list."""
+    """Labels `y` (N,) of folders `names` as places in `class_list`, and that list.
+
+    A line is the name of a folder, or begins with one that holds no blank, as ImageNet's lists do.
+
+    Errors: `UserError` for a file that is no list, and for a folder that is not on it or on two of its lines.
+    """
     import numpy as np
 
-    try:
-        listed = tuple(line.split()[0] for line in class_list.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--class-list: {class_list}: cannot be read ({error})") from error
-    place = {name: number for number, name in enumerate(listed)}
-    missing = sorted(set(names) - set(place))
+    from common.files import read_lines
+
+    known, place, listed = set(names), {}, []
+    for number, line in enumerate(read_lines(class_list), 1):
+        # A name may begin or end with a blank, but hardly does.
+        name = next((spelt for spelt in (line, line.strip()) if spelt in known), (line.split() or [""])[0])
+        if not name:
+            continue
+        if name in known and name in place:
+            raise UserError(f"--class-list: {class_list}:{number}: {name!r} is there a second time; remove one")
+        place[name] = len(listed)
+        listed.append(name)
+    missing = sorted(known - set(place))
     if missing:
         raise UserError(f"--class-list: {class_list}: no class {missing[0]!r}, which the data set has")
-    return np.array([place[name] for name in names], np.int32)[y], listed
+    return np.array([place[name] for name in names], np.int32)[y], tuple(listed)

@@ -39,6 +39,7 @@ def load_subject(label: str, path: Path, data: "Arrays") -> Subject:
     x = data.x_test.astype(np.float32) / 255.0
     if tuple(model.input_shape[1:]) != x.shape[1:]:
         raise UserError(f"{path}: takes images of {tuple(model.input_shape[1:])}, {data.name} has {x.shape[1:]}")
+    data = data.for_outputs(model.output_shape[-1])
     if model.output_shape[-1] < data.classes:
         raise UserError(f"{path}: tells {model.output_shape[-1]} classes apart, {data.name} has {data.classes}")
     answers = np.asarray(model(x[:64], training=False))

@@ -1,10 +1,11 @@
 """Image data sets as arrays: by name, or from an `.npz`, a picture folder or a tar of pictures."""
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from common.datasets.readers import (
 from common.datasets.scenes import CLASS_NAMES, scenes
 from common.errors import UserError
 from common.files import npz_headers
-from common.progress import track
+from common.progress import say, track
 
 NAMES = ("scenes", *NAMED)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
@@ -33,15 +34,25 @@ SCENES_TRAIN, SCENES_TEST = 4000, 1000
 # A label of this size is an id or an underflow, not the index of a class.
 MAX_CLASSES = 100_000
 CHECKED_ROWS = 4096
+_SHOWN_LABELS = 12
 
 Listed = TypeVar("Listed", bound=Labelled)
+
+
+class FileLabels(NamedTuple):
+    """The labels of a file that are not simply 0 to classes - 1: int32 (classes,), `values[c]` is that of class c, and
+    the `names` of all labels from 0 that the file speaks of, also of those that no image has."""
+
+    values: np.ndarray
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Arrays:
     """An image data set held in memory.
 
-    `x_train`, `x_test`: uint8 (N, H, W, 1 or 3). `y_train`, `y_test`: int32 (N,), below `classes`. `sha256`: hash over
+    `x_train`, `x_test`: uint8 (N, H, W, 1 or 3). `y_train`, `y_test`: int32 (N,), below `classes`; a class has images,
+    and where labels of a file begin at 1 or have gaps, `file_labels` says which label it was. `sha256`: hash over
     all arrays and class names, so it changes with `n_train`. Scenes alone have `masks_*` bool (N, H, W), the object's
     visible pixels, and `boxes_*` int32 (N, 4) as top, left, bottom, right, the last two exclusive.
     """
@@ -57,11 +68,21 @@ class Arrays:
     masks_test: np.ndarray | None = None
     boxes_train: np.ndarray | None = None
     boxes_test: np.ndarray | None = None
+    file_labels: FileLabels | None = None
 
     @property
     def classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    def for_outputs(self, outputs: int) -> "Arrays":
+        """The data as a model of so many `outputs` knows them: with the labels of the file, gaps and all, when these
+        are not as many as the classes. So answers a model that was trained elsewhere on such a file."""
+        if self.file_labels is None or outputs == self.classes:
+            return self
+        values, names = self.file_labels
+        y = {f"y_{part}": values[getattr(self, f"y_{part}")] for part in SPLITS}
+        return dataclasses.replace(self, **y, class_names=names, file_labels=None)
 
 
 def load(
@@ -78,9 +99,10 @@ def load(
     """The data set of a name in `NAMES` or of a path.
 
     A path is an `.npz` with Keras keys (`x_train` (N, H, W), (N, H, W, 1) or (N, H, W, 3) in 0..255, or floating point
-    in [0, 1], which is rounded to 8 bits; `y_train` (N,) or (N, 1); the same for `test`; `class_names` if wanted), a
-    folder `<root>/<class>/<file>` or `<root>/{train,test}/<class>/<file>`, or a tar of such a folder, which is read
-    without being unpacked.
+    in [0, 1], which is rounded to 8 bits; `y_train` (N,) or (N, 1); the same for `test`; `class_names` if wanted, by
+    label or in the order of the labels; without them a class is called by its label, and labels that nothing has are no
+    classes, which is said), a folder `<root>/<class>/<file>` or `<root>/{train,test}/<class>/<file>`, or a tar of such
+    a folder, which is read without being unpacked.
 
     `data_dir`: where downloads are kept. `seed`: draws the scenes, the order of a folder's pictures and its split.
     `n_train`, `n_test`: at most that many; of named sets and `.npz` the first ones, of folders and tars the first of an
@@ -108,19 +130,25 @@ def load(
     if dataset not in NAMED and path.suffix.lower() != ".npz":
         raise UserError(f"{dataset}: unknown kind of file; expected .npz, a folder or a tar of pictures")
     counts = {"train": n_train, "test": n_test}
-    parts, class_names = _named(dataset, data_dir, counts) if dataset in NAMED else _npz(path, counts)
+    file_labels = None
+    if dataset in NAMED:
+        parts, class_names = _named(dataset, data_dir, counts)
+    else:
+        parts, class_names, file_labels = _npz(path, counts)
     height, width = parts["x_train"].shape[1:3]
     if image_size is not None and (height, width) != (image_size, image_size):
         raise UserError(f"image_size={image_size}: {dataset} has {height} x {width} images; leave the option out")
-    return _arrays(dataset, parts, class_names)
+    return _arrays(dataset, parts, class_names, file_labels)
 
 
-def _arrays(name: str, parts: dict[str, np.ndarray], class_names: tuple[str, ...]) -> Arrays:
+def _arrays(
+    name: str, parts: dict[str, np.ndarray], class_names: tuple[str, ...], file_labels: FileLabels | None = None
+) -> Arrays:
     digest = hashlib.sha256(repr(class_names).encode())
     for key in sorted(parts):
         digest.update(f"{key} {parts[key].dtype.str} {parts[key].shape}".encode())
         digest.update(np.ascontiguousarray(parts[key]).data)
-    return Arrays(name=name, class_names=class_names, sha256=digest.hexdigest(), **parts)
+    return Arrays(name=name, class_names=class_names, sha256=digest.hexdigest(), file_labels=file_labels, **parts)
 
 
 def _scenes(seed: int, n_train: int, n_test: int, size: int) -> Arrays:
@@ -137,7 +165,7 @@ def _named(
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     paths = [fetch(source, data_dir) for source in NAMED[name].sources]
     if name == "mnist":
-        return _npz(paths[0], counts, NAMED[name].class_names)
+        return _npz(paths[0], counts, NAMED[name].class_names)[:2]
     if name == "cifar10":
         parts = read_cifar10(paths[0])
     else:
@@ -151,7 +179,7 @@ def _named(
 
 def _npz(
     path: Path, counts: dict[str, int | None], class_names: tuple[str, ...] | None = None
-) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+) -> tuple[dict[str, np.ndarray], tuple[str, ...], FileLabels | None]:
     keys = npz_headers(path)
     for key in ("x_train", "y_train", "x_test", "y_test"):
         if key not in keys:
@@ -162,13 +190,11 @@ def _npz(
             raise UserError(f"{path}[class_names]: {names.dtype} {names.shape}; expected strings, one per class")
         class_names = tuple(names.read().tolist())
     labels = {part: _labels(path, f"y_{part}") for part in SPLITS}
-    classes = len(class_names) if class_names else int(labels["train"].max()) + 1
-    class_names = class_names or tuple(str(label) for label in range(classes))
+    names_of = _label_names(path, labels, class_names)
+    values = np.unique(np.concatenate(list(labels.values())))
     parts = {}
     for part in SPLITS:
-        y = labels[part]
-        if y.max() >= classes:
-            raise UserError(f"{path}[y_{part}]: label {y.max()}, expected 0 to {classes - 1}; correct the labels")
+        y = np.searchsorted(values, labels[part]).astype(np.int32)
         images = NpzStream(path, f"x_{part}")
         if images.shape[0] != len(y):
             raise UserError(f"{path}: {images.shape[0]} rows in x_{part}, {len(y)} in y_{part}; make them equal")
@@ -177,7 +203,41 @@ def _npz(
     if parts["x_train"].shape[1:] != parts["x_test"].shape[1:]:
         shapes = " and ".join(f"{parts[f'x_{part}'].shape[1:]} in x_{part}" for part in SPLITS)
         raise UserError(f"{path}: images of {shapes}; bring them to one shape")
-    return parts, class_names
+    chosen = tuple(names_of[value] for value in values)
+    if len(values) == len(names_of):
+        return parts, chosen, None
+    _say_labels(path, values, names_of, named=class_names is not None)
+    return parts, chosen, FileLabels(values, names_of)
+
+
+def _label_names(path: Path, labels: dict[str, np.ndarray], class_names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The names of all labels from 0 that a file speaks of: its class names, where these are by label; where they are
+    as many as there are labels, their names in this order; otherwise the labels themselves.
+
+    Errors: `UserError` for a label that has no name, or that is above those to train on.
+    """
+    values = np.unique(labels["train"])
+    most = int(values[-1])
+    names: Sequence[str] = class_names or list(map(str, range(most + 1)))
+    if most >= len(names) and len(names) == len(values) and np.isin(labels["test"], values).all():
+        by_label = dict(zip(values.tolist(), names, strict=True))
+        return tuple(by_label.get(label, str(label)) for label in range(most + 1))
+    for part, y in labels.items():
+        if y.max() >= len(names):
+            low = 0 if class_names else values[0]
+            raise UserError(
+                f"{path}[y_{part}]: label {y.max()}, expected {low} to {len(names) - 1}; correct the labels"
+            )
+    return tuple(names)
+
+
+def _say_labels(path: Path, values: np.ndarray, names: tuple[str, ...], *, named: bool) -> None:
+    def listed(labels: np.ndarray) -> str:
+        shown = [f"{label} ({names[label]})" if named else str(label) for label in labels[:_SHOWN_LABELS].tolist()]
+        return ", ".join([*shown, "..."] if len(labels) > _SHOWN_LABELS else shown)
+
+    nobody = np.setdiff1d(np.arange(len(names)), values)
+    say(f"{path}: {len(values)} classes, labelled {listed(values)}; no image has label {listed(nobody)}: no class")
 
 
 def _labels(path: Path, key: str) -> np.ndarray:
@@ -193,7 +253,7 @@ def _labels(path: Path, key: str) -> np.ndarray:
     if stream.dtype.kind == "f" and not (np.isfinite(y).all() and (y == np.rint(y)).all()):
         raise UserError(f"{path}[{key}]: labels that are no whole numbers; save class indices as int32")
     if y.min() < 0 or y.max() >= MAX_CLASSES:
-        raise UserError(f"{path}[{key}]: labels from {y.min()} to {y.max()}; expected class indices from 0")
+        raise UserError(f"{path}[{key}]: labels from {y.min()} to {y.max()}; expected 0 to {MAX_CLASSES - 1}")
     return y.astype(np.int32)
 
 
@@ -225,7 +285,7 @@ def _to_bytes(pixels: np.ndarray, where: str) -> np.ndarray:
     # NaN fails every comparison, so the test is for what is right.
     if not (low >= 0 and high <= top):
         raise UserError(
-            f"{where}: {pixels.dtype} values from {low:g} to {high:g}; expected 0..255 as uint8 or [0, 1] as floating"
+            f"{where}: {pixels.dtype} values from {low!s} to {high!s}; expected 0..255 as uint8 or [0, 1] as floating"
             " point, without NaN; rescale it and save np.rint(255 * x).astype('uint8')"
         )
     return pixels.astype(np.uint8) if top == 255 else np.rint(pixels * np.float32(255)).astype(np.uint8)

@@ -1,0 +1,103 @@
+"""Locks of files whose labels begin at 1 or have gaps: no image is locked towards a class that no image has."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from adv_lock.class_maps import by_label, class_maps
+from adv_lock.locked_data import read_locked
+from adv_lock.locking import Recipe, lock_arrays, lock_pictures
+from adv_lock.targeted import Attack
+from common import datasets, files
+from common.datasets.readers import list_pictures, write_png
+
+
+def recipe_of(maps, targets):
+    """A lock by an attack that notes its targets and answers with the brightness of the first pixel."""
+
+    def towards(images, target, steps=1):
+        targets.update(int(label) for label in target)
+        return np.full(images.shape, 0.01, np.float16)
+
+    def answers(images):
+        return images[:, 0, 0, 0].astype(np.int32) % maps.shape[1]
+
+    return Recipe("basic", 0.5, 0.5, maps, 5.0, 0, Attack(towards, answers, 1, "toy"))
+
+
+def dataset(path, labels):
+    x = np.random.default_rng(0).integers(20, 200, (len(labels), 12, 12, 3), dtype=np.uint8)
+    np.savez(path, x_train=x, y_train=labels, x_test=x, y_test=labels)
+    return datasets.load(str(path))
+
+
+@pytest.mark.parametrize("values", [[1, 2, 3, 4], [2, 5]])
+def test_locked_towards_classes_that_images_have(tmp_path, values):
+    data = dataset(tmp_path / "d.npz", np.array(values * 3))
+    targets = set()
+    recipe = recipe_of(class_maps("seeded", data.classes, 1, 0), targets)
+    lock_arrays(data, recipe, tmp_path / "run", tmp_path / "store", lambda text: None)
+    assert targets <= set(range(len(values)))
+    # What is shared has the labels of the file, and says which classes they are.
+    stored = files.read_npz(tmp_path / "run" / "locked" / "locked.npz")
+    assert stored["y_train"].tolist() == values * 3
+    manifest = json.loads((tmp_path / "run" / "locked" / "manifest.json").read_text())
+    assert manifest["classes"] == list(map(str, values)) and manifest["labels"] == values
+    found = read_locked(tmp_path / "run", 12)
+    assert found.y_train.tolist() == found.y_test.tolist() == data.y_train.tolist()
+    assert found.class_names == data.class_names
+    np.testing.assert_array_equal(found.original_test, data.x_test)
+
+
+def test_class_maps_by_label_leave_what_no_image_has_as_it_is():
+    maps = class_maps("seeded", 3, 2, 0)
+    labels = np.array([1, 4, 5])
+    wide = by_label(maps, labels, 7)
+    assert wide.shape == (2, 7) and wide.dtype == np.int32
+    for narrow, g in zip(maps, wide, strict=True):
+        assert sorted(g) == list(range(7))
+        assert [g[label] for label in labels] == [labels[target] for target in narrow]
+        assert all(g[label] == label for label in (0, 2, 3, 6))
+
+
+def test_a_lock_of_before_without_labels_is_read(tmp_path):
+    data = dataset(tmp_path / "d.npz", np.array([0, 1] * 3))
+    lock_arrays(
+        data, recipe_of(class_maps("seeded", 2, 1, 0), set()), tmp_path / "run", tmp_path / "s", lambda text: None
+    )
+    path = tmp_path / "run" / "locked" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["labels"]
+    path.write_text(json.dumps(manifest))
+    assert read_locked(tmp_path / "run", 12).y_train.tolist() == [0, 1] * 3
+
+
+def test_folders_with_names_that_are_no_utf_8_are_locked_and_restored(tmp_path):
+    root, rng, written = tmp_path / "images", np.random.default_rng(0), {}
+    for name in (b"anna", b"Jos\xe9", b"Jos\xe8"):
+        for number in range(2):
+            path = root / os.fsdecode(b"%b/%d\xe9.png" % (name, number))
+            written[path] = rng.integers(20, 200, (12, 12, 3), dtype=np.uint8)
+            write_png(path, written[path])
+    pictures, names = list_pictures(root)
+    is_test = np.arange(len(pictures)) % 2 == 1
+    run = tmp_path / "run"
+    recipe = recipe_of(class_maps("seeded", 3, 1, 0), set())
+    lock_pictures(
+        root,
+        pictures,
+        is_test,
+        names,
+        recipe,
+        run,
+        tmp_path / "parts",
+        tmp_path / "store",
+        lambda text: None,
+        image_size=None,
+    )
+    found = read_locked(run, 12)
+    assert found.class_names == names
+    originals = [written[picture.path] for picture, test in zip(pictures, is_test, strict=True) if test]
+    np.testing.assert_array_equal(found.original_test, np.stack(originals))
