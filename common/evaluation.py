@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from common.attacks import attack_dataset, inference, logits_of, untargeted_ce
 from common.attacks.calls import compiled
+from common.errors import UserError
 from common.progress import blocks
 from common.training import as_float
 
@@ -37,6 +38,8 @@ def outputs(model: keras.Model, x: np.ndarray, *, batch_size: int = 256, progres
     """
     signature = [tf.TensorSpec([None, *x.shape[1:]], x.dtype)]
     answer = compiled(model, ("outputs", x.shape[1:], x.dtype.str), _outputs, signature)
+    if not len(x):
+        return answer(x).numpy()
     rows_of = blocks(len(x), batch_size, "outputs", units="examples", shown=progress)
     return np.concatenate([answer(x[rows]).numpy() for rows in rows_of])
 
@@ -48,7 +51,12 @@ def _outputs(model: keras.Model, x: tf.Tensor) -> tf.Tensor:
 def accuracy(
     model: keras.Model, x: np.ndarray, y: np.ndarray, *, batch_size: int = 500, progress: bool = False
 ) -> float:
-    """Share of `x` (N, ...) answered with `y` (N,), in [0, 1]."""
+    """Share of `x` (N, ...) answered with `y` (N,), in [0, 1].
+
+    Errors: `UserError` when `x` is empty: no examples have no rate.
+    """
+    if not len(x):
+        raise UserError("x: holds no examples to measure an accuracy on; expected one or more")
     return float(np.mean(predict(model, x, batch_size=batch_size, progress=progress) == y))
 
 

@@ -88,6 +88,8 @@ def batches(
     with tf.device("CPU"):
         images, labels = tf.constant(x), tf.constant(y, tf.int32)
     count = len(x) // batch_size
+    if not len(x):
+        raise UserError("x: holds no examples to train on; expected one or more")
     if count == 0:
         raise UserError(f"batch_size {batch_size} is larger than the {len(x)} training examples")
 

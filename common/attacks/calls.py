@@ -51,8 +51,9 @@ def check_box(x: Tensor, low: Tensor, high: Tensor) -> None:
         return
     check_finite(x)
     raise ValueError(
-        f"x must lie in [low, high]; received values from {float(tf.reduce_min(x)):.4g} to"
-        f" {float(tf.reduce_max(x)):.4g}. Divide 8-bit images by 255, or pass the box they live in"
+        # As text float32 has the digits that tell it from its neighbours, so what is just outside does not read as 1.
+        f"x must lie in [low, high]; received values from {x.numpy().min()!s} to {x.numpy().max()!s}. Divide 8-bit"
+        " images by 255, clip what rounding put outside, or pass the box they live in"
     )
 
 

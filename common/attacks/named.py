@@ -472,8 +472,8 @@ def _check(plan: Plan, model: Model, t: Tensors) -> None:
     check_box(t.x, t.low, t.high)
     for name in ("eps", "alpha"):
         value = getattr(t, name).numpy()
-        if not ((value >= 0) & np.isfinite(value)).all():
-            raise ValueError(f"{name} must be finite and 0 or more; received {value.min()}")
+        if not (sound := (value >= 0) & np.isfinite(value)).all():
+            raise ValueError(f"{name} must be finite and 0 or more; received {value[~sound][0]}")
     if int(t.steps) < 0:
         raise ValueError(f"steps must be 0 or more; received {int(t.steps)}")
     if plan.objective != "cosine_to":
