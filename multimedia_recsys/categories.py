@@ -70,8 +70,11 @@ def propose(chr_of: np.ndarray, label: np.ndarray, features: np.ndarray, *, fewe
 def named(text: str, names: Sequence[str], option: str) -> int:
     """The class of that name or number.
 
-    Errors: `UserError` naming the option.
+    Errors: `UserError` naming the option, also for a name of two classes, as `crane` is in ImageNet.
     """
+    if names.count(text) > 1:
+        numbers = ", ".join(str(number) for number, name in enumerate(names) if name == text)
+        raise UserError(f"{option}: {text!r} is the name of the classes {numbers}; give a number")
     if text in names:
         return names.index(text)
     if text.isdigit() and int(text) < len(names):

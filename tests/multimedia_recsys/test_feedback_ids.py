@@ -10,6 +10,7 @@ from PIL import Image
 from common.errors import UserError
 from multimedia_recsys import attack_folders
 from multimedia_recsys.catalogues import Pictures, Shop
+from multimedia_recsys.categories import named as parse_class
 from multimedia_recsys.interactions import interactions, leave_one_out, read_feedback, read_named
 from multimedia_recsys.looks import read_looks, write_looks
 
@@ -179,3 +180,10 @@ def test_attacked_pictures_of_one_name_but_for_the_ending_are_two_files(tmp_path
     found = attack_folders.read_pictures(tmp_path / "images", shop, items)
     np.testing.assert_array_equal(found, 255 - shop.pictures.read(items))
     assert np.asarray(Image.open(tmp_path / "images" / "b.png")).shape == (4, 4, 3)
+
+
+def test_a_name_of_two_classes_is_refused():
+    names = ("crane", "owl", "crane", "7")
+    with pytest.raises(UserError, match="--origin-class: 'crane' is the name of the classes 0, 2; give a number"):
+        parse_class("crane", names, "--origin-class")
+    assert [parse_class(text, names, "--origin-class") for text in ("owl", "2", "7")] == [1, 2, 3]
