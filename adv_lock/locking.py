@@ -340,7 +340,7 @@ def _write_manifest(
         "labels": labels.tolist(),
         "files": [{**entry, "sha256": files.sha256(locked / entry["file"])} for entry in entries],
     }
-    files.write_json(locked / MANIFEST, manifest, indent=1)
+    files.write_text(locked / MANIFEST, files.json_text(manifest, indent=1))
 
 
 def _text(text: str) -> np.ndarray:

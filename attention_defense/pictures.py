@@ -137,9 +137,7 @@ def relabelled(y: "np.ndarray", names: tuple[str, ...], class_list: Path) -> "tu
 
     known, place, listed = set(names), {}, []
     if len(known) < len(names):
-        raise UserError(
-            f"--class-list: {class_list}: two classes of the data set have one name"
-        )
+        raise UserError(f"--class-list: {class_list}: two classes of the data set have one name")
     for number, line in enumerate(read_lines(class_list), 1):
         # A name may begin or end with a blank, but hardly does.
         name = next((spelt for spelt in (line, line.strip()) if spelt in known), (line.split() or [""])[0])

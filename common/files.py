@@ -68,13 +68,13 @@ def write_text(path: Path | str, text: str) -> None:
         file.write(text)
 
 
-def write_json(path: Path | str, value: Any, *, indent: int) -> None:
-    """Write `value` as JSON in UTF-8, whole or not at all; names of files that are no UTF-8 come back as they were.
+def json_text(value: Any, *, indent: int) -> str:
+    """`value` as JSON that is UTF-8 and ends in a line feed; names of files that are none come back as they were.
 
     Errors: `ValueError` for a number that is not finite.
     """
     text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
-    write_text(path, _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
 def printable(text: str) -> str:

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from common.errors import UserError
-from common.files import printable, write_json, write_text
+from common.files import json_text, printable, write_text
 from common.progress import say
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -614,4 +614,4 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, A
 
 
 def _write_results(folder: Path, results: Mapping[str, Any]) -> None:
-    write_json(folder / "results.json", results, indent=2)
+    write_text(folder / "results.json", json_text(results, indent=2))

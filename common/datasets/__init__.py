@@ -178,20 +178,22 @@ def _named(
 
 
 def _npz(
-    path: Path, counts: dict[str, int | None], class_names: tuple[str, ...] | None = None
+    path: Path, counts: dict[str, int | None], known: tuple[str, ...] | None = None
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...], FileLabels | None]:
+    """The parts of a file and its classes; those `known` are all there, whatever the file has of them."""
     keys = npz_headers(path)
     for key in ("x_train", "y_train", "x_test", "y_test"):
         if key not in keys:
             raise UserError(f"{path}: no array {key!r}; expected the Keras keys x_train, y_train, x_test, y_test")
-    if class_names is None and "class_names" in keys:
+    class_names = known
+    if known is None and "class_names" in keys:
         names = NpzStream(path, "class_names")
         if names.dtype.kind != "U" or len(names.shape) != 1 or not names.shape[0]:
             raise UserError(f"{path}[class_names]: {names.dtype} {names.shape}; expected strings, one per class")
         class_names = tuple(names.read().tolist())
     labels = {part: _labels(path, f"y_{part}") for part in SPLITS}
     names_of = _label_names(path, labels, class_names)
-    values = np.unique(np.concatenate(list(labels.values())))
+    values = np.arange(len(names_of)) if known else np.unique(np.concatenate(list(labels.values())))
     parts = {}
     for part in SPLITS:
         y = np.searchsorted(values, labels[part]).astype(np.int32)
