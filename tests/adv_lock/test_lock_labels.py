@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from adv_lock.class_maps import by_label, class_maps
+from adv_lock.lock import lock
 from adv_lock.locked_data import read_locked
 from adv_lock.locking import Recipe, lock_arrays, lock_pictures
 from adv_lock.targeted import Attack
+from adv_lock.unlock import unlock
 from common import datasets, files
-from common.datasets.readers import list_pictures, write_png
+from common.datasets.readers import list_pictures, read_picture, write_png
 
 
 def recipe_of(maps, targets):
@@ -101,3 +103,31 @@ def test_folders_with_names_that_are_no_utf_8_are_locked_and_restored(tmp_path):
     assert found.class_names == names
     originals = [written[picture.path] for picture, test in zip(pictures, is_test, strict=True) if test]
     np.testing.assert_array_equal(found.original_test, np.stack(originals))
+
+
+@pytest.mark.slow
+def test_the_scripts_take_folders_whose_names_are_no_utf_8(workplace, base_model_of_two):
+    root = workplace / os.fsdecode(b"pict\xfcres")
+    for name in (b"anna", b"Jos\xe9"):
+        for number in range(3):
+            pixels = np.random.default_rng(number).integers(20, 200, (32, 32, 3), dtype=np.uint8)
+            write_png(root / os.fsdecode(b"%b/%d\xe9.png" % (name, number)), pixels)
+    lock(lock.options(dataset=str(root), model=base_model_of_two, attack_steps=1))
+    unlock(unlock.options(lock_data=workplace / "runs/adv_lock/lock" / root.name, out=workplace / "back"))
+    for path in root.rglob("*.png"):
+        restored = workplace / "back" / "original" / path.relative_to(root)
+        np.testing.assert_array_equal(read_picture(restored).rgb, read_picture(path).rgb)
+
+
+@pytest.mark.slow
+def test_a_base_classifier_from_elsewhere_answers_with_the_labels_of_the_file(workplace, base_model):
+    labels = np.array([2, 5, 9] * 4)
+    x = np.random.default_rng(0).integers(20, 200, (len(labels), 32, 32, 3), dtype=np.uint8)
+    np.savez(workplace / "d.npz", x_train=x, y_train=labels, x_test=x, y_test=labels)
+    lock(lock.options(dataset="d.npz", model=base_model, attack_steps=1))
+    run = workplace / "runs/adv_lock/lock/d"
+    assert files.read_npz(run / "locked" / "locked.npz")["y_train"].tolist() == labels.tolist()
+    (g,) = files.read_npz(run / "key.npz")["class_maps"]
+    assert {int(g[label]) for label in (2, 5, 9)} == {2, 5, 9} and (g[[2, 5, 9]] != [2, 5, 9]).all()
+    assert [int(g[label]) for label in (0, 1, 3, 4, 6, 7, 8)] == [0, 1, 3, 4, 6, 7, 8]
+    assert read_locked(run, 32).y_test.tolist() == labels.tolist()
