@@ -16,7 +16,7 @@ from attention_defense.train import train as train_classifier
 from common.cli import CommonOptions, Parts, script
 from common.errors import UserError
 from common.intervals import Measured, unpaired_difference
-from common.report import aligned, interval, percent
+from common.report import aligned, interval, percent, picker
 from common.runs import ROOT, Run, read_results, read_table, wilson
 from face_mter.ad_face import ad_face
 from face_mter.attack import attack as attack_faces
@@ -32,8 +32,9 @@ MINUTES = 5
 # What a figure would be if nothing had happened; a rate by itself is no effect.
 NO_EFFECT = {"difference": 0.0, "share": 1.0}
 
-Row = Callable[[str, str, Measured], None]
-"""Adds a line to the table: what is measured; `rate`, `difference` or `share`; and the figure."""
+Row = Callable[..., None]
+"""Adds a line to the table: what is measured; `rate`, `difference` or `share`; the figure; and, for the headline, a key
+of `results.json`."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -42,7 +43,7 @@ class Options(CommonOptions):
 
     without: ClassVar[tuple[str, ...]] = (
         *("config", "dataset", "data_dir", "n_train", "n_test"),
-        *("strategy", "precision", "deterministic"),
+        *("seeds", "strategy", "precision", "deterministic"),
     )
 
     name: str | None = "quick"
@@ -56,7 +57,7 @@ def _lock(part: Parts, row: Row) -> Mapping[str, Path]:
     of = _headline(trained)
     row("accuracy on real images, trained on originals", "rate", of("reference_accuracy"))
     row("accuracy on real images, trained on locked ones", "rate", of("original_accuracy"))
-    row("share of the accuracy that is left", "share", of("share_of_reference"))
+    row("share of the accuracy that is left", "share", of("share_of_reference"), "lock_share")
     return {"lock_examples": locked / "examples.png", "lock_crossing": trained / "crossing.png"}
 
 
@@ -70,10 +71,10 @@ def _mobility(part: Parts, row: Row) -> Mapping[str, Path]:
     row("accuracy on clean trips", "rate", clean)
     row("accuracy under noise of the same budget", "rate", noise)
     row("accuracy under ST-iFGSM", "rate", before)
-    row("ST-iFGSM less noise", "difference", unpaired_difference(before, noise))
+    row("ST-iFGSM less noise", "difference", unpaired_difference(before, noise), "st_ifgsm_less_noise")
     row("accuracy under ST-iFGSM, after Fast ST-FGSM training", "rate", of("attacked_accuracy_after"))
     gain = _measured(hardened, metric="attacked_accuracy_gain", attack="st_ifgsm_linf", model="fast")
-    row("after less before that training", "difference", gain)
+    row("after less before that training", "difference", gain, "fast_st_fgsm_gain")
     return {"trips": attacked / "trips.png", "trips_hardened": hardened / "defence.png"}
 
 
@@ -84,8 +85,8 @@ def _faces(part: Parts, row: Row) -> Mapping[str, Path]:
     of = _headline(attacked)
     row("hit rate of IFTGSM at 10/255, base network", "rate", of("hit_rate_iftgsm_10_base"))
     row("hit rate of IFTGSM at 10/255, MTER", "rate", of("hit_rate_iftgsm_10"))
-    less = _measured(attacked, metric="hit_rate_less_base", attack="iftgsm", model="hardened")
-    row("MTER less base network", "difference", less)
+    less = _measured(attacked, metric="hit_rate_less_base", attack="iftgsm", eps=10 / 255, model="hardened")
+    row("MTER less base network", "difference", less, "mter_less_base")
     row("verification accuracy, base network", "rate", of("verification_accuracy_base"))
     row("verification accuracy, MTER", "rate", of("verification_accuracy"))
     return {"faces": attacked / "faces.png"}
@@ -93,14 +94,14 @@ def _faces(part: Parts, row: Row) -> Mapping[str, Path]:
 
 def _recommender(part: Parts, row: Row) -> Mapping[str, Path]:
     joined = part(attack_recommender)
-    for label, attack in (
-        ("PGD towards the target class", "pgd_8"),
-        ("INSA, which raises the score itself", "insa_8_vbpr"),
-        ("noise of the same budget", "noise_8"),
-        ("real images of the target class, for reference", "swap_8"),
+    for label, attack, key in (
+        ("PGD towards the target class", "pgd_8", "pgd_lift"),
+        ("INSA, which raises the score itself", "insa_8_vbpr", "insa_lift"),
+        ("noise of the same budget", "noise_8", "noise_lift"),
+        ("real images of the target class, for reference", "swap_8", None),
     ):
         lift = _measured(joined, metric="item_lift", attack=attack, model="vbpr, frozen")
-        row(f"more lists with an attacked item: {label}", "difference", lift)
+        row(f"more lists with an attacked item: {label}", "difference", lift, key)
     return {"recommender": joined / "chr.png"}
 
 
@@ -110,10 +111,15 @@ def _attention(part: Parts, row: Row) -> Mapping[str, Path]:
     # The lock's base classifier is the standard network: same data, same architecture.
     standard = train_base.folder(Options(name=part.name)) / "model.keras"
     of_aad, of_standard = _headline(attacked), _headline(part(attack_classifier, "standard", model=standard))
-    for attack, key in (("clean", "clean_accuracy"), ("Step-LL", "accuracy_step_ll"), ("PGD-20", "accuracy_pgd20")):
-        row(f"accuracy, {attack}: standard training", "rate", of_standard(key))
-        row(f"accuracy, {attack}: AAD", "rate", of_aad(key))
-        row(f"accuracy, {attack}: AAD less standard", "difference", unpaired_difference(of_aad(key), of_standard(key)))
+    for images, key in (
+        ("on clean images", "clean_accuracy"),
+        ("under Step-LL at 16/255", "accuracy_step_ll"),
+        ("under PGD-20 at 16/255", "accuracy_pgd20"),
+    ):
+        row(f"accuracy {images}, standard training", "rate", of_standard(key))
+        row(f"accuracy {images}, AAD", "rate", of_aad(key))
+        gain = unpaired_difference(of_aad(key), of_standard(key))
+        row(f"accuracy {images}, AAD less standard", "difference", gain, f"aad_{key}_gain")
     return {"attention": attacked / "curve.png"}
 
 
@@ -171,8 +177,10 @@ def _settings(app: str) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _row(run: Run, app: str, label: str, kind: str, figure: Measured) -> None:
+def _row(run: Run, app: str, label: str, kind: str, figure: Measured, key: str | None = None) -> None:
     run.row(split=app, model=label, metric=kind, **figure._asdict())
+    if key is not None:
+        run.intervals({key: figure})
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
@@ -194,12 +202,12 @@ def _headline(folder: Path) -> Callable[[str], Measured]:
     return of
 
 
-def _measured(folder: Path, **columns: str) -> Measured:
-    """The one row of a run's table with such `columns`. Errors: `UserError` when there is another number of them."""
-    rows = [row for row in read_table(folder) if all(row[column] == wanted for column, wanted in columns.items())]
-    if len(rows) != 1:
-        raise UserError(f"{folder / 'table.csv'}: {len(rows)} rows with {columns}, expected one; --force runs it again")
-    return Measured(rows[0]["value"], round(rows[0]["n"]), rows[0]["low"], rows[0]["high"])
+def _measured(folder: Path, **columns: str | float) -> Measured:
+    """The row of a run's table with such `columns`."""
+    found = picker(read_table(folder))(default=None, **columns)
+    if found is None or found.low is None:
+        raise UserError(f"{folder / 'table.csv'}: no row of {columns} with an interval; --force runs it again")
+    return Measured(float(found), round(found.n), found.low, found.high)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Run the commands and Python examples of the READMEs, as a newcomer would, in the repository root.
 
-Blocks fenced as `sh` are run in order, then those fenced as `python`, which go on from one another, as one program; `sh
-gpu`, `sh download`, `sh cluster` and other words after the language are not. Pictures that a README assumes are made
-first.
+Blocks fenced as `sh` are run in order, then those fenced as `python`, which go on from one another, as one program. In
+`sh full` (default settings, minutes each; `make demo-full` has them), `sh download`, `sh gpu` and others with a word
+after the language, the scripts' options are checked and nothing is run. Pictures that a README assumes are made first.
 """
 
 import re
@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-FENCE = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(sh|sh \w+|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SCRIPT = re.compile(r"python (\w+/\w+\.py)( .*)?")
 # `make test` follows in .ci/run itself, and `make setup` is what made this Python.
 ELSEWHERE = {"make test", "make setup"}
 
@@ -39,11 +40,13 @@ def main(readmes: list[str]) -> None:
     photos(Path("my_photos"))
     for readme in readmes:
         blocks = FENCE.findall(Path(readme).read_text("utf-8"))
-        for code in (code for language, code in blocks if language == "sh"):
-            for line in code.replace("\\\n", " ").splitlines():
-                command = line.split("  #")[0].strip()
-                if command and not command.startswith("#") and command not in ELSEWHERE:
+        for language, code in blocks:
+            lines = (line.split("  #")[0].strip() for line in code.replace("\\\n", " ").splitlines())
+            for command in (line for line in lines if line and not line.startswith("#") and line not in ELSEWHERE):
+                if language == "sh":
                     _run(["bash", "-c", command], f"{readme}: {command}")
+                elif language != "python" and SCRIPT.fullmatch(command):
+                    _run(["bash", "-c", f"{command} --print-config"], f"{readme}: options of {command}")
         if examples := "".join(code for language, code in blocks if language == "python"):
             _run([sys.executable, "-c", examples], f"{readme}: Python examples")
 

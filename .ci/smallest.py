@@ -1,5 +1,14 @@
-"""Run every entry script once with its smallest settings, in an empty folder, and its --help."""
+"""Run every entry script once with its smallest settings, the scripts of an app in one process and an empty folder.
 
+    python .ci/smallest.py                   all apps, each in a process of its own
+    python .ci/smallest.py adv_lock          one app, in this process and folder
+
+That each `--help` works is a test (`tests/common/test_scripts.py`).
+"""
+
+import contextlib
+import io
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -69,24 +78,41 @@ SMALLEST |= {
 }
 
 
-def main() -> None:
+def main(apps: list[str]) -> None:
     entries = {
         path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/*.py") if "\n@script(" in path.read_text("utf-8")
     }
     if entries != set(SMALLEST):
         sys.exit(f".ci/smallest.py: differs from the entry scripts there are: {sorted(entries ^ set(SMALLEST))}")
-    with tempfile.TemporaryDirectory() as folder:
-        for script, options in SMALLEST.items():
-            for words in (["--help"], options):
-                started = time.monotonic()
-                subprocess.run(
-                    [sys.executable, str(ROOT / script), *words], cwd=folder, check=True, stdout=subprocess.DEVNULL
-                )
-                seconds = time.monotonic() - started
-                print(f"{script} {' '.join(words)}: {seconds:.1f} s", flush=True)
-                if seconds > MOST_SECONDS:
-                    sys.exit(f"{script}: took more than {MOST_SECONDS} s with its smallest settings")
+    for app in apps:
+        run_all_of(app)
+    if not apps:
+        for app in dict.fromkeys(script.partition("/")[0] for script in SMALLEST):
+            with tempfile.TemporaryDirectory() as folder:
+                subprocess.run([sys.executable, __file__, app], cwd=folder, check=True)
+
+
+def run_all_of(app: str) -> None:
+    """The scripts of one app, as their command lines would run them."""
+    sys.path.insert(0, str(ROOT))
+    for script, options in SMALLEST.items():
+        if not script.startswith(f"{app}/"):
+            continue
+        started, said = time.monotonic(), io.StringIO()
+        sys.argv, status = [script, *options], None
+        with contextlib.redirect_stdout(said):
+            try:
+                # As `python <app>/<script>.py` does, the lines at its end included.
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+            except SystemExit as end:
+                status = end.code
+        seconds = time.monotonic() - started
+        print(f"{script} {' '.join(options)}: {seconds:.1f} s", flush=True)
+        if status != 0:
+            sys.exit(f"{script}: status {status}\n{said.getvalue()[-3000:]}")
+        if seconds > MOST_SECONDS:
+            sys.exit(f"{script}: took more than {MOST_SECONDS} s with its smallest settings")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -186,8 +186,10 @@ def collect(run: Path, app: str, recipe: str, root: Path = ROOT) -> Path:
     """Copy results and table of a finished run to `<app>/results/<recipe>/`, where they are committed."""
     results = read_results(run)
     name = f"{app}/results/{recipe}"
-    if results.get("app") != app:
-        raise UserError(f"{run}: is a run of {results.get('app')}, not of {app}")
+    # What belongs to no app, such as the demo of all of them, stands in docs/.
+    home = results.get("app") if (root / str(results.get("app"))).is_dir() else "docs"
+    if home != app:
+        raise UserError(f"{run}: is a run of {results.get('app')}, whose results stand in {home}, not in {app}")
     if RECIPE.fullmatch(name) is None or not (root / app).is_dir():
         raise UserError(f"{name}: expected an app's folder and a recipe of letters, digits, - and _")
     if not (run / "table.csv").is_file():

@@ -1,5 +1,6 @@
 """Shops: pictures of items 0 to N-1, and who had to do with which."""
 
+import functools
 import hashlib
 import os
 from collections.abc import Sequence
@@ -106,7 +107,9 @@ def load_shop(options: ShopOptions) -> Shop:
         for name in ("interactions", "image_size"):
             if getattr(options, name) is not None:
                 raise UserError(f"--{name.replace('_', '-')}: is for folders of pictures; leave it out")
-        return (_drawn if options.dataset == EMBEDDED else _clothes)(options)
+        if options.dataset == EMBEDDED:
+            return _drawn(options.n_items, options.n_users, options.seed)
+        return _clothes(options)
     root = Path(options.dataset)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; a shop is catalogue, fashion_mnist or a folder")
@@ -146,9 +149,11 @@ def load_training(options: ShopOptions) -> Training:
     return Training(x_train, data.y_train, x_test, data.y_test, data.class_names)
 
 
-def _drawn(options: ShopOptions) -> Shop:
-    drawn = products(options.n_items, seed=options.seed)
-    feedback = simulated((drawn.category, drawn.colour, drawn.style), options.n_users, seed=options.seed)
+# One experiment asks for the same shop a dozen times in one process.
+@functools.lru_cache(maxsize=1)
+def _drawn(n_items: int, n_users: int, seed: int) -> Shop:
+    drawn = products(n_items, seed=seed)
+    feedback = simulated((drawn.category, drawn.colour, drawn.style), n_users, seed=seed)
     return _in_memory(EMBEDDED, drawn.images, feedback, drawn.category, CATEGORIES)
 
 
