@@ -161,15 +161,16 @@ def demo(options: Options, run: Run) -> None:
         f"five papers on embedded data: about {MINUTES} minutes on two cores;"
         " after an interruption, --resume goes on where it stopped"
     )
+    figures: dict[str, Path] = {}
     for number, chapter in enumerate(CHAPTERS):
         begun = time.monotonic()
         run.say(f"== {number + 1} of {len(CHAPTERS)}: {chapter.title}")
         part = Parts(dataclasses.replace(options, config=_settings(chapter.app)), run)
-        figures = chapter.play(part, functools.partial(_row, run, chapter.app))
-        for name, figure in figures.items():
-            shutil.copyfile(figure, run.folder / f"{name}.png")
-            run.artifact(name, run.folder / f"{name}.png")
+        figures |= chapter.play(part, functools.partial(_row, run, chapter.app))
         run.say(f"== {chapter.app}: {time.monotonic() - begun:.0f} s")
+    for name, figure in figures.items():
+        shutil.copyfile(figure, run.folder / f"{name}.png")
+        run.artifact(name, run.folder / f"{name}.png")
 
 
 def _settings(app: str) -> Path:
