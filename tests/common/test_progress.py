@@ -281,7 +281,8 @@ def test_an_interruption_leaves_its_message_on_a_line_of_its_own(tmp_path):
     assert status == 130
     *bars, message = screen(written)
     assert message == "long: interrupted; continue with --resume"
-    assert [bar.split(":")[0] for bar in bars] in (["outer"], ["outer", "inner"]), bars
+    # An interruption in the middle of a redraw leaves what was drawn before beside it.
+    assert {bar.split(":")[0] for bar in bars} <= {"outer", "inner"}, bars
 
 
 def test_a_dumb_terminal_gets_lines(monkeypatch, capsys, clock):
