@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from trip_toys import SMALLEST
 
 from mobility_humid.samples import SampleOptions, load_fleet
 from mobility_humid.trips import PROFILE_FEATURES, SEEK, SERVE, Grid, TripSet, save_trips
@@ -55,7 +56,6 @@ def tiny_fleet(tiny_file):
     validate, 2 to test; samples of 2 trips of each kind, of 12 points."""
 
     def make(*, sides=2, **options):
-        smallest = {"num_trajs": 4, "padding_length": 12, "test_days": 2, "validation_days": 2, "n_test": 20}
-        return load_fleet(SampleOptions(dataset=str(tiny_file), **smallest | options), print, sides=sides)
+        return load_fleet(SampleOptions(dataset=str(tiny_file), **SMALLEST | options), print, sides=sides)
 
     return make

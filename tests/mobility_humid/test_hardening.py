@@ -1,30 +1,28 @@
-"""Adversarial training on trips, and the script that hardens a model and attacks it before and after."""
+"""What adversarial training on trips trains on."""
 
-import json
+import functools
 
 import numpy as np
 import pytest
-from trip_toys import GRID, MODELS, random_samples, tiny_model
+import tensorflow as tf
+from trip_toys import GRID, MODELS, answers, random_samples, tiny_model
 
-from common.evaluation import outputs
 from mobility_humid.hardening import fast_st_fgsm, pgd_on_trips
 
 PAIRS = ("dense", "places_symmetric_profile")
-SETTINGS = {"eta": 2.0, "alpha": 1.0, "rounds": 3}
 
 
-def answers(model, x):
-    z = outputs(model, x)
-    return (z[:, 0] > 0).astype(np.int32) if z.shape[1] == 1 else z.argmax(axis=1).astype(np.int32)
+@functools.cache
+def traced(make, name, rounds, alpha):
+    """The adversary against a tiny model as a graph: tracing it takes seconds, and for all batches one is enough."""
+    model, layout = tiny_model(name), MODELS[name][1]
+    adversary = make(layout, GRID, eta=2.0, alpha=alpha, rounds=rounds)
+    signature = [tf.TensorSpec([None, *layout.shape]), tf.TensorSpec([None], tf.int32), tf.TensorSpec([2], tf.int32)]
+    return tf.function(lambda x, y, seed: adversary(model, (x, y), seed), input_signature=signature, autograph=False)
 
 
-def crafted(make, name, x, y, seed=(1, 2), **settings):
-    import tensorflow as tf
-
-    layout = MODELS[name][1]
-    adversary = make(layout, GRID, **SETTINGS | settings)
-    model = tiny_model(name)
-    run = tf.function(lambda x, y, seed: adversary(model, (x, y), seed))
+def crafted(make, name, x, y, seed=(1, 2), rounds=2, alpha=1.0):
+    run = traced(make, name, rounds, alpha)
     moved, labels = run(tf.constant(x), tf.constant(y), tf.constant(seed))
     np.testing.assert_array_equal(labels, y)
     return moved.numpy()
@@ -84,36 +82,3 @@ def test_c1_a16_the_seed_decides_and_no_weight_moves(make):
     assert (first != other).any()
     for weight, kept in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, kept)
-
-
-def test_the_script_hardens_and_attacks_before_and_after(tiny_file, tmp_path, monkeypatch):
-    from mobility_humid.fast_adversarial_train import fast_adversarial_train
-
-    monkeypatch.chdir(tmp_path)
-    samples = {"num_trajs": 4, "padding_length": 12, "test_days": 2, "validation_days": 2, "n_test": 24}
-    (tmp_path / "tiny.yaml").write_text(
-        f"train: {json.dumps({**samples, 'units': [6, 5, 4], 'epochs': 1, 'n_train': 64, 'batch_size': 16})}\n"
-    )
-    options = fast_adversarial_train.options(
-        **samples,
-        config=tmp_path / "tiny.yaml",
-        dataset=str(tiny_file),
-        epochs=2,
-        n_train=64,
-        train_batch_size=16,
-        rounds=2,
-        steps=3,
-        restarts=1,
-        n_slow=8,
-        n_watch=8,
-    )
-    results = fast_adversarial_train(options)
-    for key in ("clean_accuracy", "attacked_accuracy"):
-        for when in ("before", "after"):
-            assert 0 <= results["metrics"][f"{key}_{when}"] <= 1 and results["metrics"][f"{key}_{when}_n"] == 48
-    assert {"model_fast", "model_pgd", "defence"} <= set(results["artifacts"])
-    folder = tmp_path / "runs/mobility_humid/fast_adversarial_train/tiny"
-    curves = (folder / "metrics.csv").read_text().splitlines()
-    assert len(curves) == 1 + 2 * 2 and "validation_attacked_accuracy" in curves[0]
-    # The model before is left as it was.
-    assert (tmp_path / "runs/mobility_humid/train/tiny/model.keras").is_file()

@@ -2,29 +2,19 @@
 
 from functools import partial
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from trip_toys import CLASSES, GRID, MODELS, random_samples, tiny_model
+from trip_toys import CLASSES, GRID, MODELS, answers, dense, random_samples, tiny_model
 
-from common import checkpoints
 from common.attacks import bim, calls, named, randomness
 from common.errors import UserError
-from common.runs import read_table
 from mobility_humid import trip_attacks
-from mobility_humid.attacking import Outcome, _in_cells, _worst
-from mobility_humid.classification import classification
-from mobility_humid.classification_attack import classification_attack
 from mobility_humid.layout import Layout
-from mobility_humid.networks import Siamese
-from mobility_humid.siamese_attack import siamese_attack
-from mobility_humid.tasks import Samples
-from mobility_humid.train import train
 from mobility_humid.trip_attacks import ATTACKS, Budget, attack, attack_batch, fixed_but_moving
-from mobility_humid.trips import SEEK, SERVE, SLOT, SPEED, UNTYPED, X, Y, load_trips
+from mobility_humid.trips import SEEK, SERVE, SLOT, SPEED, UNTYPED, X, Y
 
 BY_NORM = [name for name in ATTACKS if name.endswith(("_l2", "_l1")) and not name.startswith("cw")]
 RANDOM = ("noise", "strong")
@@ -41,12 +31,6 @@ CASES = [
 each_case = pytest.mark.parametrize("model_name, name", CASES, ids=["-".join(case) for case in CASES])
 
 
-def answers(model, x):
-    """The class that is answered, counted in NumPy: above 0 is the same driver, or the largest logit."""
-    z = np.asarray(model(x, training=False))
-    return (z[:, 0] > 0).astype(np.int32) if z.shape[1] == 1 else z.argmax(axis=1).astype(np.int32)
-
-
 def hit(name, model_name, x, y, **options):
     """The attack `name` on one of the tiny models, quick settings."""
     model, layout = tiny_model(model_name), MODELS[model_name][1]
@@ -58,12 +42,6 @@ def task(model_name, count=24, seed=0):
     """Samples and what the model answers to them."""
     x = random_samples(MODELS[model_name][1], count, seed)
     return x, answers(tiny_model(model_name), x)
-
-
-def copy_of(model_name):
-    model = keras.models.clone_model(tiny_model(model_name))
-    model.set_weights(tiny_model(model_name).get_weights())
-    return model
 
 
 def changed(x, moved):
@@ -171,30 +149,25 @@ def test_a16_weights_stay(model_name):
 def test_a15_a19_one_trace_for_all_budgets_and_no_gradient_moves_nothing(name):
     """A19: five eta, three numbers of steps and radii, batches of any size. A15, in the same trace: once the model
     answers the same to everything, no NaN, and only random starts leave the place."""
-    layout, traced = MODELS["dense"][1], 0
-
-    class Counting(keras.Model):
-        def call(self, x, training=False):
-            nonlocal traced
-            traced += 1
-            return inner(x)
-
-    inner, model = copy_of("dense"), Counting()
+    layout, model = MODELS["dense"][1], tiny_model("dense")
     x, y = task("dense", 7)
-    common = {"restarts": 2, "search_steps": 2}
-    attack(name, model, layout, x[:3], y[:3], GRID, radius=2.0, steps=2, **common)
-    once = traced
+    hit(name, "dense", x[:3], y[:3])
+    once, compiled = model.calls, set(calls._compiled[model])
+    assert len([key for key in compiled if key[:2] == ("trips", name) and key[-1] == "clean"]) == 1
     for eta in range(5):
         for steps, radius in ((2, 3.0), (3, 1.0), (5, 0.0)):
-            attack(name, model, layout, x, y, GRID, eta=eta, steps=steps, radius=radius, batch_size=4, **common)
-    last = inner.get_layer("logit")
-    last.set_weights([0 * last.kernel.numpy(), np.ones(1)])
-    y = np.ones(7, np.int32)
-    moved = attack(name, model, layout, x, y, GRID, alpha=0.5, radius=5.0, steps=4, seed=8, **common)
+            hit(name, "dense", x, y, eta=eta, steps=steps, radius=radius, batch_size=4)
+    kept = model.logit.get_weights()
+    try:
+        model.logit.set_weights([0 * kept[0], np.ones(1)])
+        y = np.ones(7, np.int32)
+        moved = hit(name, "dense", x, y, alpha=0.5, radius=5.0, steps=4, seed=8)
+    finally:
+        model.logit.set_weights(kept)
     check_moves(name, layout, x, moved, 2, 5.0)
     if name not in RANDOM:
         np.testing.assert_array_equal(moved, x)
-    assert len(calls._compiled[model]) == 1 and traced == once
+    assert set(calls._compiled[model]) == compiled and model.calls == once
 
 
 @pytest.mark.parametrize("model_name", MODELS)
@@ -235,7 +208,8 @@ def recorded(monkeypatch):
 def test_what_succeeds_in_the_search_succeeds_on_whole_cells(monkeypatch, name):
     """Sheet, section 7, point 11: the search sees snapped trips, so its promise is kept, sample by sample."""
     said, layout = recorded(monkeypatch), MODELS["dense"][1]
-    model = copy_of("dense")
+    # Its attacks are traced anew, and say what they do.
+    model = dense()
     x, y = task("dense", 64)
     for eta, radius in ((1, 2.0), (2, 5.0), (3, 9.0)):
         said.clear()
@@ -427,179 +401,3 @@ def test_speed_stays_where_there_is_one():
     moved = hit("strong", "places_classes", x, y, eta=5)
     np.testing.assert_array_equal(moved[..., SPEED], x[..., SPEED])
     assert (moved[..., X] != x[..., X]).any()
-
-
-SMALLEST = {
-    "num_trajs": 4,
-    "padding_length": 12,
-    "test_days": 2,
-    "validation_days": 2,
-    "n_test": 24,
-}
-TRAINED = {"n_train": 64, "epochs": 1, "batch_size": 32, "units": (8, 8, 4)}
-ATTACKED = {"attacks": ("st_ifgsm_l0",), "etas": (1,), "steps": 6, "n_slow": 10}
-ENDINGS = ("", "_n", "_low", "_high")
-
-
-@pytest.fixture
-def workplace(tmp_path, monkeypatch):
-    """An empty folder to run scripts in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def from_file(path):
-    trips = load_trips(path)
-    return trips.grid.width, trips.grid.height
-
-
-def siamese_file(path, fleet, **options):
-    """An untrained verifier of the samples of `fleet`, whose answers are halved."""
-    fixed = {"units": (8, 8, 4), "place_spacing": 4.0, "dropout": 0.0, "profile_scale": (), "seed": 0}
-    grid = (fleet.trips.grid.width, fleet.trips.grid.height)
-    model = Siamese(layout=fleet.layout, grid=grid, encoder="places", head="concat", **fixed | options)
-    z = model(fleet.samples(fleet.pairs("validation", 50)), training=False).numpy()
-    last = model.head_layers[-1]
-    last.kernel.assign(last.kernel * 2 / z.std())
-    last.bias.assign([-2 * np.median(z) / z.std()])
-    checkpoints.save_model(model, path)
-    return path
-
-
-def test_siamese_attack_from_the_trips_to_the_figures(workplace, monkeypatch, tiny_file):
-    """G6 as a function: the verifier is trained in its place, then attacked there; B13: recomputed from the rows."""
-    monkeypatch.setattr("mobility_humid.train._BASELINE_PAIRS", 60)
-    shared = {"dataset": str(tiny_file), **SMALLEST}
-    trained = train(train.options(**shared, **TRAINED, encoder="places", head="concat"))
-    assert {"accuracy_seen", "accuracy_unseen", "auc_seen", "heat_map_auc_unseen"} <= set(trained["metrics"])
-    results = siamese_attack(siamese_attack.options(**shared, **ATTACKED))
-    metrics = results["metrics"]
-    rates = {f"{kind}_accuracy_{part}" for kind in ("clean", "attacked", "noise") for part in ("seen", "unseen")}
-    directions = {f"success_rate_{d}_{p}" for d in ("impersonation", "dodging") for p in ("seen", "unseen")}
-    rates |= directions & set(metrics)
-    sizes = {"changed_points_mean", "changed_points_share", "displacement_cells_max"}
-    sizes |= {"largest_jump_before", "largest_jump_after", "auc_seen", "auc_unseen"}
-    assert set(metrics) == {rate + ending for rate in rates for ending in ENDINGS} | sizes
-    assert rates & directions and metrics["displacement_cells_max"] <= 2
-    for part in ("seen", "unseen"):
-        assert metrics[f"attacked_accuracy_{part}"] <= metrics[f"clean_accuracy_{part}"]
-        assert metrics[f"clean_accuracy_{part}_n"] == 24
-    folder = workplace / "runs/mobility_humid/siamese_attack/tiny"
-    assert {"trips", "success_eta", "success_points"} == set(results["artifacts"])
-    assert all((folder / file).is_file() for file in results["artifacts"].values())
-    table = read_table(folder)
-    assert {(row["attack"], row["eps"]) for row in table} == {
-        *(("st_ifgsm_linf", eta) for eta in (1, 2)),
-        *(("noise", eta) for eta in (1, 2)),
-        ("st_ifgsm_l0", 2),
-        ("all", 2),
-    }
-    by_hand = {
-        (row["attack"], row["split"]): row for row in table if row["metric"] == "attacked_accuracy" and row["eps"] == 2
-    }
-    for part in ("seen", "unseen"):
-        assert by_hand["st_ifgsm_linf", part]["value"] == pytest.approx(metrics[f"attacked_accuracy_{part}"])
-        assert by_hand["noise", part]["value"] == pytest.approx(metrics[f"noise_accuracy_{part}"])
-        assert by_hand["st_ifgsm_l0", part]["n"] == by_hand["all", part]["n"] == 10
-
-
-def test_b14_the_union_goes_sample_by_sample():
-    """Over the samples that all met; each is shown as the first attack that fools it left it."""
-    samples = Samples(np.zeros((4, 2, 3, 3), np.float32), np.zeros(4, np.int32), np.arange(4))
-    robust = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0]], bool)
-    clean = np.array([1, 1, 1, 0], bool)
-    outcomes = [
-        Outcome(samples.first(n), clean[:n], held[:n], np.full((n, 2, 3, 3), mark, np.float32))
-        for mark, held, n in zip((1, 2, 3), robust, (4, 3, 4), strict=True)
-    ]
-    worst = _worst(outcomes)
-    assert worst.robust.tolist() == [False, False, False] and worst.clean.tolist() == [True, True, True]
-    assert worst.moved[:, 0, 0, 0].tolist() == [3, 2, 1] and len(worst.samples.y) == 3
-    assert [_in_cells(name) for name in ("st_fgsm_l2", "st_ifgsm_l1", "cw_l2", "st_ifgsm_l0", "noise")] == [
-        0,
-        0,
-        1,
-        1,
-        1,
-    ]
-
-
-def test_b13_success_is_counted_again_on_what_comes_out(workplace, tiny_fleet, tiny_file):
-    """Among pairs that were right, on whole cells: the reported rates are those of a count by hand."""
-    fleet = tiny_fleet(n_test=40)
-    path = siamese_file(workplace / "mine.keras", fleet)
-    options = siamese_attack.options(
-        dataset=str(tiny_file), **SMALLEST | {"n_test": 40}, **ATTACKED | {"attacks": (), "etas": ()}, model=path
-    )
-    metrics = siamese_attack(options)["metrics"]
-    model = checkpoints.load_model(path)
-    for part in ("seen", "unseen"):
-        pairs = fleet.pairs(part, 40)
-        x, y = fleet.samples(pairs), pairs.same
-        moved = attack("st_ifgsm_linf", model, fleet.layout, x, y, from_file(tiny_file), eta=2, steps=6)
-        right, fooled = answers(model, x) == y, answers(model, moved) != y
-        assert metrics[f"clean_accuracy_{part}"] == pytest.approx(right.mean())
-        assert metrics[f"attacked_accuracy_{part}"] == pytest.approx((right & ~fooled).mean())
-        for name, among in (("impersonation", right & (y == 0)), ("dodging", right & (y == 1))):
-            assert metrics[f"success_rate_{name}_{part}"] == pytest.approx(fooled[among].mean())
-            assert metrics[f"success_rate_{name}_{part}_n"] == among.sum()
-
-
-def test_classification_attack_from_the_trips_to_the_figures(workplace, monkeypatch, tiny_file):
-    monkeypatch.setattr("mobility_humid.classification._BASELINE_SAMPLES", 10)
-    shared = {"dataset": str(tiny_file), "num_plates": 4, **SMALLEST}
-    classification(classification.options(**shared, **TRAINED, encoder="places"))
-    results = classification_attack(classification_attack.options(**shared, **ATTACKED | {"attacks": ("st_fgsm_l2",)}))
-    metrics = results["metrics"]
-    for name in ("clean_accuracy", "attacked_accuracy", "noise_accuracy"):
-        assert all(name + ending in metrics for ending in ENDINGS)
-    assert {"changed_points_mean", "displacement_cells_max", "largest_jump_after"} <= set(metrics)
-    assert "success_rate" in metrics or metrics["clean_accuracy"] == 0
-    table = read_table(workplace / "runs/mobility_humid/classification_attack/tiny")
-    assert {row["attack"] for row in table} == {"st_ifgsm_linf", "st_fgsm_l2", "noise", "all"}
-
-
-def test_models_that_do_not_fit_are_refused_in_one_line(workplace, tiny_fleet, tiny_file):
-    """D4: another layout, no model, probabilities, other outputs, other samples; and before anything is trained."""
-    shared = {"dataset": str(tiny_file), **SMALLEST}
-    fleet = tiny_fleet()
-
-    def refused(message, script=siamese_attack, **options):
-        with pytest.raises(UserError, match=message) as refusal:
-            script(script.options(**shared | options, force=True))
-        assert "\n" not in str(refusal.value)
-
-    other = siamese_file(workplace / "other.keras", tiny_fleet(padding_length=9))
-    refused("other.keras: was trained on samples with length 9, these have 12; sample as its training did", model=other)
-    three = siamese_file(workplace / "speed.keras", tiny_fleet(with_speed=True))
-    refused("speed.keras: was trained on samples with features 4, these have 3", model=three)
-    (workplace / "text.keras").write_text("not a model")
-    refused("text.keras: not a model that can be loaded safely", model=workplace / "text.keras")
-    refused("none.keras", model=workplace / "none.keras")
-    shapes = {
-        "probability": (fleet.layout.shape, 1, "sigmoid", None),
-        "many": (fleet.layout.shape, 5, None, r"many.keras: answers with \(5,\); expected 1 or 2 logits a sample"),
-        "narrow": ((4, 4, 3), 1, None, r"narrow.keras: does not take samples of \(8, 12, 3\)"),
-    }
-    for name, (shape, outputs, activation, message) in shapes.items():
-        layers = [keras.Input(shape), keras.layers.Flatten(), keras.layers.Dense(outputs, activation=activation)]
-        checkpoints.save_model(keras.Sequential(layers), workplace / f"{name}.keras")
-        if message:
-            refused(message, model=workplace / f"{name}.keras")
-    hidden = keras.Sequential(
-        [keras.Input(fleet.layout.shape), keras.layers.Flatten(), keras.layers.Dense(2), Certain()]
-    )
-    checkpoints.save_model(hidden, workplace / "hidden.keras")
-    refused("hidden.keras: .*probabilities", model=workplace / "hidden.keras")
-    refused("--attacks: 'fgsm' is none of st_fgsm_linf, ", attacks=("fgsm",))
-    refused("--traj-type serve: .* an attack needs seek trips", traj_type="serve")
-    # None of these has begun to train.
-    assert not (workplace / "runs/mobility_humid/train").exists()
-
-
-@keras.saving.register_keras_serializable("tests")
-class Certain(keras.layers.Layer):
-    """A softmax that no one sees."""
-
-    def call(self, x):
-        return keras.ops.softmax(x)

@@ -21,6 +21,8 @@ MODELS = {
     "places_classes": ("classifier", Layout((UNTYPED,), 3, 1, 6, 4)),
 }
 CLASSES = 3
+# Options of the scripts for the trips of the fixture `tiny_file`.
+SMALLEST = {"num_trajs": 4, "padding_length": 12, "test_days": 2, "validation_days": 2, "n_test": 24}
 
 
 def random_samples(layout, count, seed):
@@ -44,22 +46,16 @@ def random_samples(layout, count, seed):
 
 @functools.lru_cache
 def tiny_model(name, seed=1):
-    """One of `MODELS` with random weights, about as often right as wrong on random samples, and easy to fool."""
-    import keras
+    """One of `MODELS` with random weights, about as often right as wrong on random samples, and easy to fool.
 
+    All tests of a process share it, and what was compiled for it.
+    """
     from mobility_humid.networks import Classifier, Siamese
 
     network, layout = MODELS[name]
-    x = random_samples(layout, 64, 99)
     if network == "dense":
-        keras.utils.set_random_seed(seed)
-        inputs = keras.Input(layout.shape)
-        flat = keras.layers.Flatten()(keras.layers.Rescaling(0.1)(inputs[..., :2]))
-        hidden = keras.layers.Dense(8, activation="tanh")(flat)
-        model = keras.Model(inputs, keras.layers.Dense(1, name="logit")(hidden))
-        last = model.get_layer("logit")
-        last.bias.assign([-float(np.median(model(x)))])
-        return model
+        return dense(seed)
+    x = random_samples(layout, 64, 99)
     common = {
         "layout": layout,
         "grid": GRID,
@@ -82,6 +78,53 @@ def tiny_model(name, seed=1):
     last.kernel.assign(last.kernel * 2 / np.std(model(x, training=False)))
     last.bias.assign(last.bias - np.median(model(x, training=False), axis=0))
     return model
+
+
+def dense(seed=1):
+    """Plain layers, which compile at once; `model.logit` is the last, `model.calls` how often it was called."""
+    import keras
+
+    class Dense(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.calls = 0
+            self.flat = keras.Sequential([keras.layers.Rescaling(0.1), keras.layers.Flatten()])
+            # A global seed would have TensorFlow forget all that it has optimised so far.
+            first, second = (keras.initializers.GlorotUniform(seed=2 * seed + k) for k in range(2))
+            self.hidden = keras.layers.Dense(8, activation="tanh", kernel_initializer=first)
+            self.logit = keras.layers.Dense(1, kernel_initializer=second)
+
+        def call(self, x, training=False):
+            self.calls += 1
+            return self.logit(self.hidden(self.flat(x[..., :2])))
+
+    model, x = Dense(), random_samples(MODELS["dense"][1], 64, 99)
+    middle = float(np.median(model(x)))
+    model.logit.bias.assign([-middle])
+    return model
+
+
+def answers(model, x):
+    """The class that `model` answers with: above 0 is the same driver, or the largest logit."""
+    from common.evaluation import outputs
+
+    z = outputs(model, x)
+    return (z[:, 0] > 0).astype(np.int32) if z.shape[1] == 1 else z.argmax(axis=1).astype(np.int32)
+
+
+def verifier_file(path, fleet, **options):
+    """An untrained verifier of the samples of `fleet`, whose answers are halved."""
+    from common import checkpoints
+    from mobility_humid.networks import Siamese
+
+    fixed = {"units": (8, 8, 4), "place_spacing": 4.0, "dropout": 0.0, "profile_scale": (), "seed": 0}
+    model = Siamese(layout=fleet.layout, grid=fleet.trips.grid.size, encoder="places", head="concat", **fixed | options)
+    z = model(fleet.samples(fleet.pairs("validation", 50)), training=False).numpy()
+    last = model.head_layers[-1]
+    last.kernel.assign(last.kernel * 2 / z.std())
+    last.bias.assign([-2 * np.median(z) / z.std()])
+    checkpoints.save_model(model, path)
+    return path
 
 
 def swapped(layout, x):
