@@ -207,6 +207,7 @@ def test_samples_hold_the_points_and_profiles_of_their_drivers(tiny_fleet):
     assert (x[:, layout.trip_rows :, :, 1:] == 0).all() and (x[:, layout.trip_rows :, :, SLOT] == 0).all()
 
 
+@pytest.mark.slow
 def test_half_a_million_pairs_take_less_than_a_gigabyte(tiny_trips):
     draw = sampler(tiny_trips, per_kind=3)
     tracemalloc.start()

@@ -490,14 +490,8 @@ def ended(argv, capsys):
     return end.value.code, captured.out, captured.err
 
 
-def test_the_script_writes_trips_a_map_and_the_identity_signal(fleet, capsys):
-    status, out, err = ended(["--dataset", fleet, "--time-zone", "America/Los_Angeles"], capsys)
-    assert status == 0 and err == ""
-    assert (
-        "identity signal: heat maps alone tell unseen drivers apart with an AUC of" in out
-        and "8 malformed fields" in out
-    )
-    folder = Path("runs/mobility_humid/prepare/cabs")
+def check_results(folder):
+    """The metrics, after checks of all that the script wrote about the fixture's cabs."""
     results = json.loads((folder / "results.json").read_text())
     assert set(results["artifacts"]) == {"trips", "map"} and len(results["data_sha256"]) == 64
     metrics = results["metrics"]
@@ -508,8 +502,21 @@ def test_the_script_writes_trips_a_map_and_the_identity_signal(fleet, capsys):
     assert trips.filters["max_gap"] == 300 and trips.filters["counts"]["malformed_fields"] == 8
     assert "malformed_fields,8," in (folder / "table.csv").read_text()
     assert (folder / "map.png").read_bytes().startswith(b"\x89PNG")
+    return metrics
 
 
+@pytest.mark.slow
+def test_the_script_writes_trips_a_map_and_the_identity_signal(fleet, capsys):
+    status, out, err = ended(["--dataset", fleet, "--time-zone", "America/Los_Angeles"], capsys)
+    assert status == 0 and err == ""
+    assert (
+        "identity signal: heat maps alone tell unseen drivers apart with an AUC of" in out
+        and "8 malformed fields" in out
+    )
+    check_results(Path("runs/mobility_humid/prepare/cabs"))
+
+
+@pytest.mark.slow
 def test_other_fleets_need_no_code(fleet, capsys):
     lines = ["id,when,y,x"]
     for path in sorted(fleet.iterdir()):
@@ -558,9 +565,11 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing(fleet, capsys, argv, word
 
 
 def test_a_weak_signal_advises_more_days(fleet, capsys, monkeypatch):
+    """And everything is written, whatever the signal."""
     monkeypatch.setattr(script, "identity_signal", lambda *_: 0.55)
-    status, out, _ = ended(["--dataset", fleet], capsys)
-    assert status == 0 and "AUC of 0.550" in out and "bring more days" in out
+    status, out, _ = ended(["--dataset", fleet, "--time-zone", "America/Los_Angeles"], capsys)
+    assert status == 0 and "AUC of 0.550" in out and "bring more days" in out and "8 malformed fields" in out
+    assert check_results(Path("runs/mobility_humid/prepare/cabs"))["identity_auc"] == 0.55
 
 
 def test_too_few_days_for_a_signal_are_said_and_no_failure(fleet, capsys):
@@ -570,6 +579,7 @@ def test_too_few_days_for_a_signal_are_said_and_no_failure(fleet, capsys):
     assert status == 0 and "identity signal: not measured (" in out
 
 
+@pytest.mark.slow
 def test_the_city_is_prepared_by_default(tmp_path, monkeypatch, capsys):
     pytest.importorskip("mobility_humid.city")
     monkeypatch.chdir(tmp_path)
@@ -581,6 +591,7 @@ def test_the_city_is_prepared_by_default(tmp_path, monkeypatch, capsys):
     assert Path("again/trips.npz").read_bytes() == Path("runs/mobility_humid/prepare/demo/trips.npz").read_bytes()
 
 
+@pytest.mark.slow
 def test_no_tensorflow_is_imported_and_memory_stays_low(fleet):
     code = (
         "import sys; from mobility_humid.prepare import prepare; from high_water import peak\n"

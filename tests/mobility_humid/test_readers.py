@@ -394,6 +394,7 @@ def test_parquet_says_what_csv_says(tmp_path):
 # Memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["tar", "csv"])
 def test_memory_does_not_grow_with_the_fleet(tmp_path, monkeypatch, form):
     """Of 40 drivers as of 10, one at a time."""
