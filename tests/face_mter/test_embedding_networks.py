@@ -15,10 +15,10 @@ def tiny(name="small", shape=(12, 12, 1), classes=4, loss_type="arcface", **opti
     return build(name, shape, classes, **{"emb_size": 8, "loss_type": loss_type, "scale": 16.0} | options)
 
 
-@pytest.mark.parametrize("name, shape, emb_size", [("o18", (28, 28, 1), 512), ("r50", (112, 112, 3), 512)])
-def test_the_sizes_of_the_paper(name, shape, emb_size):
+@pytest.mark.parametrize("name, shape", [("o18", (28, 28, 1)), ("r50", (112, 112, 3))])
+def test_the_sizes_of_the_paper(name, shape):
     """Fact sheet, section 3: where the strides fall, and 512 numbers a picture."""
-    model = build(name, shape, 10, emb_size=emb_size, loss_type="softmax", scale=1.0)
+    model = build(name, shape, 10, emb_size=512, loss_type="softmax", scale=1.0)
     assert embedder(model).output_shape == (None, 512)
     units = {"o18": (2, 2, 2, 2), "r50": (3, 4, 14, 3)}[name]
     sides = {"o18": (28, 14, 7, 4), "r50": (56, 28, 14, 7)}[name]
@@ -32,12 +32,9 @@ def test_the_sizes_of_the_paper(name, shape, emb_size):
         # The classifier reads the embedding itself, with a bias.
         assert model.get_layer("logits").get_weights()[0].shape == (512, 10)
         assert len(model.get_layer("logits").get_weights()) == 2
-
-
-def test_r50_has_the_published_number_of_weights():
-    """InsightFace's r50 with output block E: 43.6 million."""
-    model = build("r50", (112, 112, 3), 10, emb_size=512, loss_type="arcface", scale=64.0)
-    assert round(embedder(model).count_params() / 1e6, 1) == 43.6
+    else:
+        # InsightFace's r50 with output block E.
+        assert round(embedder(model).count_params() / 1e6, 1) == 43.6
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (48, 48, 3), (64, 64, 3)])
@@ -100,15 +97,19 @@ def test_unit_has_length_one_and_a_slope_at_zero():
     assert np.isfinite(tape.gradient(length, zero)).all() and (np.asarray(length) == 0).all()
 
 
-@pytest.mark.parametrize("loss_type", ["softmax", "arcface"])
-@pytest.mark.parametrize("name", networks.NETWORKS)
+# Every network, every head; what is stored of one does not depend on the other.
+@pytest.mark.parametrize(
+    "name, loss_type", [("small", "softmax"), ("small", "arcface"), ("o18", "softmax"), ("r50", "arcface")]
+)
 def test_d5_round_trips_are_bit_equal(name, loss_type, tmp_path):
     model = tiny(name, (16, 16, 3), loss_type=loss_type, mean=(0.4,) * 3, std=(0.2,) * 3)
     checkpoints.save_model(model, tmp_path / "model.keras")
     again = checkpoints.load_model(tmp_path / "model.keras")
     x = np.random.default_rng(0).uniform(size=(4, 16, 16, 3)).astype(np.float32)
-    assert (np.asarray(model(x)) == np.asarray(again(x))).all()
-    assert (np.asarray(embedder(model)(x)) == np.asarray(embedder(again)(x))).all()
+    assert model.layers[-2].name == again.layers[-2].name == networks.EMBEDDING
+    whole = [keras.Model(one.inputs[0], [embedder(one).output, one.output]) for one in (model, again)]
+    for ours, stored in zip(*(one(x) for one in whole), strict=True):
+        assert (np.asarray(ours) == np.asarray(stored)).all()
 
 
 def test_same_seed_same_weights():

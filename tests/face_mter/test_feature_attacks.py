@@ -1,5 +1,7 @@
 """Attacks on embeddings: budgets, 8 bits, stronger and weaker ones, dodging."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -11,9 +13,14 @@ from face_mter.networks import build, embedder
 EPS = 8 / 255
 
 
+@functools.cache
+def model():
+    """One for all tests: each attack is traced once."""
+    return build("small", (12, 12, 3), 6, emb_size=8, loss_type="arcface", scale=16.0, seed=1)
+
+
 def attacker(**options):
-    model = build("small", (12, 12, 3), 6, emb_size=8, loss_type="arcface", scale=16.0, seed=1)
-    return Attacker(model, **{"pgd_steps": 10, "restarts": 2, "batch_size": 7} | options)
+    return Attacker(model(), **{"pgd_steps": 10, "restarts": 2, "batch_size": 7} | options)
 
 
 def pictures(count=20, seed=0):

@@ -14,8 +14,14 @@ from face_mter.pair_epochs import pair_epochs, pairs_of
 SETTINGS = {"radius": 0.2, "sigma": 0.05, "rounds": 8, "threshold": 0.1}
 
 
-def tiny(loss_type="softmax", classes=4):
-    return build("small", (8, 8, 1), classes, emb_size=6, loss_type=loss_type, scale=16.0)
+def tiny(loss_type="softmax"):
+    return build("small", (8, 8, 1), 4, emb_size=6, loss_type=loss_type, scale=16.0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """What is only searched: the search is traced once."""
+    return tiny()
 
 
 def pairs(count=12, seed=0):
@@ -31,8 +37,8 @@ def cosine(model, a, b):
 
 
 @pytest.mark.parametrize("radius", [0.0, 0.07, 0.2, 1.0])
-def test_f1_the_search_stays_in_ball_and_box_and_comes_nearer(radius):
-    model, batch = tiny(), pairs()
+def test_f1_the_search_stays_in_ball_and_box_and_comes_nearer(model, radius):
+    batch = pairs()
     *kept, moved = exploit(**SETTINGS | {"radius": radius})(model, batch, tf.constant([0, 0]))
     assert all((a.numpy() == b.numpy()).all() for a, b in zip(kept, batch, strict=True))
     shift = np.abs(moved.numpy() - batch[0].numpy())
@@ -44,9 +50,9 @@ def test_f1_the_search_stays_in_ball_and_box_and_comes_nearer(radius):
     assert radius == 0 or (after > before)[~rested].mean() > 0.9
 
 
-def test_each_example_rests_when_it_is_near_enough():
+def test_each_example_rests_when_it_is_near_enough(model):
     """The original goes on until the farthest of the batch is there."""
-    model, (source, _, *labels) = tiny(), pairs()
+    source, _, *labels = pairs()
     target = tf.concat([source[:6] + 0.002, 1.0 - source[6:]], axis=0)
     moved = exploit(**SETTINGS)(model, (source, target, *labels), tf.constant([0, 0]))[-1]
     shift = np.abs(moved.numpy() - source.numpy()).max(axis=(1, 2, 3))
@@ -54,8 +60,8 @@ def test_each_example_rests_when_it_is_near_enough():
     assert near[:6].all() and not near[6:].all() and (shift[near] == 0).all() and (shift[~near] > 0).all()
 
 
-def test_the_search_uses_inference_statistics_and_leaves_them():
-    model, batch = tiny(), pairs()
+def test_the_search_uses_inference_statistics_and_leaves_them(model):
+    batch = pairs()
     before = [v.numpy().copy() for v in model.variables]
     exploit(**SETTINGS)(model, batch, tf.constant([0, 0]))
     assert all((a == b.numpy()).all() for a, b in zip(before, model.variables, strict=True))
@@ -158,16 +164,36 @@ def test_too_few_people_or_pictures_are_refused():
         pair_epochs(x, np.repeat([0, 1], 3), batch_size=4, seed=0)(0)
 
 
-@pytest.mark.parametrize("name", ["none", "adv", "mter"])
-def test_a_step_trains(name):
-    model = tiny("arcface")
+def training_of(name):
+    """A way to train, and people whose pictures tell them apart."""
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(4), 12)
     x = np.clip(y[:, None, None, None] * 50 + rng.integers(0, 30, (48, 8, 8, 1)), 0, 255).astype(np.uint8)
     way = method(name, loss_type="arcface", scale=16.0, margin=0.2, adversary=exploit(**SETTINGS | {"rounds": 2}))
+    return way, pair_epochs(x, y, batch_size=8, seed=0)
+
+
+@pytest.mark.parametrize("name", ["none", "adv", "mter"])
+def test_a_step_lowers_its_loss(name):
+    model, (way, epochs) = tiny("arcface"), training_of(name)
+    model.get_layer("dropout").rate = 0.0
+    batch = next(iter(epochs(0)))
+    step = training.compiled_step(model, way.loss, keras.optimizers.SGD(0.01), adversary=way.adversary)
+    logs = [{key: float(value) for key, value in step(batch).items()} for _ in range(2)]
+    terms = {"none": set(), "adv": set(), "mter": {"cross_entropy", "triplet"}}[name]
+    assert logs[0].keys() == {"loss", "accuracy"} | terms
+    assert np.isfinite(list(logs[0].values())).all() and logs[1]["loss"] < logs[0]["loss"]
+    if name == "mter":
+        assert logs[0]["loss"] == pytest.approx(logs[0]["cross_entropy"] + logs[0]["triplet"], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["none", "adv", "mter"])
+def test_a_training_lowers_loss_and_names_people(name):
+    way, epochs = training_of(name)
     history = training.train(
-        model,
-        pair_epochs(x, y, batch_size=8, seed=0),
+        tiny("arcface"),
+        epochs,
         way.loss,
         keras.optimizers.SGD(0.05, momentum=0.9),
         epochs=12,
