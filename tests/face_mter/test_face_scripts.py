@@ -1,0 +1,267 @@
+"""What the scripts on faces make of their parts, without a training and with stand-ins for the attacks; and what they
+refuse."""
+
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from face_toys import drawn_faces, faces_of, linear_network
+
+from common import checkpoints
+from common.datasets.readers import write_png
+from common.errors import UserError
+from common.runs import Identity, Run, read_table
+from face_mter import ad_face, attack, fitting, mter, train, verify
+from face_mter.faces import load_pairs, split_people
+from face_mter.feature_attacks import Outcome
+from face_mter.people import Cast, JudgeOptions, folded_pairs
+from face_mter.people import verify as judge
+from face_mter.verification import accept_rates, all_scores, cosines, far_threshold, pair_scores, ten_fold
+
+PEOPLE = {"image_size": 16, "n_train": 6, "seed": 0}
+MODELS = ("base", "hardened", "none")
+
+
+def few_faces(patch, folder):
+    """Scripts run in `folder`, on few faces."""
+    patch.chdir(folder)
+    patch.setattr("face_mter.people.load_faces", lambda *_, image_size, **__: drawn_faces(size=image_size))
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    few_faces(monkeypatch, tmp_path)
+    return tmp_path
+
+
+def pixels(model, images):
+    """Embeddings that need no network."""
+    return images.reshape(len(images), -1).astype(np.float32) - 128
+
+
+@pytest.fixture(scope="module")
+def cast():
+    return Cast(drawn_faces(), split_people(drawn_faces(), seed=0, n_train=6))
+
+
+def test_a_model_is_judged_on_strangers(cast):
+    """Threshold from the calibration half, rates on the attack half, ten-fold accuracy on pairs of both."""
+    pairs = folded_pairs(JudgeOptions(n_folded=6), cast)
+    e = pixels(None, cast.faces.images)
+    found = judge(e, cast, pairs, 0.01)
+    assert len(pairs.same) == 120 and not set(cast.faces.person[pairs.pairs].ravel()) & set(cast.people.train)
+    halves = [
+        all_scores(e[rows], cast.faces.person[rows])
+        for rows in map(cast.rows, (cast.people.calibration, cast.people.attack))
+    ]
+    assert found.threshold == far_threshold(halves[0].negatives, 0.01)
+    assert found.rates == accept_rates(halves[1], found.threshold) and set(found.tars) == {"1e-2"}
+    tested = ten_fold(pair_scores(e, pairs.pairs), pairs.same, pairs.fold)
+    assert found.accuracy.value == tested.accuracy > 0.5 and found.accuracy.n == 120
+    # Whoever trained is not looked at.
+    blind = e.copy()
+    blind[cast.rows(cast.people.train)] = 1.0
+    assert judge(blind, cast, pairs, 0.01).threshold == found.threshold
+
+
+def test_pairs_of_a_file_are_those_of_strangers(tmp_path):
+    """By their rows among all faces; who trained is left out."""
+    faces = faces_of([5] * 20)
+    cast = Cast(faces, split_people(faces, seed=0, n_train=10))
+    first, second = cast.held_back[[1, 4]]
+    trained = cast.people.train[0]
+    lines = [f"{faces.names[person]}\t1\t2" for person in (first, trained)]
+    lines += [f"{faces.names[a]}\t1\t{faces.names[b]}\t3" for a, b in ((first, second), (first, trained))]
+    (tmp_path / "pairs.txt").write_text("\n".join(["1\t2", *lines]))
+    found = folded_pairs(JudgeOptions(pairs=str(tmp_path / "pairs.txt")), cast)
+    assert found.pairs.tolist() == [[5 * first, 5 * first + 1], [5 * first, 5 * second + 2]]
+    assert found.same.tolist() == [1, 0] and found.left_out == 2 and found.pairs.dtype == np.int32
+
+
+class Nearer:
+    """Stands for an attacker: each 1/255 brings a cosine nearer by so much, each attack by a share of its own."""
+
+    def __init__(self, step):
+        self.step, self.asked = step, []
+        self.model, self.embed = object(), object()
+
+    def impersonate(self, name, sources, targets, eps, classes=None):
+        self.asked.append((name, round(eps * 255), classes))
+        clean = cosines(pixels(None, sources), targets)
+        moved = clean + self.step * eps * 255 * (1 + len(name) / 10)
+        return Outcome(sources / np.float32(255), np.minimum(moved, 1), np.minimum(moved, 1) - 0.004)
+
+    def dodge(self, sources, own, eps):
+        cosine = cosines(pixels(None, sources), own)
+        return Outcome(sources / np.float32(255), cosine - self.step * eps * 255, cosine - self.step * eps * 255)
+
+    def judge(self, moved, targets):
+        clean = cosines(pixels(None, np.rint(moved * 255)), targets)
+        return Outcome(moved, clean, clean)
+
+
+def attacked(folder, **options):
+    """The results of attack.py on stand-ins for three models, run in `folder`, and the stand-ins."""
+    subjects = []
+
+    def stand_ins(options, run, cast, folded):
+        e = pixels(None, cast.faces.images)
+        found = judge(e, cast, folded, options.far)
+        subjects.extend(attack.Subject(name, Nearer(0.01 / (k + 1)), e, found) for k, name in enumerate(MODELS))
+        return subjects
+
+    smallest = {"far": 0.01, "n_folded": 6, "n_pairs": 30, "curve": (2 / 255, 10 / 255)}
+    with pytest.MonkeyPatch.context() as patch:
+        few_faces(patch, folder)
+        patch.setattr(attack, "_subjects", stand_ins)
+        return attack.attack(attack.Options(**PEOPLE | smallest | options)), subjects
+
+
+@pytest.fixture(scope="module")
+def attack_run(tmp_path_factory):
+    """The folder in which attack.py ran, its results, and the stand-ins for the models."""
+    folder = tmp_path_factory.mktemp("attacked")
+    return folder, *attacked(folder)
+
+
+def test_attack_writes_what_the_issue_names(attack_run, cast):
+    workplace, results, subjects = attack_run
+    keys = {
+        f"hit_rate_{name}" for name in ("fftgsm_10", "iftgsm_5", "iftgsm_10", "itgsm_10", "pgd_10", "noise_10", "clean")
+    }
+    keys |= {"threshold", "verification_accuracy"}
+    assert {key + ending for key in keys for ending in ("", "_base")} <= set(results["metrics"])
+    assert {"faces", "hit_rate", "pairs", "pairs_itgsm"} <= set(results["artifacts"])
+    folder = workplace / "runs/face_mter/attack/demo"
+    table = read_table(folder)
+    assert {row["model"] for row in table} == set(MODELS)
+    metrics = {row["metric"] for row in table}
+    assert {"hit_rate", "hit_rate_float", "hit_rate_base_threshold", "hit_rate_equal_tar", "mean_cosine"} <= metrics
+    assert {"verification_accuracy_less_base", "hit_rate_less_base", "hit_rate_less_hardened"} <= metrics
+    assert {"iftgsm on base", "pgd on hardened"} <= {row["attack"] for row in table}
+
+    # By hand: what a stand-in says comes nearer than the threshold, before and after rounding.
+    pairs = load_pairs(folder / "pairs.csv", cast.faces)
+    e = pixels(None, cast.faces.images)
+    clean = cosines(e[pairs[:, 0]], e[pairs[:, 1]])
+    values = {(row["model"], row["attack"], row["eps"], row["metric"]): row["value"] for row in table if row["attack"]}
+    for subject in subjects:
+        threshold = subject.verified.threshold
+        for name, eps in (("fftgsm", 10), ("iftgsm", 2), ("iftgsm", 5), ("pgd", 10)):
+            moved = np.minimum(clean + subject.attacker.step * eps * (1 + len(name) / 10), 1)
+            key = subject.name, name, eps / 255
+            assert values[*key, "hit_rate"] == pytest.approx((moved - 0.004 >= threshold).mean())
+            assert values[*key, "hit_rate_float"] == pytest.approx((moved >= threshold).mean())
+        # Every budget of the curve and the headline, each once; victims of itgsm by their place among who trained.
+        assert sorted(asked[:2] for asked in subject.attacker.asked) == sorted(
+            [("fftgsm", 10), ("iftgsm", 2), ("iftgsm", 5), ("iftgsm", 10), ("itgsm", 10), ("noise", 10), ("pgd", 10)]
+        )
+        (classes,) = (asked[2] for asked in subject.attacker.asked if asked[0] == "itgsm")
+        victims = load_pairs(folder / "pairs_itgsm.csv", cast.faces)[:, 1]
+        np.testing.assert_array_equal(cast.people.train[classes], cast.faces.person[victims])
+    base, hardened = (values[name, "pgd", 10 / 255, "hit_rate"] for name in MODELS[:2])
+    assert values["hardened", "pgd", 10 / 255, "hit_rate_less_base"] == pytest.approx(hardened - base) != 0
+    assert results["metrics"]["hit_rate_pgd_10_base"] == base and results["metrics"]["hit_rate_pgd_10"] == hardened
+
+
+def test_the_base_model_is_judged_the_same_at_all_three_thresholds(attack_run):
+    table = read_table(attack_run[0] / "runs/face_mter/attack/demo")
+    at = {
+        metric: [
+            (row["attack"], row["eps"], row["value"])
+            for row in table
+            if row["model"] == "base" and row["metric"] == metric and " on " not in row["attack"]
+        ]
+        for metric in ("hit_rate", "hit_rate_base_threshold")
+    }
+    assert at["hit_rate"] == at["hit_rate_base_threshold"] and len(at["hit_rate"]) >= 8
+
+
+def test_lists_are_of_different_people_who_did_not_train(attack_run, cast):
+    faces, run = cast.faces, attack_run[0] / "runs/face_mter/attack/demo"
+    pairs, labelled = (load_pairs(run / f"{name}.csv", faces) for name in ("pairs", "pairs_itgsm"))
+    assert (faces.person[pairs[:, 0]] != faces.person[pairs[:, 1]]).all() and len(pairs) == len(labelled) == 30
+    trained = set(faces.person[labelled[:, 1]])
+    assert len(trained) <= 6 and not trained & set(faces.person[pairs].reshape(-1))
+
+
+def test_a_list_can_be_used_again_and_must_fit(attack_run, tmp_path):
+    run = attack_run[0] / "runs/face_mter/attack/demo"
+    attacked(tmp_path, n_pairs=10, name="again", attack_pairs=run / "pairs.csv")
+    first = (run / "pairs.csv").read_text().splitlines()[:11]
+    assert (tmp_path / "runs/face_mter/attack/again/pairs.csv").read_text().splitlines() == first
+    with pytest.raises(UserError, match="is not in the attack half"):
+        attacked(tmp_path, name="wrong", attack_pairs=run / "pairs_itgsm.csv")
+
+
+def test_verify_of_pictures_and_clips(workplace, monkeypatch, tmp_path_factory):
+    clips = tmp_path_factory.mktemp("clips")
+    for row in range(20 * 24):
+        person, picture = divmod(row, 20)
+        clip = clips / f"person_{person:04d}" / f"clip{picture // 5}"
+        clip.mkdir(parents=True, exist_ok=True)
+        write_png(clip / f"{picture}.png", drawn_faces(24, 20).images[row])
+    (workplace / "any.keras").touch()
+    monkeypatch.setattr(verify, "load_checked", lambda *_: SimpleNamespace(input_shape=(None, 16, 16, 3)))
+    monkeypatch.setattr(verify, "embed_all", pixels)
+    options = verify.Options(**PEOPLE, far=0.01, n_folded=6, clips=clips, model=workplace / "any.keras")
+    results = verify.verify_model(options)
+    metrics = results["metrics"]
+    assert {"verification_accuracy", "tar_at_far_1e-2", "threshold", "clip_accuracy", "mean_cosine"} <= set(metrics)
+    assert metrics["clip_accuracy_n"] == 120 and metrics["verification_accuracy_n"] == 120
+    # Means of five pictures say more than single ones.
+    assert metrics["clip_accuracy"] > metrics["verification_accuracy"] > 0.5
+    assert (workplace / "runs/face_mter/verify/demo" / results["artifacts"]["roc"]).exists()
+
+
+def told(options, run, cast, build, evaluate, *, method, paired, title):
+    """Stands for a training: the network as it was built, and what is measured of it."""
+    model = build()
+    return model, [{"accuracy": 0.5, **evaluate(model)}]
+
+
+def test_models_of_other_people_or_pictures_are_refused(workplace, monkeypatch):
+    monkeypatch.setattr(train, "fit_faces", told)
+    train.train(train.Options(**PEOPLE, emb_size=8))
+    own = workplace / "runs/face_mter/train/demo/model.keras"
+    with pytest.raises(UserError, match="was run with n_train 6, this run has 7"):
+        ad_face.ad_face(ad_face.Options(**PEOPLE | {"n_train": 7}, pretrained=own, name="seven"))
+    # Of a file elsewhere nobody knows how it was trained.
+    model = shutil.copy(own, workplace / "elsewhere.keras")
+    with pytest.raises(UserError, match="knows 6 people, 7 train here"):
+        ad_face.ad_face(ad_face.Options(**PEOPLE | {"n_train": 7}, pretrained=model, name="seven again"))
+    with pytest.raises(UserError, match="takes pictures of 16 x 16 x 3, these are 32 x 32 x 3"):
+        verify.verify_model(verify.Options(**PEOPLE | {"image_size": 32}, n_folded=6, model=model, name="large"))
+
+
+def test_a_model_is_tuned_by_the_head_that_it_has(workplace, monkeypatch):
+    """Dense logits need no margin; what is watched are strangers, told apart and attacked."""
+    checkpoints.save_model(linear_network((16, 16, 3), 6), workplace / "base.keras")
+    asked = {}
+    monkeypatch.setattr(ad_face, "fit_faces", told)
+    monkeypatch.setattr(mter, "method", lambda name, **settings: asked.update(settings, name=name))
+    options = ad_face.Options(**PEOPLE, pretrained=workplace / "base.keras", method="adv", adv_round=3)
+    results = ad_face.ad_face(options)
+    assert (asked["name"], asked["loss_type"], asked["weight"]) == ("adv", "softmax", options.weightadv)
+    metrics = results["metrics"]
+    assert (
+        metrics["accuracy"] == 0.5 and 0 < metrics["calibration_auc"] < 1 and 0 <= metrics["calibration_hit_rate"] <= 1
+    )
+    assert set(results["artifacts"]) == {"model", "training"}
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_one_step_on_all_who_train(workplace, cast, paired):
+    options = train.Options(**PEOPLE, epochs=1, batch_size=64, learning_rate=0.01, augment="none")
+    run = Run(workplace, Identity("face_mter", "train", ""), {"seed": 0})
+    way = mter.method("none", loss_type="softmax") if paired else mter.classification("softmax", scale=1.0, margin=0.0)
+    network = linear_network((16, 16, 3), 6)
+    before = network.get_weights()
+    model, history = fitting.fit_faces(
+        options, run, cast, lambda: network, lambda model: {"seen": 1.0}, method=way, paired=paired, title="a step"
+    )
+    assert model is network and len(history) == 1 and history[0]["seen"] == 1.0
+    assert all((old != new).any() for old, new in zip(before, model.get_weights(), strict=True))
+    # 36 pictures, or pairs of a quarter of them: one batch, whatever was asked for.
+    assert (workplace / "metrics.csv").read_text().count("\n") == 2
