@@ -82,8 +82,9 @@ def _attacked(options, run):
     taken = items[: round(SUCCESS[options.attack_type] * len(items))]
     label, prob, features = (np.array(values) for values in looks[:3])
     label[taken] = target
-    # As far as the budget goes, towards the features of the target's own items.
-    features[items] += np.float32(20 * options.eps) * (looks.features[looks.label == target].mean(axis=0))
+    # Towards the features of the target's own items, further the more succeed.
+    reach = np.float32(20 * options.eps * (0.2 + SUCCESS[options.attack_type]))
+    features[items] += reach * (looks.features[looks.label == target].mean(axis=0))
     folder = run.folder / f"{options.attack_type}_{origin}_{target}_eps{255 * options.eps:g}_images"
     shift = np.random.default_rng(4).integers(-8, 9, size=(len(items), *shop().pictures.shape))
     pictures = np.clip(shop().pictures.read(items) + shift, 0, 255).astype(np.uint8)

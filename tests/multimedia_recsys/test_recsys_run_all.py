@@ -91,9 +91,18 @@ def test_each_network_is_attacked_itself_for_the_same_classes(whole):
     assert (folder / "train_cnn/tiny/robust/model.keras").read_text() == "pgd"
     classes = set()
     for cnn in ("standard", "robust"):
+        ending = "" if cnn == "standard" else "/robust"
+        if ending:
+            learnt = read_results(folder / "rec_generator/tiny/robust")["config"]
+            assert learnt["features"].endswith("classify_extract/tiny/robust")
         for attack in ATTACKS:
             config = read_results(folder / f"classify_extract_attack/tiny/{cnn}/near_{attack}")["config"]
-            assert config["model"].endswith("train_cnn/tiny" + ("" if cnn == "standard" else "/robust"))
+            for name, script in (
+                ("model", "train_cnn"),
+                ("features", "classify_extract"),
+                ("recommendations", "rec_generator"),
+            ):
+                assert config[name].endswith(f"{script}/tiny{ending}")
             classes.add((config["origin_class"], config["target_class"]))
             assert config["recommender"] == (attack.split("_")[2] if attack.startswith("insa") else "vbpr")
     assert len(classes) == 1
