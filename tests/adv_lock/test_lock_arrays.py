@@ -152,7 +152,7 @@ def test_what_is_shared_says_nothing_about_the_key(tmp_path, store, lock_scenes)
     shared = sorted(path.name for path in (tmp_path / "locked").rglob("*"))
     assert shared == ["locked.npz", "manifest.json"]
     manifest = json.loads((tmp_path / "locked/manifest.json").read_text())
-    assert set(manifest) == {"method", "budget", "versions", "classes", "files"}
+    assert set(manifest) == {"method", "budget", "versions", "classes", "labels", "files"}
     assert manifest["files"] == [{"file": "locked.npz", "sha256": files.sha256(tmp_path / "locked/locked.npz")}]
     text = (tmp_path / "locked/manifest.json").read_text()
     key = locked_data.read_key(tmp_path / "key.npz")

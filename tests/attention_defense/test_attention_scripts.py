@@ -53,7 +53,7 @@ def test_accuracies_go_together(model, case, run):
     by_attack = {row["attack"]: row for row in table if (row["metric"], row["split"]) == ("accuracy", "test")}
     assert set(by_attack) == {"fgsm", "pgd20", "noise", "transfer", "all"}
     value = {name: row["value"] for name, row in by_attack.items()}
-    assert 0 < value["all"] and value["pgd20"] <= value["fgsm"] <= value["noise"] <= 0.9
+    assert value["all"] > 0 and value["pgd20"] <= value["fgsm"] <= value["noise"] <= 0.9
     assert value["all"] <= min(value[name] for name in ("fgsm", "pgd20", "transfer"))
     left = judged.right.copy()
     for kind in ("fgsm", "pgd20", "transfer"):
