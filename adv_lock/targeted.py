@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ import tensorflow as tf
 
 from adv_lock.mixing import budget
 from common import attacks, files
+from common.arrays import to_labels
+from common.attacks.calls import compiled
 from common.errors import UserError
 
 
@@ -20,13 +23,14 @@ class Attack(NamedTuple):
 
     `towards`: uint8 pictures (B, H, W, C) of one size, classes (B,), optionally another number of steps -> the
     perturbation float16 (B, H, W, C) in [0, 1] units. `answers`: uint8 pictures -> the classes the base classifier
-    sees, int32 (B,). `fingerprint`: hex digest of all that a perturbation depends on besides pictures and classes.
+    sees, int32 (B,). `fingerprint`: hex digest of all that a perturbation depends on besides pictures and classes, with
+    the weights as they are when it is called.
     """
 
     towards: Callable[..., np.ndarray]
     answers: Callable[[np.ndarray], np.ndarray]
     steps: int
-    fingerprint: str
+    fingerprint: Callable[[], str]
 
 
 def targeted_attack(base: keras.Model, *, eps: float, alpha: float, steps: int) -> Attack:
@@ -38,56 +42,53 @@ def targeted_attack(base: keras.Model, *, eps: float, alpha: float, steps: int) 
     """
     size = tuple(base.input_shape[1:3])
     channels = base.input_shape[3]
-    logits = attacks.logits_of(base)
 
-    def resized(x: tf.Tensor) -> tf.Tensor:
-        if tuple(x.shape[1:3]) == size:
-            return logits(x)
-        return logits(tf.ensure_shape(tf.image.resize(x, size, antialias=True), [None, *size, channels]))
+    def logits(model: keras.Model, x: tf.Tensor) -> tf.Tensor:
+        if tuple(x.shape[1:3]) != size:
+            x = tf.ensure_shape(tf.image.resize(x, size, antialias=True), [None, *size, channels])
+        return attacks.logits_of(model)(x)
 
     def perturb(
-        images: tf.Tensor, target: tf.Tensor, radius: tf.Tensor, step: tf.Tensor, count: tf.Tensor
+        model: keras.Model, images: tf.Tensor, target: tf.Tensor, radius: tf.Tensor, step: tf.Tensor, count: tf.Tensor
     ) -> tf.Tensor:
         x = tf.cast(images, tf.float32) / 255.0
         space = attacks.l2(x, radius)
         rule = attacks.ascent(attacks.unit_l2, step)
-        objective = attacks.targeted_ce(resized, target)
+        objective = attacks.targeted_ce(partial(logits, model), target)
         best = attacks.search(objective, rule, space, x, count, rank=attacks.highest)
         # Half precision is a twentieth of a grey level at most: what is stored and what is used are the same numbers.
         return tf.cast(best.x - x, tf.float16)
 
-    def answer(images: tf.Tensor) -> tf.Tensor:
-        return tf.argmax(resized(tf.cast(images, tf.float32) / 255.0), axis=1, output_type=tf.int32)
+    def answer(model: keras.Model, images: tf.Tensor) -> tf.Tensor:
+        z = logits(model, tf.cast(images, tf.float32) / 255.0)
+        return tf.argmax(z, axis=1, output_type=tf.int32)
 
-    # Pictures of the model's own size get a graph of that fixed shape; all other sizes share one.
-    compiled: dict[bool, tuple[Callable, Callable]] = {}
-
-    def functions(images: np.ndarray) -> tuple[Callable, Callable]:
+    def function(of: Callable, images: np.ndarray, *more: tf.TensorSpec) -> Callable:
         if images.ndim != 4 or images.shape[3] != channels:
             raise UserError(f"pictures of shape {images.shape[1:]}: the base model takes {channels} channel(s)")
-        native = images.shape[1:3] == size
-        if native not in compiled:
-            pictures = tf.TensorSpec([None, *(size if native else (None, None)), channels], tf.uint8)
-            scalar = tf.TensorSpec([], tf.float32)
-            targets, whole = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
-            compiled[native] = (
-                tf.function(perturb, input_signature=[pictures, targets, scalar, scalar, whole], autograph=False),
-                tf.function(answer, input_signature=[pictures], autograph=False),
-            )
-        return compiled[native]
+        # Pictures of the model's own size get a graph of that fixed shape; all other sizes share one.
+        shape = size if images.shape[1:3] == size else (None, None)
+        return compiled(
+            base, ("lock", of.__name__, shape), of, [tf.TensorSpec([None, *shape, channels], tf.uint8), *more]
+        )
 
     def towards(images: np.ndarray, target: np.ndarray, steps: int = steps) -> np.ndarray:
         shape = images.shape[1:]
         step, radius = budget(alpha, shape), budget(eps, shape)
-        return functions(images)[0](images, target.astype(np.int32), radius, step, steps).numpy()
+        scalar, targets, whole = tf.TensorSpec([]), tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
+        run = function(perturb, images, targets, scalar, scalar, whole)
+        return run(images, to_labels(target, len(images)), tf.constant(radius), tf.constant(step), steps).numpy()
 
     def answers(images: np.ndarray) -> np.ndarray:
-        return functions(images)[1](images).numpy()
+        return function(answer, images)(images).numpy()
 
-    digest = hashlib.sha256(repr((eps, alpha, steps)).encode())
-    for weight in base.get_weights():
-        digest.update(np.ascontiguousarray(weight).tobytes())
-    return Attack(towards, answers, steps, digest.hexdigest())
+    def fingerprint() -> str:
+        digest = hashlib.sha256(repr((eps, alpha, steps)).encode())
+        for weight in base.get_weights():
+            digest.update(np.ascontiguousarray(weight).tobytes())
+        return digest.hexdigest()
+
+    return Attack(towards, answers, steps, fingerprint)
 
 
 class Store:
@@ -103,7 +104,7 @@ class Store:
         """The perturbation float16 (B, H, W, C) of the uint8 `images` towards the classes `target` (B,)."""
         if self.folder is None:
             return self._timed(images, target)[0]
-        digest = hashlib.sha256(repr((self.attack.fingerprint, images.shape, target.tolist())).encode())
+        digest = hashlib.sha256(repr((self.attack.fingerprint(), images.shape, target.tolist())).encode())
         digest.update(np.ascontiguousarray(images).tobytes())
         name = digest.hexdigest()[:32]
         path = self.folder / name[:2] / f"{name[2:]}.npz"

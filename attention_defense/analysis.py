@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from attention_defense.attention import Attention, area, overlap, resized, spread
+from common.arrays import to_array, to_labels
 from common.attacks import logits_of
 from common.attacks.calls import compiled
 from common.progress import blocks, track
@@ -45,6 +46,7 @@ def look(
 
     `progress` is shown if it takes long.
     """
+    x, y = to_array(x), to_labels(y, len(x))
     signature = [tf.TensorSpec([None, *x.shape[1:]], x.dtype), tf.TensorSpec([None], tf.int32)]
 
     def function(model: keras.Model, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -52,10 +54,7 @@ def look(
         return logits, resized(spread(cam), x.shape[1:3]), area(cam)
 
     answer = compiled(model, ("attention of", layer, x.shape[1:], x.dtype.str), function, signature)
-    found = [
-        answer(x[rows], np.asarray(y[rows], np.int32))
-        for rows in blocks(len(x), batch_size, "attention", shown=progress)
-    ]
+    found = [answer(x[rows], y[rows]) for rows in blocks(len(x), batch_size, "attention", shown=progress)]
     return Looked(*(np.concatenate([block[place].numpy() for block in found]) for place in range(3)))
 
 

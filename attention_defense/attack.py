@@ -74,16 +74,17 @@ class Judged:
     """One model under one attack after the other, on the same pictures `x` float32 (N, H, W, C), `y` int32 (N,)."""
 
     def __init__(self, options: Options, run: Run, chosen: "Chosen", x: "np.ndarray", y: "np.ndarray") -> None:
-        from common.evaluation import predict, zero_gradient_rows
+        from common.evaluation import gradient_rows, predict
 
         self.options, self.run, self.chosen, self.x, self.y = options, run, chosen, x, y
         self.right = predict(chosen.model, x, batch_size=options.batch_size, progress=True) == y
         self.standing: dict[tuple[str, float], np.ndarray] = {}
         self._rate("clean_accuracy", self.right, split="attacked")
         run.metrics(clean_accuracy=float(self.right.mean()), clean_accuracy_n=len(y))
-        # Where the loss has no gradient at all, attacks that follow it are blind.
-        blank = zero_gradient_rows(chosen.model, x, y, batch_size=options.batch_size, progress=True)
-        self._rate("zero_gradient", blank, split="attacked")
+        # Where the loss has no gradient at all, attacks that follow it are blind; where it is infinite, they see badly.
+        slopes = gradient_rows(chosen.model, x, y, batch_size=options.batch_size, progress=True)
+        self._rate("zero_gradient", slopes.zero, split="attacked")
+        self._rate("infinite_gradient", slopes.infinite, split="attacked")
 
     def by(self, kind: str, eps: float) -> None:
         """Accuracy, and success among what was right, under the attack `kind`."""

@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from common.attacks import logits_of
+from common.attacks.geometry import finite
 from common.errors import UserError
 from common.models import halves
 
@@ -56,7 +57,7 @@ class Attention:
             of_class = tf.argmax(logits, axis=1, output_type=tf.int32) if y is None else y
             # The answer to one picture depends on its own activation, so one sum serves all.
             evidence = tf.reduce_sum(tf.gather(logits, of_class, axis=1, batch_dims=1))
-        slope = tape.gradient(evidence, activation)
+        slope = finite(tape.gradient(evidence, activation))
         size = tf.sqrt(tf.reduce_mean(tf.square(slope), axis=(1, 2, 3), keepdims=True) + 1e-20)
         weight = tf.reduce_mean(slope / size, axis=(1, 2), keepdims=True)
         return Seen(logits, tf.reduce_sum(weight * activation, axis=-1))

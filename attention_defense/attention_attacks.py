@@ -13,7 +13,7 @@ import tensorflow as tf
 from attention_defense import losses
 from attention_defense.attention import Attention, area, overlap, resized, shown, spread
 from common.attacks import ascent, linf, randomness, search, strongest
-from common.attacks.calls import compiled
+from common.attacks.calls import as_float32, as_labels, check_box, check_labels, compiled
 from common.attacks.loop import Objective, Result, merge
 from common.attacks.objectives import least_likely
 
@@ -55,7 +55,10 @@ def attention_attack(
 
     Of the iterates, and of `restarts`, each picture keeps one that is misclassified, if any is; `gated` keeps the last.
     """
-    x = tf.convert_to_tensor(x, tf.float32)
+    x, y = as_float32(x), as_labels(y)
+    check_box(x, tf.constant(0.0), tf.constant(1.0))
+    if not tf.inside_function():
+        check_labels(model, x, y)
     static = {"kind": kind, "layer": layer, "many": restarts > 1}
     signature = [
         tf.TensorSpec([None, *x.shape[1:]]),
@@ -68,7 +71,7 @@ def attention_attack(
     attack = compiled(model, ("attention", *static.values(), *x.shape[1:]), partial(_attack, **static), signature)
     places = tf.range(len(x)) if index is None else tf.cast(index, tf.int32)
     numbers = [tf.constant(value, tf.float32) for value in (eps, alpha, iou_key, sharpness, *weights)]
-    return attack(x, tf.cast(y, tf.int32), *numbers, steps, restarts, randomness.seed_pair(seed), places)
+    return attack(x, y, *numbers, steps, restarts, randomness.seed_pair(seed), places)
 
 
 def gated_step_ll(
@@ -84,6 +87,7 @@ def gated_step_ll(
 ) -> Tensor:
     """Step-LL in up to `steps` steps of `alpha` in the ball of `eps`, while the attended area of the class `y` (B,)
     overlaps that in the clean picture by more than `iou_key` (algorithms C and E, the gate with its bound)."""
+    check_box(x, tf.constant(0.0), tf.constant(1.0))
     attention = Attention(model, layer)
     target = least_likely(model, x)
     before = area(attention(x, y).cam)

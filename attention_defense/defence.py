@@ -17,9 +17,10 @@ from attention_defense.attention import Attention, resized, spread
 from attention_defense.attention_attacks import gated_step_ll
 from attention_defense.losses import Weights
 from common.adversarial_training import Method
-from common.attacks import bim, step_ll
+from common.arrays import label_column
+from common.attacks import bim, logits_of, step_ll
 from common.attacks.objectives import least_likely
-from common.training import Adversary, Batch, Loss, Terms
+from common.training import Adversary, Batch, Loss, Terms, logits_and_labels
 
 Tensor = tf.Tensor
 Name = Literal["step_ll", "aad", "aad_two_step", "aad_iou"]
@@ -65,7 +66,7 @@ def aad_loss(weights: Weights, layer: str | None, sharpness: float) -> Loss:
 
     def loss(model: keras.Model, batch: Batch) -> tuple[Terms, Terms]:
         x, y, moved = batch
-        pictures, labels = tf.concat([x, moved], axis=0), tf.concat([y, y], axis=0)
+        pictures, labels = tf.concat([x, moved], axis=0), label_column(tf.concat([y, y], axis=0))
         if attentive:
             attention = Attention(model, layer)
             # The class is the true one for both, or preservation would compare evidence for different classes.
@@ -74,7 +75,7 @@ def aad_loss(weights: Weights, layer: str | None, sharpness: float) -> Loss:
         terms = {}
         if weights.rectification:
             blank = losses.hidden(pictures, losses.hiding(seen, sharpness))
-            unseen = tf.cast(model(blank, training=False), tf.float32)
+            unseen = logits_of(model)(blank)
             change = 2.0 * losses.rectification(tf.nn.softmax(answer), tf.nn.softmax(unseen))
             terms["rectification"] = scale * weights.rectification * change
         if weights.preservation:
@@ -82,8 +83,9 @@ def aad_loss(weights: Weights, layer: str | None, sharpness: float) -> Loss:
         # The pass in training mode comes last: it moves running averages.
         passes = [answer] if attentive else []
         if not attentive or _has_modes(model):
-            passes.append(tf.cast(model(pictures, training=True), tf.float32))
+            passes.append(logits_and_labels(model, pictures, labels)[0])
         logits = passes[-1]
+        labels = label_column(labels, logits.shape[1])
         # In inference mode too, where the terms of attention are: they alone would lead that network away, in
         # directions that batch statistics hide from the one in training mode.
         entropies = [tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits) for logits in passes]

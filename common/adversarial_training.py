@@ -3,8 +3,8 @@
     method = pgd_training(eps=8 / 255, alpha=2 / 255, steps=7)
     train(model, epoch_batches, method.loss, optimizer, epochs=30, adversary=method.adversary)
 
-Budgets are L-inf, in the units of the images. Examples are crafted with the model in inference mode: batch norm uses
-its running averages and does not move them.
+Budgets are L-inf, in the units of the images, which lie in [0, 1]: others are refused as the training meets them.
+Examples are crafted with the model in inference mode: batch norm uses its running averages and does not move them.
 """
 
 from typing import NamedTuple
@@ -13,9 +13,10 @@ import keras
 import tensorflow as tf
 
 from common.attacks import ascent, linf, logits_of, pgd, randomness, search
+from common.attacks.calls import check_box
 from common.attacks.objectives import divergence, divergence_from
 from common.errors import UserError
-from common.training import Adversary, Batch, Loss, Terms, cross_entropy
+from common.training import Adversary, Batch, Loss, Terms, cross_entropy, logits_and_labels
 
 Tensor = tf.Tensor
 
@@ -76,6 +77,7 @@ def trades_training(*, eps: float, alpha: float, steps: int, beta: float = 6.0) 
 
     def adversary(model: keras.Model, batch: Batch, seed: Tensor) -> Batch:
         x, y = batch
+        check_box(x, tf.constant(0.0), tf.constant(1.0))
         space = linf(x, eps)
         apart = divergence_from(model, logits_of(model)(x))
 
@@ -92,7 +94,7 @@ def trades_training(*, eps: float, alpha: float, steps: int, beta: float = 6.0) 
 
     def loss(model: keras.Model, batch: Batch) -> tuple[Terms, Terms]:
         x, y, moved = batch
-        clean, attacked = (tf.cast(model(images, training=True), tf.float32) for images in (x, moved))
+        (clean, y), (attacked, _) = (logits_and_labels(model, images, y) for images in (x, moved))
         terms = {
             "cross_entropy": tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=clean)),
             "divergence": beta * tf.reduce_mean(divergence(clean, attacked)),

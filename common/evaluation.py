@@ -1,34 +1,52 @@
 """What a model answers, how large a perturbation is, and how a changed picture compares with its original."""
 
 import math
-import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from common.attacks import attack_dataset, inference, logits_of, untargeted_ce
+from common.arrays import to_array, to_labels
+from common.attacks import attack_dataset, check_logits, inference, logits_of, untargeted_ce
 from common.attacks.calls import compiled
+from common.attacks.geometry import finite
 from common.errors import UserError
 from common.progress import blocks
 from common.training import as_float
 
-_forward: "weakref.WeakKeyDictionary[Any, Callable]" = weakref.WeakKeyDictionary()
-
 
 def predict(model: keras.Model, x: np.ndarray, *, batch_size: int = 500, progress: bool = False) -> np.ndarray:
-    """The class `model` answers with for each of `x` (N, ...), int32 (N,), in inference mode.
+    """The class `model` answers with for each of `x` (N, ...), int32 (N,), in inference mode; -1 where its logits are
+    not numbers.
 
-    8-bit images are read as [0, 1]. Memory beyond `x` does not grow with N. `progress` is shown if it takes long, here
-    and below.
+    8-bit images are read as [0, 1]; `x` may be an array, a tensor, a list or a table. Memory beyond `x` does not grow
+    with N. `progress` is shown if it takes long, here and below.
+
+    Errors: `ValueError` for what is no array of numbers, and for a model whose answers tell no class.
     """
-    answer = _compiled(model, x)
+    x = to_array(x)
+    _count_classes(model, x)
+    signature = [tf.TensorSpec([None, *x.shape[1:]], x.dtype)]
+    answer = compiled(model, ("classes", x.shape[1:], x.dtype.str), _classes, signature)
     out = np.empty(len(x), np.int32)
     for rows in blocks(len(x), batch_size, "predictions", units="examples", shown=progress):
         out[rows] = answer(x[rows])
+        if (out[rows] < 0).any() and not np.isfinite(np.asarray(x[rows], np.float32)).all():
+            raise ValueError("x holds values that are not finite")
     return out
+
+
+def _count_classes(model: keras.Model, x: np.ndarray, *, order_only: bool = True) -> int:
+    return check_logits(model, as_float(tf.convert_to_tensor(x[:8])), order_only=order_only)
+
+
+def _classes(model: keras.Model, batch: tf.Tensor) -> tf.Tensor:
+    z = logits_of(model)(as_float(batch))
+    # The first of several numbers would be the largest if one of them is none.
+    found = tf.reduce_any(tf.math.is_nan(z), axis=1)
+    return tf.where(found, -1, tf.argmax(z, axis=1, output_type=tf.int32))
 
 
 def outputs(model: keras.Model, x: np.ndarray, *, batch_size: int = 256, progress: bool = False) -> np.ndarray:
@@ -36,6 +54,7 @@ def outputs(model: keras.Model, x: np.ndarray, *, batch_size: int = 256, progres
 
     8-bit images are read as [0, 1].
     """
+    x = to_array(x)
     signature = [tf.TensorSpec([None, *x.shape[1:]], x.dtype)]
     answer = compiled(model, ("outputs", x.shape[1:], x.dtype.str), _outputs, signature)
     if not len(x):
@@ -51,12 +70,15 @@ def _outputs(model: keras.Model, x: tf.Tensor) -> tf.Tensor:
 def accuracy(
     model: keras.Model, x: np.ndarray, y: np.ndarray, *, batch_size: int = 500, progress: bool = False
 ) -> float:
-    """Share of `x` (N, ...) answered with `y` (N,), in [0, 1].
+    """Share of `x` (N, ...) answered with `y` (N,) or (N, 1), in [0, 1].
 
-    Errors: `UserError` when `x` is empty: no examples have no rate.
+    Errors: `UserError` when `x` is empty: no examples have no rate; `ValueError` as `predict`, and for labels that are
+    none of the model's classes.
     """
+    x = to_array(x)
     if not len(x):
         raise UserError("x: holds no examples to measure an accuracy on; expected one or more")
+    y = to_labels(y, len(x), _count_classes(model, x))
     return float(np.mean(predict(model, x, batch_size=batch_size, progress=progress) == y))
 
 
@@ -64,8 +86,9 @@ class Robustness(NamedTuple):
     """What an attack left of a model, example by example, (N,) each.
 
     `clean` and `robust`: answered rightly before and after, bool. `linf`, `l2`: size of the perturbation as judged.
-    `zero_gradient`: the loss has no gradient at all at the clean input, bool; many such rows mean that gradient attacks
-    are blind here and `robust` proves nothing (Athalye et al. 2018).
+    `zero_gradient`, `infinite_gradient`: at the clean input the loss has no gradient at all, or one with entries that
+    are not finite, bool; many such rows mean that gradient attacks are blind here, or see badly, and `robust` proves
+    nothing (Athalye et al. 2018).
     """
 
     clean: np.ndarray
@@ -73,6 +96,7 @@ class Robustness(NamedTuple):
     linf: np.ndarray
     l2: np.ndarray
     zero_gradient: np.ndarray
+    infinite_gradient: np.ndarray
 
 
 def robustness(
@@ -85,12 +109,17 @@ def robustness(
     eight_bit: bool = True,
     progress: bool = False,
 ) -> Robustness:
-    """`attack(x, y, index=...)` on `x` (N, ...) float in [0, 1] with labels `y` (N,), judged by what `model` answers.
+    """`attack(x, y, index=...)` on `x` (N, ...) in [0, 1], 8-bit or float, with labels `y` (N,), judged by what `model`
+    answers.
 
     Images are judged as a file would hold them: rounded to 8 bits, unless `eight_bit` is False. Only what was right
     before can be robust: `robust` implies `clean`.
+
+    Errors: `ValueError` as `accuracy`, for a model that answers with probabilities and cannot be cut before its last
+    activation, and for an attack that answers with values that are not finite.
     """
-    x = np.asarray(x, np.float32)
+    x = _unit_interval(to_array(x))
+    y = to_labels(y, len(x), _count_classes(model, x, order_only=False))
     changed = attacked(attack, x, y, batch_size=batch_size, eight_bit=eight_bit, progress=progress)
     sizes = {name: np.empty(len(x)) for name in ("linf", "l2")}
     # Block by block: temporary arrays of the size of the data set would take several times its memory.
@@ -99,12 +128,14 @@ def robustness(
         for name, size in sizes.items():
             size[rows] = block[name]
     clean = predict(model, x, progress=progress) == y
+    slopes = gradient_rows(model, x, y, batch_size=batch_size, progress=progress)
     return Robustness(
         clean,
         clean & (predict(model, changed, progress=progress) == y),
         sizes["linf"],
         sizes["l2"],
-        zero_gradient_rows(model, x, y, batch_size=batch_size, progress=progress),
+        slopes.zero,
+        slopes.infinite,
     )
 
 
@@ -117,10 +148,16 @@ def attacked(
     eight_bit: bool = True,
     progress: bool = False,
 ) -> np.ndarray:
-    """What `attack(x, y, index=...)` makes of `x` (N, ...) float in [0, 1], as a file would hold it: float32."""
+    """What `attack(x, y, index=...)` makes of `x` (N, ...) float in [0, 1], as a file would hold it: float32.
+
+    Errors: `ValueError` for an attack that answers with values that are not finite.
+    """
     changed = attack_dataset(attack, x, y, batch_size=batch_size, progress=progress).x
-    for rows in _blocks(len(x), batch_size) if eight_bit else ():
-        changed[rows] = rounded(changed[rows])
+    for rows in _blocks(len(changed), batch_size):
+        if not np.isfinite(changed[rows]).all():
+            raise ValueError(f"the attack answers with values that are not finite, in examples {rows.start} and on")
+        if eight_bit:
+            changed[rows] = rounded(changed[rows])
     return changed
 
 
@@ -129,23 +166,35 @@ def rounded(images: np.ndarray) -> np.ndarray:
     return (np.rint(images * 255) / np.float32(255)).astype(np.float32)
 
 
-def zero_gradient_rows(
+class GradientRows(NamedTuple):
+    """Where gradients are of little use, bool (N,) each: `zero`, not a single entry that says where to go; `infinite`,
+    entries that are not finite."""
+
+    zero: np.ndarray
+    infinite: np.ndarray
+
+
+def gradient_rows(
     model: keras.Model, x: np.ndarray, y: np.ndarray, *, batch_size: int = 256, progress: bool = False
-) -> np.ndarray:
-    """Where the cross-entropy of `y` (N,) has not a single gradient entry at `x` (N, ...), bool (N,)."""
-    out = np.empty(len(x), bool)
-
-    @tf.function(input_signature=[tf.TensorSpec([None, *x.shape[1:]], tf.float32), tf.TensorSpec([None], tf.int32)])
-    def blank(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            tape.watch(images)
-            score, _ = untargeted_ce(model, labels)(images)
-        gradient = tape.gradient(score, images)
-        return tf.reduce_all(tf.reshape(gradient == 0, [tf.shape(images)[0], -1]), axis=1)
-
+) -> GradientRows:
+    """What the gradient of the cross-entropy of `y` (N,) is like at `x` (N, ...) float."""
+    x = _unit_interval(to_array(x))
+    y = to_labels(y, len(x), _count_classes(model, x, order_only=False))
+    found = GradientRows(np.empty(len(x), bool), np.empty(len(x), bool))
+    signature = [tf.TensorSpec([None, *x.shape[1:]], tf.float32), tf.TensorSpec([None], tf.int32)]
+    look = compiled(model, ("gradients", x.shape[1:]), _gradients, signature)
     for rows in blocks(len(x), batch_size, "gradients", units="examples", shown=progress):
-        out[rows] = blank(x[rows], np.asarray(y[rows], np.int32))
-    return out
+        for out, block in zip(found, look(x[rows], y[rows]), strict=True):
+            out[rows] = block
+    return found
+
+
+def _gradients(model: keras.Model, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        score, _ = untargeted_ce(model, labels)(images)
+    gradient = tf.reshape(tape.gradient(score, images), [tf.shape(images)[0], -1])
+    return tf.reduce_all(finite(gradient) == 0, axis=1), tf.reduce_any(~tf.math.is_finite(gradient), axis=1)
 
 
 def perturbation_sizes(x: np.ndarray, changed: np.ndarray) -> dict[str, np.ndarray]:
@@ -172,18 +221,8 @@ def ssim(x: np.ndarray, changed: np.ndarray) -> np.ndarray:
     return tf.image.ssim(tf.constant(x), tf.constant(changed), 255, filter_size=window).numpy()
 
 
-def _compiled(model: keras.Model, x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    key = (x.shape[1:], x.dtype.str)
-    functions = _forward.setdefault(model, {})
-    if key not in functions:
-        reference = weakref.ref(model)
-
-        def answer(batch: tf.Tensor) -> tf.Tensor:
-            return tf.argmax(logits_of(reference())(as_float(batch)), axis=1, output_type=tf.int32)
-
-        signature = [tf.TensorSpec([None, *x.shape[1:]], x.dtype)]
-        functions[key] = tf.function(answer, input_signature=signature, autograph=False)
-    return functions[key]
+def _unit_interval(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x) / np.float32(255) if x.dtype == np.uint8 else np.asarray(x, np.float32)
 
 
 def _blocks(count: int, size: int) -> Iterator[slice]:

@@ -17,6 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from common import checkpoints
+from common.arrays import label_column, to_array, to_labels, user_error
+from common.attacks.logits import training_logits
 from common.errors import UserError
 from common.progress import Progress, duration, values_text
 
@@ -36,12 +38,23 @@ _LINE_APART = 1.0
 
 
 def cross_entropy(model: keras.Model, batch: Batch) -> tuple[Terms, Terms]:
-    """Mean cross-entropy of (x, y) with logits; logs the accuracy on the batch."""
-    x, y = batch
-    logits = tf.cast(model(x, training=True), tf.float32)
+    """Mean cross-entropy of (x, y) with logits, `y` (B,) or (B, 1); logs the accuracy on the batch.
+
+    Errors: as `logits_and_labels`.
+    """
+    logits, y = logits_and_labels(model, *batch)
     loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=y, logits=logits))
-    correct = tf.argmax(logits, axis=1, output_type=y.dtype) == y
+    correct = tf.argmax(logits, axis=1, output_type=tf.int32) == y
     return {"cross_entropy": loss}, {"accuracy": tf.reduce_mean(tf.cast(correct, tf.float32))}
+
+
+def logits_and_labels(model: keras.Model, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """What a classifier is trained on: logits float32 (B, classes) of `model` in training mode, labels int32 (B,).
+
+    Errors: `UserError` for a model that answers with probabilities, and for labels that are no class numbers.
+    """
+    logits = training_logits(model)(x)
+    return logits, label_column(y, logits.shape[1])
 
 
 def learning_rate(
@@ -78,15 +91,23 @@ def batches(
     batch_size: int,
     seed: int,
     augment: Callable[[Tensor, Tensor], Tensor] | None = None,
+    high: float = 1.0,
 ) -> Epochs:
     """Shuffled batches (images float32 in [0, 1], labels int32) of arrays in memory, anew for each epoch.
 
     `x` uint8 (N, H, W, C), or float in [0, 1]; `augment`: images (B, H, W, C), seed (2,) -> images. The order and the
     augmentation of an epoch depend on `seed` and the epoch alone. Images that fill no
     last batch wait for another epoch.
+
+    Errors: `ValueError` for labels that are not one class number an example, for fewer examples than a batch, and for
+    numbers that are not finite or look like grey levels: none negative and some above 2. Those that are meant so take
+    another `high`.
     """
+    x, y = to_array(x), to_labels(y, len(x))
+    if x.dtype != np.uint8 and x.dtype.kind in "iuf" and x.size:
+        _check_range(x.min(), x.max(), high)
     with tf.device("CPU"):
-        images, labels = tf.constant(x), tf.constant(y, tf.int32)
+        images, labels = tf.constant(x), tf.constant(y)
     count = len(x) // batch_size
     if not len(x):
         raise UserError("x: holds no examples to train on; expected one or more")
@@ -107,6 +128,16 @@ def batches(
         return rows.map(assemble, num_parallel_calls=2, deterministic=True).prefetch(2)
 
     return epoch_batches
+
+
+def _check_range(least: float, most: float, high: float) -> None:
+    if not (math.isfinite(least) and math.isfinite(most)):
+        raise UserError("x holds values that are not finite")
+    if least >= 0 and most > max(high, 2):
+        raise UserError(
+            f"x: 8-bit images are wanted as uint8, others as floats in [0, 1]; received {least:.4g} to {most:.4g}."
+            f" Divide by 255, or give high={most:.4g} if that is meant"
+        )
 
 
 def repeated(epoch_batches: Epochs, turns: int) -> Epochs:
@@ -161,7 +192,8 @@ def train(
     one takes about a millisecond; callbacks then see only the last batch of each call. With `verbose` a bar or lines
     show how far the whole training is, and a line stays for each epoch (for epochs below a second, one a second).
 
-    Errors: `UserError` when the loss stops being finite, when a checkpoint does not fit, when there is no batch.
+    Errors: `UserError` when the loss stops being finite, when a checkpoint does not fit, when there is no batch, and
+    for what `loss` and `adversary` say of batches that they cannot use.
     """
     strategy = strategy or tf.distribute.get_strategy()
     # What the loss is the sum of is for the curves; a line has no room for it.
@@ -201,7 +233,12 @@ def train(
                     progress.skip(epoch * steps)
                 progress.total = progress.done + (epochs - epoch) * steps
             before = progress.done
-            logs = _run_epoch(calls, dataset, progress, unlisted, listeners, strategy)
+            try:
+                logs = _run_epoch(calls, dataset, progress, unlisted, listeners, strategy)
+            except Exception as error:
+                if (found := user_error(error)) is None:
+                    raise
+                raise found from None
             # Where nobody knew how many steps an epoch has, it is known now.
             progress.total = progress.done + (epochs - epoch - 1) * (progress.done - before)
             if not math.isfinite(logs["loss"]):

@@ -38,10 +38,17 @@ class Attacker:
         batch_size: int = 128,
         progress: bool = False,
     ) -> None:
-        self.model, self.embed = model, embedder(model)
+        self.model = model
+        # Refuses at once what has no embedding.
+        embedder(model)
         self.seed, self.pgd_steps, self.restarts = seed, pgd_steps, restarts
         self.progress = progress
         self.run = functools.partial(attack_dataset, batch_size=batch_size, progress=progress)
+
+    @property
+    def embed(self) -> keras.Model:
+        """The part of the model, as it now is, that answers with embeddings."""
+        return embedder(self.model)
 
     def embeddings(self, images: np.ndarray) -> np.ndarray:
         """Embeddings float32 (n, D) of `images` (n, H, W, C)."""

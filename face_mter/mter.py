@@ -8,9 +8,7 @@ A batch is (source, target, their labels), people that differ pair by pair; the 
 attacker would change them. Section numbers are those of the method as the original code has it.
 """
 
-import weakref
 from collections.abc import Callable
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -18,12 +16,14 @@ from keras import ops
 
 from common.adversarial_training import Method
 from common.attacks import iftgsm
-from common.training import Adversary, Batch, Terms
+from common.attacks.logits import training_logits
+from common.per_model import PerModel
+from common.training import Adversary, Batch, Terms, logits_and_labels
 from face_mter.networks import LossType, arcface_logits, embedder, unit
 
 Tensor = tf.Tensor
 
-_both: "weakref.WeakKeyDictionary[Any, keras.Model]" = weakref.WeakKeyDictionary()
+_both = PerModel()
 
 
 def exploit(*, radius: float, sigma: float, rounds: int, threshold: float) -> Adversary:
@@ -100,8 +100,7 @@ def classification(loss_type: LossType, *, scale: float, margin: float) -> Metho
     entropy = _entropy(loss_type, scale, margin)
 
     def loss(model: keras.Model, batch: Batch) -> tuple[Terms, Terms]:
-        x, y = batch
-        z = tf.cast(model(x, training=True), tf.float32)
+        z, y = logits_and_labels(model, *batch)
         return {"cross_entropy": entropy(z, y)}, {"accuracy": ops.mean(keras.metrics.sparse_categorical_accuracy(y, z))}
 
     return Method(loss)
@@ -118,7 +117,10 @@ def _entropy(loss_type: LossType, scale: float, margin: float) -> Callable[[Tens
 
 
 def _parts(model: keras.Model) -> keras.Model:
-    """`model` answering with its embeddings and its logits."""
-    if model not in _both:
-        _both[model] = keras.Model(model.inputs[0], [embedder(model).output, model.output])
-    return _both[model]
+    """`model` answering with its embeddings and its logits. Errors: `UserError` for one that ends in softmax."""
+
+    def join() -> keras.Model:
+        training_logits(model)
+        return keras.Model(model.inputs[0], [embedder(model).output, model.output])
+
+    return _both.get(model, "both", join)

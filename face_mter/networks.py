@@ -4,7 +4,6 @@ Each takes images float32 (batch, height, width, channels) in [0, 1] and answers
 pictures are compared by the cosine of their embeddings; the logits serve the training, and the attack on labels.
 """
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,12 +13,13 @@ from keras import ops
 
 from common.errors import UserError
 from common.models import Assembly, preactivation_block
+from common.per_model import PerModel
 
 EMBEDDING = "embedding"
 LossType = Literal["softmax", "arcface"]
 _PACKAGE = "face_mter"
 
-_parts: "weakref.WeakKeyDictionary[keras.Model, keras.Model | None]" = weakref.WeakKeyDictionary()
+_parts = PerModel()
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -70,13 +70,15 @@ def embedder(model: keras.Model) -> keras.Model:
 
     Errors: `UserError` when what it answers with is no vector a picture.
     """
-    if model not in _parts:
+
+    def cut() -> keras.Model | None:
         names = [layer.name for layer in model.layers]
         # A model that ends there is all embedding.
-        whole = EMBEDDING not in names[:-1]
-        _parts[model] = None if whole else keras.Model(model.inputs[0], model.get_layer(EMBEDDING).output)
+        return keras.Model(model.inputs[0], model.get_layer(EMBEDDING).output) if EMBEDDING in names[:-1] else None
+
     # Always the same part: what was compiled for it stays good.
-    part = model if _parts[model] is None else _parts[model]
+    part = _parts.get(model, EMBEDDING, cut)
+    part = model if part is None else part
     if len(part.output_shape) != 2:
         raise UserError(f"a model that answers with {part.output_shape[1:]}; expected one vector a picture")
     return part

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from common.attacks import pgd, salient, untargeted_ce
+from common.attacks.geometry import finite
 from common.attacks.randomness import example_seeds, uniform
 from common.training import Adversary, Batch
 from mobility_humid.layout import Layout
@@ -47,7 +48,7 @@ def fast_st_fgsm(
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(moving)
                 score, _ = objective(moving)
-            slope = tape.gradient(score, moving)
+            slope = finite(tape.gradient(score, moving))
             moving = within(moving + alpha * tf.sign(slope), points)
             _, fooled = objective(moving)
             hit = (fooled & ~wrong)[:, None, None, None]

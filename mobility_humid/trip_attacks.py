@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from common.arrays import to_labels
 from common.attacks import (
     Result,
     ascent,
@@ -29,7 +30,7 @@ from common.attacks import (
     untargeted_ce,
 )
 from common.attacks.calls import compiled
-from common.attacks.geometry import per_example
+from common.attacks.geometry import finite, per_example
 from common.attacks.randomness import example_seeds, seed_pair, uniform
 from common.errors import UserError
 from common.progress import blocks
@@ -117,13 +118,14 @@ def attack(
     def graph(model: keras.Model, x: Tensor, y: Tensor, *budget: Tensor) -> Tensor:
         return attack_batch(name, model, layout, x, y, grid, Budget(*budget), restarts=restarts, l0_from=l0_from)
 
+    y = to_labels(y, len(x))
     run = compiled(model, key, graph, signature)
     settings = (float(eta), float(alpha), steps, float(radius or 0.0), search_steps)
     settings = [tf.constant(v, spec.dtype) for v, spec in zip(settings, signature[2:7], strict=True)]
     out = np.empty_like(x, np.float32)
     for rows in blocks(len(x), batch_size, name, units="samples", shown=progress):
         index = np.arange(rows.start, rows.stop, dtype=np.int32)
-        out[rows] = run(x[rows], np.asarray(y[rows], np.int32), *settings, seed_pair(seed), index)
+        out[rows] = run(x[rows], y[rows], *settings, seed_pair(seed), index)
     return out
 
 
@@ -191,8 +193,10 @@ def stand(moving: Tensor, grid: Sequence[int], eta: float | Tensor | None) -> Gr
     low, high = tf.zeros_like(moving), tf.zeros_like(moving) + top.astype(np.float32)
     if eta is not None:
         low, high = tf.maximum(low, moving - eta), tf.minimum(high, moving + eta)
-    # What is fixed stands between equal ends, whatever it is.
-    return Ground(moving, mask, tf.where(mask > 0, low, moving), tf.where(mask > 0, high, moving))
+    # What is fixed stands between equal ends, whatever it is, and what is off the map may stay where it is.
+    may = mask > 0
+    low, high = tf.where(may, tf.minimum(low, moving), moving), tf.where(may, tf.maximum(high, moving), moving)
+    return Ground(moving, mask, low, high)
 
 
 def snap(moving: Tensor) -> Tensor:
@@ -242,7 +246,7 @@ def _fewest_points(seen: Victim, ground: Ground, y: Tensor, budget: Budget, l0_f
             tape.watch(moved)
             score, _ = objective(moved)
         changed = tf.reduce_any(moved != ground.x, axis=-1, keepdims=True)
-        slope = tf.reduce_sum(tf.abs(tape.gradient(score, moved)) * ground.mask, axis=-1, keepdims=True)
+        slope = tf.reduce_sum(tf.abs(finite(tape.gradient(score, moved))) * ground.mask, axis=-1, keepdims=True)
         # A point that has moved counts, however flat the loss is where it stands now.
         return tf.where(changed, tf.maximum(slope, tf.constant(1e-30, slope.dtype)), 0.0)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from common.arrays import BY_NAME, to_array
 from common.attacks import named
 from common.attacks.loop import Flight, Result, advance, begin, land, merge
 from common.progress import Progress
@@ -49,8 +50,13 @@ def attack_dataset(
     or any function of `x`, `y` and, if it has such an argument, `index`, the places of the batch in the data set.
     Budgets and masks in a partial may have one row for each of the N examples. With `stop=True` the model always works
     on full batches of unfinished examples. Neither that nor the batch size changes a success. `progress` is shown if it
-    takes long.
+    takes long. Rows are counted in their order, whatever index a table has.
+
+    Errors: `ValueError` for what is no array of numbers, and for another number of labels or targets.
     """
+    x, y = to_array(x), None if y is None else to_array(y, "labels", BY_NAME)
+    if y is not None and len(y) != len(x):
+        raise ValueError(f"one target or label per example, {len(x)} of them, is wanted; received shape {y.shape}")
     of_rows = _Rows(attack, x, y)
     out = np.empty(np.shape(x), np.float32)
     with Progress(len(x), _name_of(attack), units="examples", shown=progress) as bar:

@@ -41,6 +41,23 @@ def unit(x: Tensor, order: int) -> Tensor:
     return x * _inverse(total(tf.abs(x)) if order == 1 else tf.sqrt(total(tf.square(x))))
 
 
+def finite(gradient: Tensor) -> Tensor:
+    """`gradient` (B, ...) in numbers that a step can be made of, per example: what is infinite counts as its largest
+    finite entry, or 1 if it has none, and what is not a number as 0. The slope of x ** 0.45 is infinite at 0.
+
+    Where all is finite no bit changes.
+    """
+
+    def mended() -> Tensor:
+        usable = tf.math.is_finite(gradient)
+        largest = tf.reduce_max(tf.where(usable, tf.abs(gradient), 0.0), axis=per_example(gradient), keepdims=True)
+        steepest = tf.sign(gradient) * tf.where(largest > 0, largest, 1.0)
+        return tf.where(usable, gradient, tf.where(tf.math.is_nan(gradient), 0.0, steepest))
+
+    # One pass; where the sum of finite entries overflows, mending them changes nothing.
+    return tf.cond(tf.math.is_finite(tf.reduce_sum(gradient)), lambda: gradient, mended)
+
+
 def _inverse(size: Tensor) -> Tensor:
     # The inverse of a denormal number overflows: such sizes count as zero.
     return tf.where(size > 1e-37, 1.0 / size, tf.zeros_like(size))

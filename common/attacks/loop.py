@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from common.attacks.geometry import finite
 from common.attacks.rules import Rule
 from common.attacks.spaces import Space
 
@@ -50,7 +51,8 @@ def search(
 
     With `rank` every iterate is scored, the last one included, and the best is returned; without it, the last. With
     `stop` an example stays where it first reaches its goal, and the loop ends once all have. Works eagerly, inside
-    `tf.function` and inside a training step; no variable is created or changed.
+    `tf.function` and inside a training step; no variable is created or changed. Where the gradient is not finite a step
+    is made of what is left of it (`geometry.finite`), so what is returned is finite.
     """
     flight, _, _ = advance(objective, rule, space, begin(rule, x, steps), steps, rank=rank, stop=stop)
     return land(objective, flight, rank)
@@ -153,7 +155,7 @@ def _evaluate(objective: Objective, needs_grad: bool, x: Tensor) -> tuple[Tensor
     if gradient is None:
         raise ValueError("the objective does not depend on x: no gradient reaches the input")
     # A gather in the objective makes its gradient sparse.
-    return score, done, tf.convert_to_tensor(gradient)
+    return score, done, finite(tf.convert_to_tensor(gradient))
 
 
 def _column(flags: Tensor, x: Tensor) -> Tensor:

@@ -15,13 +15,14 @@ from common.attacks.calls import (
     Array,
     Model,
     as_float32,
+    as_labels,
     check_box,
     check_broadcast,
     check_labels,
     compiled,
 )
 from common.attacks.elimination import eliminate
-from common.attacks.geometry import align, per_example
+from common.attacks.geometry import align, finite, per_example
 from common.attacks.loop import Objective, Rank, Result, merge, search
 
 Tensor = tf.Tensor
@@ -192,7 +193,7 @@ def cw_l0(
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(x)
                 score, _ = goal(x)
-            weight = tf.abs(tape.gradient(score, x)) * tf.abs(x - t.x)
+            weight = tf.abs(finite(tape.gradient(score, x))) * tf.abs(x - t.x)
             return tf.reduce_sum(weight, axis=-1, keepdims=True) if per == "pixel" else weight
 
         units = tf.ones_like(t.x[..., :1] if per == "pixel" else t.x)
@@ -240,7 +241,7 @@ def _run(key: Any, attack: Callable, model: Model, x: Array, y: Array, steps, ma
     x = as_float32(x)
     tensors = _Tensors(
         x=x,
-        y=tf.cast(y, tf.int32),
+        y=as_labels(y),
         steps=tf.cast(steps, tf.int32),
         mask=align(1.0 if mask is None else mask, x),
         low=align(low, x),
@@ -255,6 +256,7 @@ def _run(key: Any, attack: Callable, model: Model, x: Array, y: Array, steps, ma
 
     flat = [*tensors[:6], *tensors.settings]
     if tf.inside_function():
+        check_box(x, tensors.low, tensors.high)
         return graph(model, *flat)
     _check(model, tensors, settings)
     signature = [tf.TensorSpec([None] * value.shape.rank, value.dtype) for value in flat]

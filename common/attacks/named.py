@@ -27,6 +27,8 @@ from common.attacks.calls import (
     Array,
     Model,
     as_float32,
+    as_labels,
+    as_targets,
     check_box,
     check_broadcast,
     check_finite,
@@ -376,7 +378,7 @@ def _prepare(
     plan = plan._replace(masked=mask is not None)
     tensors = Tensors(
         x=x,
-        y=tf.cast(y, tf.float32 if plan.objective == "cosine_to" else tf.int32),
+        y=as_targets(y) if plan.objective == "cosine_to" else as_labels(y),
         eps=align(eps, x),
         alpha=align(alpha, x),
         steps=tf.cast(steps, tf.int32),
@@ -389,7 +391,9 @@ def _prepare(
         low=align(low, x),
         high=align(high, x),
     )
-    if not tf.inside_function():
+    if tf.inside_function():
+        check_box(tensors.x, tensors.low, tensors.high)
+    else:
         _check(plan, model, tensors)
     return Prepared(plan, model, tensors)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from common.attacks.logits import inference, logits_of
+from common.attacks.logits import compute_dtypes, inference, logits_of
 from common.attacks.loop import Objective
 
 Tensor = tf.Tensor
@@ -13,7 +13,7 @@ Model = Callable[[Tensor], Tensor]
 
 def untargeted_ce(model: Model, y: Tensor) -> Objective:
     """Cross-entropy of the true class `y` (B,); done when another class is answered (Goodfellow et al. 2015)."""
-    logits = logits_of(model)
+    logits = _steep(model)
 
     def objective(x: Tensor) -> tuple[Tensor, Tensor]:
         z = logits(x)
@@ -24,11 +24,13 @@ def untargeted_ce(model: Model, y: Tensor) -> Objective:
 
 def targeted_ce(model: Model, target: Tensor) -> Objective:
     """Minus the cross-entropy of the class `target` (B,); done when it is answered (Kurakin et al. 2017)."""
-    logits = logits_of(model)
+    logits = _steep(model)
 
     def objective(x: Tensor) -> tuple[Tensor, Tensor]:
         z = logits(x)
-        return -_cross_entropy(z, target), _answer(z) == target
+        entropy = _cross_entropy(z, target)
+        # Of logits that are not numbers the first would be the largest.
+        return -entropy, (_answer(z) == target) & ~tf.math.is_nan(entropy)
 
     return objective
 
@@ -66,7 +68,7 @@ def targeted_margin(model: Model, target: Tensor, confidence: float | Tensor = 0
 def divergence_from(model: Model, reference: Tensor) -> Objective:
     """Kullback-Leibler divergence of the answer to x from that of the logits `reference` (B, classes); done when
     another class is answered (Zhang et al. 2019, TRADES, algorithm 1)."""
-    logits = logits_of(model)
+    logits = _steep(model)
     reference = tf.stop_gradient(reference)
 
     def objective(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,6 +100,23 @@ def cosine_to(embed: Model, target: Tensor, threshold: float | Tensor = 1.0) -> 
 def least_likely(model: Model, x: Tensor) -> Tensor:
     """The class of the smallest logit, int32 (B,) (Kurakin et al. 2017, least-likely class)."""
     return tf.argmin(logits_of(model)(x), axis=1, output_type=tf.int32)
+
+
+def _steep(model: Model) -> Model:
+    """`logits_of(model)`, for losses of which the gradient's direction alone counts, example by example.
+
+    Where the true class is nearly certain the gradient by the logits is too small for 16-bit floats, and would be zero
+    on its way back through a network in half precision: it goes there with a largest entry of 1.
+    """
+    logits = logits_of(model)
+    if "float16" not in compute_dtypes(model):
+        return logits
+
+    @tf.custom_gradient
+    def steep(z: Tensor):
+        return z, lambda slope: tf.math.divide_no_nan(slope, tf.reduce_max(tf.abs(slope), axis=1, keepdims=True))
+
+    return lambda x: steep(logits(x))
 
 
 def _cross_entropy(logits: Tensor, y: Tensor) -> Tensor:

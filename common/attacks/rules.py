@@ -9,6 +9,8 @@ import tensorflow as tf
 from common.attacks.geometry import align, per_example, unit
 
 Tensor = tf.Tensor
+# The square of a larger gradient overflows, and Adam would never again move what has one.
+_LARGEST = 1e18
 State = Any
 """A nest of tensors whose shapes and dtypes never change."""
 
@@ -135,8 +137,11 @@ def top_l1(share: float | Tensor) -> Callable[[Tensor], Tensor]:
 
 def scaled_l1(gradient: Tensor) -> Tensor:
     """The gradient over its mean absolute value per example: MI-FGSM's L1 normalisation up to the constant size."""
-    mean = tf.reduce_mean(tf.abs(gradient), axis=per_example(gradient), keepdims=True)
-    return tf.math.divide_no_nan(gradient, mean)
+    size = tf.abs(gradient)
+    mean = tf.reduce_mean(size, axis=per_example(gradient), keepdims=True)
+    # The sum of entries that are finite may not be.
+    scale = tf.where(tf.math.is_finite(mean), mean, tf.reduce_max(size, axis=per_example(gradient), keepdims=True))
+    return tf.math.divide_no_nan(gradient, scale)
 
 
 def _unit_linf(gradient: Tensor) -> Tensor:
@@ -156,6 +161,7 @@ def _adapt(moments: State, gradient: Tensor, beta1: float, beta2: float, epsilon
     """Adam's next step at learning rate 1, and the moments after it."""
     first, second, count = moments
     count += 1.0
+    gradient = tf.clip_by_value(gradient, -_LARGEST, _LARGEST)
     first += (1.0 - beta1) * (gradient - first)
     second += (1.0 - beta2) * (tf.square(gradient) - second)
     climb = first / (1.0 - tf.pow(beta1, count)) / (tf.sqrt(second / (1.0 - tf.pow(beta2, count))) + epsilon)

@@ -1,13 +1,13 @@
 """A model cut in two, where something looks at what goes from one half into the other."""
 
-import weakref
 from typing import Any
 
 import keras
 
 from common.errors import UserError, one_line
+from common.per_model import PerModel
 
-_halves: "weakref.WeakKeyDictionary[Any, dict[str, tuple[keras.Model, keras.Model]]]" = weakref.WeakKeyDictionary()
+_halves = PerModel()
 
 
 def halves(model: keras.Model, tensor: Any) -> tuple[keras.Model, keras.Model]:
@@ -15,13 +15,14 @@ def halves(model: keras.Model, tensor: Any) -> tuple[keras.Model, keras.Model]:
 
     Errors: `UserError` where something passes `tensor` by, such as a shortcut.
     """
-    known = _halves.setdefault(model, {})
-    if tensor.name not in known:
+
+    def cut() -> tuple[keras.Model, keras.Model]:
         try:
-            known[tensor.name] = keras.Model(model.inputs[0], tensor), keras.Model(tensor, model.outputs[0])
+            return keras.Model(model.inputs[0], tensor), keras.Model(tensor, model.outputs[0])
         except ValueError as error:
             raise UserError(
                 f"{model.name}: cannot be cut at {tensor.name}, something passes it by ({one_line(error)}); choose"
                 " another layer"
             ) from error
-    return known[tensor.name]
+
+    return _halves.get(model, tensor.name, cut)

@@ -299,7 +299,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch)
     def towards(images, target, steps=1):
         return np.full(images.shape, 0.004, np.float16)
 
-    attack = Attack(towards, lambda images: np.zeros(len(images), np.int32), 1, "fake")
+    attack = Attack(towards, lambda images: np.zeros(len(images), np.int32), 1, lambda: "fake")
     recipe = locking.Recipe("basic", 0.5, 0.5, np.array([[1, 0]], np.int32), 1.0, 0, attack)
 
     def peak(count):

@@ -1,7 +1,6 @@
 """Attacks that look for the smallest perturbation, and L0 by elimination."""
 
 import warnings
-import weakref
 from functools import partial
 
 import keras
@@ -258,7 +257,7 @@ def test_a18_mutants_of_cw_are_killed(monkeypatch, mutant):
         # A failure does not raise c.
         monkeypatch.setattr(minimal, "_next_constant", lambda c, fails, works: c)
     # What other tests compiled for this model knows no mutant.
-    monkeypatch.setattr(calls, "_compiled", weakref.WeakKeyDictionary())
+    monkeypatch.setattr(calls, "_compiled", calls.PerModel())
     found = cw_l2(model, x, y, steps=300, search_steps=12, constant=1e-3, learning_rate=0.02, low=low, high=high)
     won = fooled(model, found, y)
     assert not won.all() or (size(found, x, "l2") / best).max() > 1.05
