@@ -8,24 +8,30 @@ from adv_lock.fitting import is_folder, load
 from adv_lock.train_base import train_base
 from common.cli import Budget, CommonOptions, Count, alias, script
 from common.errors import UserError
+from common.model_input import InputOptions, check_input, look_at, reading
 from common.progress import track
 from common.runs import Run
 
 if TYPE_CHECKING:
-    import keras
+    from collections.abc import Callable
+
+    import numpy as np
 
     from adv_lock.locking import Recipe, Report
     from common.datasets import FileLabels
 
 _EXAMPLES = 8
+# Pictures that a base classifier is looked at with.
+_TRIED = 128
 
 
 @dataclass(kw_only=True)
-class Options(CommonOptions):
+class Options(InputOptions, CommonOptions):
     """The owner's side: what to lock, how, and with which base classifier."""
 
     unhashed: ClassVar[tuple[str, ...]] = ("attack_store",)
     without: ClassVar[tuple[str, ...]] = ("strategy", "precision")
+    written: ClassVar[tuple[str, ...]] = (*CommonOptions.written, "attack_store")
 
     dataset: str = alias("orig_data", default="scenes")
     """Pictures to lock: a data set's name, an .npz with Keras keys, or a folder <root>/<class>/<file>, whose pictures
@@ -55,13 +61,27 @@ class Options(CommonOptions):
     a folder of pictures that would take over 4 GB are not kept."""
 
 
-@script(app="adv_lock", name="lock")
+def refusals(options: Options) -> None:
+    """What is refused before anything is read or trained."""
+    from common.classifiers import load_classifier
+
+    _check(options)
+    check_input(options, [options.model])
+    if options.model is not None:
+        look_at(options.model, lambda: load_classifier(options.model, **reading(options, options.model)))
+
+
+def needs(options: Options) -> None:
+    """What train_base.py would refuse, where it is to be run."""
+    train_base.expect(*_needed(options))
+
+
+@script(app="adv_lock", name="lock", refusals=refusals, needs=needs)
 def lock(options: Options, run: Run) -> None:
     """Lock train and test pictures; writes `locked/` to share and `key.npz` to keep."""
     from adv_lock import locking
     from common import plots
 
-    _check(options)
     if is_folder(options.dataset):
         report, examples = _lock_folder(options, run)
     else:
@@ -74,12 +94,16 @@ def lock(options: Options, run: Run) -> None:
 
 
 def _lock_arrays(options: Options, run: Run) -> "tuple[Report, dict]":
+    import numpy as np
+
     from adv_lock import locking
     from common.datasets.readers import NpzStream
 
     data = load(options)
     run.data(data.name, data.sha256)
-    recipe = _recipe(options, run, data.classes, data.file_labels)
+    rows = np.unique(np.linspace(0, len(data.y_test) - 1, min(len(data.y_test), _TRIED)).astype(int))
+    some = list(data.x_test[rows]), data.y_test[rows]
+    recipe = _recipe(options, run, data.classes, lambda: some, data.file_labels)
     # A base classifier from elsewhere may know the classes by the labels of the file.
     data = data.for_outputs(recipe.class_maps.shape[1])
     report = locking.lock_arrays(data, recipe, run.folder, options.attack_store, run.say)
@@ -108,7 +132,14 @@ def _lock_folder(options: Options, run: Run) -> "tuple[Report, dict]":
     for picture in track(pictures, "hashing", units="files"):
         digest.update(os.fsencode(picture.path.relative_to(root)) + f"\0{files.sha256(picture.path)}\n".encode())
     run.data(root.name, digest.hexdigest())
-    recipe = _recipe(options, run, len(class_names))
+    rows = np.unique(np.linspace(0, len(pictures) - 1, min(len(pictures), _TRIED)).astype(int))
+    some = [pictures[row] for row in rows]
+    recipe = _recipe(
+        options,
+        run,
+        len(class_names),
+        lambda: ([read_picture(one.path).rgb for one in some], np.array([one.label for one in some], np.int32)),
+    )
     size = None if options.image_size == "keep" else int(options.image_size)
     report = locking.lock_pictures(
         root,
@@ -179,12 +210,27 @@ def _record(options: Options, run: Run, report: "Report", key_bytes_ratio: float
 
 def produced(lock_data: Path | None, options: CommonOptions, run: Run) -> Path:
     """The lock run that another script works on: `lock_data`, or the one of the same name, made if need be."""
+    return lock.produce(*_lock_needed(lock_data, options), say=run.say)
+
+
+def expected(lock_data: Path | None, options: CommonOptions) -> None:
+    """What `produced` would refuse."""
+    lock.expect(*_lock_needed(lock_data, options))
+
+
+def _lock_needed(lock_data: Path | None, options: CommonOptions) -> tuple[Path | None, CommonOptions, tuple[str, ...]]:
+    """Arguments of `lock.produce`."""
     # Locked data that are named bring their own data set and seed; only those found by default must match.
     sizes = [name for name in ("n_train", "n_test") if getattr(options, name) is not None]
-    must_match = ("dataset", "seed", *sizes) if lock_data is None else ()
     if lock_data is not None and options.dataset != lock.options().dataset:
         raise UserError("--dataset: the locked pictures come with --lock-data; leave it out")
-    return lock.produce(lock_data, options, must_match, say=run.say)
+    return lock_data, options, ("dataset", "seed", *sizes) if lock_data is None else ()
+
+
+def _needed(options: Options) -> tuple[Path | None, Options, tuple[str, ...]]:
+    """Arguments of `train_base.produce`."""
+    # A model that is named may have learnt elsewhere; one found by default must be that of these data.
+    return options.model, options, ("dataset", "seed") if options.model is None else ()
 
 
 def _check(options: Options) -> None:
@@ -194,43 +240,41 @@ def _check(options: Options) -> None:
         raise UserError(f"--attack-lr: must be above 0; received {options.attack_lr:g}")
     if options.image_size != "keep" and not is_folder(options.dataset):
         raise UserError(f"--image-size: is for folders of pictures; {options.dataset} is locked at its own size")
+    if options.attack_store.exists() and not options.attack_store.is_dir():
+        raise UserError(f"--attack-store: {options.attack_store} is a file; name a folder")
     for name in ("alpha", "lambd"):
         if not getattr(options, name) <= 1:
             raise UserError(f"--{name}: is a share and at most 1; received {getattr(options, name)}")
 
 
-def _recipe(options: Options, run: Run, classes: int, labels: "FileLabels | None" = None) -> "Recipe":
-    import numpy as np
-
+def _recipe(
+    options: Options,
+    run: Run,
+    classes: int,
+    some: "Callable[[], tuple[list[np.ndarray], np.ndarray]]",
+    file_labels: "FileLabels | None" = None,
+) -> "Recipe":
+    """What pictures of `classes` are locked by; `some` of them, uint8 (H, W, C) each, with their labels, show how the
+    base classifier takes them."""
     from adv_lock.class_maps import MAPS_NEEDED, by_label, class_maps
     from adv_lock.locking import Recipe
-    from adv_lock.targeted import targeted_attack
-    from common import attacks, checkpoints
+    from adv_lock.targeted import at_size, targeted_attack
+    from common.classifiers import class_count, load_classifier
 
     # Before the base classifier is trained: a method that the class count forbids need not cost those minutes.
     maps = class_maps(options.class_maps, classes, MAPS_NEEDED[options.lock_method], options.seed)
-    # A model that is named may have learnt elsewhere; one found by default must be that of these data.
-    must_match = ("dataset", "seed") if options.model is None else ()
-    path = train_base.produce(options.model, options, must_match, say=run.say)
-    path = path / "model.keras" if path.is_dir() else path
-    model = checkpoints.load_model(path)
-    if len(model.input_shape) != 4 or len(model.output_shape) != 2:
-        raise UserError(f"{path}: maps {model.input_shape} to {model.output_shape}; a lock needs a picture classifier")
-    try:
-        answered = attacks.check_logits(model, np.random.default_rng(0).random((8, *_shape(model)), np.float32))
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
-    if labels is not None and answered == len(labels.names) != classes:
-        maps = by_label(maps, labels.values, answered)
-    elif answered != classes:
-        raise UserError(f"{path}: tells {answered} classes apart, the data have {classes}; give another --model")
+    path = train_base.produce(*_needed(options), say=run.say)
+    arguments = {**reading(options, path), "say": run.say}
+    model = load_classifier(path, **arguments)
+    pictures, labels = some()
+    told = class_count(model)
+    if file_labels is not None and told == len(file_labels.names) != classes:
+        maps, labels, classes = by_label(maps, file_labels.values, told), file_labels.values[labels], told
+    # Pictures of another size than the network's are locked too.
+    seen = at_size(pictures, model)
+    model = load_classifier(path, seen, labels, classes=classes, remedy="give another --model", **arguments)
     attack = targeted_attack(model, eps=options.eps, alpha=options.attack_lr, steps=options.attack_steps)
     return Recipe(options.lock_method, options.alpha, options.lambd, maps, options.eps, options.seed, attack)
-
-
-def _shape(model: "keras.Model") -> tuple[int, ...]:
-    """The shape of one picture; a fully convolutional classifier takes any size, and is asked at 32 pixels."""
-    return tuple(size or 32 for size in model.input_shape[1:])
 
 
 if __name__ == "__main__":

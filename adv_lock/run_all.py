@@ -8,7 +8,7 @@ from adv_lock.class_maps import METHODS, Method
 from adv_lock.lock import lock
 from adv_lock.train import train
 from adv_lock.train_base import train_base
-from common.cli import CommonOptions, Natural, Parts, script
+from common.cli import CommonOptions, Natural, Parts, part_options, script
 from common.errors import UserError
 from common.runs import Run, read_table
 
@@ -27,13 +27,23 @@ class Options(CommonOptions):
     """Further seeds for the first method, each with a base classifier, lock, thief and reference of its own."""
 
 
-@script(app="adv_lock", name="run_all")
+def refusals(options: Options) -> None:
+    """What is refused before anything is trained."""
+    if options.seed in options.more_seeds:
+        raise UserError(f"--more-seeds: {options.seed} is --seed already")
+    for producer, settings in (
+        (train_base, {}),
+        *((lock, {"lock_method": method}) for method in options.methods),
+        (train, {}),
+    ):
+        producer.check(part_options(options, producer, **settings), alone=True)
+
+
+@script(app="adv_lock", name="run_all", refusals=refusals)
 def run_all(options: Options, run: Run) -> None:
     """Run what is not there yet and join the tables; with --force, run all of it anew."""
     from common import plots
 
-    if options.seed in options.more_seeds:
-        raise UserError(f"--more-seeds: {options.seed} is --seed already")
     part = Parts(options, run)
     results = {}
     for seed in (options.seed, *options.more_seeds):

@@ -1,6 +1,7 @@
 """A(x, c): the paper's targeted L2 attack on the base classifier, and the store that computes each one only once."""
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -66,8 +67,9 @@ def targeted_attack(base: keras.Model, *, eps: float, alpha: float, steps: int) 
     def function(of: Callable, images: np.ndarray, *more: tf.TensorSpec) -> Callable:
         if images.ndim != 4 or images.shape[3] != channels:
             raise UserError(f"pictures of shape {images.shape[1:]}: the base model takes {channels} channel(s)")
-        # Pictures of the model's own size get a graph of that fixed shape; all other sizes share one.
-        shape = size if images.shape[1:3] == size else (None, None)
+        # Pictures of the model's own size get a graph of that fixed shape; all other sizes share one. A fully
+        # convolutional classifier takes any size.
+        shape = size if None in size or images.shape[1:3] == size else (None, None)
         return compiled(
             base, ("lock", of.__name__, shape), of, [tf.TensorSpec([None, *shape, channels], tf.uint8), *more]
         )
@@ -83,12 +85,24 @@ def targeted_attack(base: keras.Model, *, eps: float, alpha: float, steps: int) 
         return function(answer, images)(images).numpy()
 
     def fingerprint() -> str:
+        # The weights alone do not tell how they are used, nor in which range the network takes its pictures.
         digest = hashlib.sha256(repr((eps, alpha, steps)).encode())
+        digest.update(json.dumps(base.get_config(), sort_keys=True, default=repr).encode())
         for weight in base.get_weights():
             digest.update(np.ascontiguousarray(weight).tobytes())
         return digest.hexdigest()
 
     return Attack(towards, answers, steps, fingerprint)
+
+
+def at_size(pictures: Sequence[np.ndarray], base: keras.Model) -> np.ndarray:
+    """`pictures`, uint8 (H, W, C) each, as the classifier `base` sees them: float32 (N, height, width, C) in [0, 1],
+    those of any size at the size of the first where `base` takes any."""
+    size = tuple(side or own for side, own in zip(base.input_shape[1:3], pictures[0].shape[:2], strict=True))
+    images = [tf.cast(picture, tf.float32) / 255.0 for picture in pictures]
+    return np.stack(
+        [x.numpy() if tuple(x.shape[:2]) == size else tf.image.resize(x, size, antialias=True).numpy() for x in images]
+    )
 
 
 class Store:

@@ -1,11 +1,12 @@
 """Train on locked pictures as a thief would, and measure what the model is worth on clean ones."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from adv_lock.fitting import FOLDER_SIZE, FittingOptions
-from adv_lock.lock import produced
+from adv_lock.lock import expected, produced
 from common.cli import CommonOptions, script
 from common.errors import UserError
 from common.runs import Run, read_results
@@ -32,7 +33,22 @@ class Options(FittingOptions):
     which doubles its time."""
 
 
-@script(app="adv_lock", name="train")
+def refusals(options: Options) -> None:
+    """What is refused before anything is read, locked or trained."""
+    from adv_lock.networks import NETWORKS
+    from common import fitting
+
+    fitting.check(options, NETWORKS)
+    if options.train_on == "locked" and options.reference is not None:
+        _check_recipe(options, read_results(options.reference)["config"])
+
+
+def needs(options: Options) -> None:
+    """What lock.py would refuse, where it is to be run."""
+    expected(options.lock_data, options)
+
+
+@script(app="adv_lock", name="train", refusals=refusals, needs=needs)
 def train(options: Options, run: Run) -> None:
     """Train a fresh network on locked (or original) pictures with their true labels."""
     from adv_lock.locked_data import read_locked
@@ -149,16 +165,20 @@ def _reference(options: Options, run: Run, source: Path, sha256: str) -> tuple[P
         results = train(replace(wanted, resume=not options.force))
     else:
         results = read_results(folder)
-    config = results["config"]
-    if config.get("train_on") != "original":
-        raise UserError(f"--reference: {options.reference} is no run of train.py with --train-on original")
+    _check_recipe(options, results["config"])
     if results["data_sha256"] != sha256:
         raise UserError(f"--reference: {options.reference} was trained on other data than {source} locks")
+    return folder, results["metrics"]["original_accuracy"]
+
+
+def _check_recipe(options: Options, config: Mapping[str, Any]) -> None:
+    """Errors: `UserError` for the `config` of a reference of another recipe than `options`."""
+    if config.get("train_on") != "original":
+        raise UserError(f"--reference: {options.reference} is no run of train.py with --train-on original")
     for name in (f.name for f in fields(FittingOptions) if f.name not in CommonOptions.__annotations__):
         ours = getattr(options, name)
         if config.get(name) != (list(ours) if isinstance(ours, tuple) else ours):
             raise UserError(f"--reference: {options.reference} has {name} {config.get(name)}, this run {ours}")
-    return folder, results["metrics"]["original_accuracy"]
 
 
 if __name__ == "__main__":

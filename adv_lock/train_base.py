@@ -12,7 +12,15 @@ class Options(FittingOptions):
     """The owner's side: clean pictures and their labels."""
 
 
-@script(app="adv_lock", name="train_base")
+def refusals(options: Options) -> None:
+    """What is refused before anything is read."""
+    from adv_lock.networks import NETWORKS
+    from common import fitting
+
+    fitting.check(options, NETWORKS)
+
+
+@script(app="adv_lock", name="train_base", refusals=refusals)
 def train_base(options: Options, run: Run) -> None:
     """Train F and save it as `model.keras`."""
     from adv_lock.networks import NETWORKS

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from adv_lock.lock import produced
+from adv_lock.lock import expected, produced
 from common.cli import CommonOptions, script
 from common.errors import UserError
 from common.progress import track
@@ -28,7 +28,20 @@ class Options(CommonOptions):
     """The owner's key.npz; by default the one beside `locked/`."""
 
 
-@script(app="adv_lock", name="unlock")
+def refusals(options: Options) -> None:
+    """What is refused before anything is read or locked."""
+    from adv_lock import locked_data
+
+    if options.key is not None:
+        locked_data.read_key(options.key)
+
+
+def needs(options: Options) -> None:
+    """What lock.py would refuse, where it is to be run."""
+    expected(options.lock_data, options)
+
+
+@script(app="adv_lock", name="unlock", refusals=refusals, needs=needs)
 def unlock(options: Options, run: Run) -> None:
     """Write the originals to `original/` and check them against the hashes in the key."""
     from adv_lock import locked_data, locking

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from attention_defense.models import chosen
+from attention_defense.models import check_models, chosen, needs
 from attention_defense.pictures import AttackName, TestedOptions, load_tested
 from common.cli import Count, LinfBudget, script
 from common.errors import UserError
@@ -65,20 +65,27 @@ class Case(NamedTuple):
         return attacked(attack, self.x, self.y, batch_size=self.options.batch_size, progress=True)
 
 
-@script(app="attention_defense", name="analyse")
+def refusals(options: Options) -> None:
+    """What is refused before anything is read or trained."""
+    from attention_defense.attacks import whole_levels
+
+    whole_levels(options.eps)
+    check_models(options)
+
+
+@script(app="attention_defense", name="analyse", refusals=refusals, needs=needs)
 def analyse(options: Options, run: Run) -> None:
     """Attack what is answered rightly, and compare attention before and after, by outcome."""
     import numpy as np
 
     from attention_defense import analysis, figures
-    from attention_defense.attacks import whole_levels
+    from common.classifiers import class_count
     from common.evaluation import predict
     from common.training import as_float
 
-    whole_levels(options.eps)
     tested = load_tested(options, run)
     picked = chosen(options, tested, run)
-    tested = tested.for_outputs(picked.model.output_shape[1])
+    tested = tested.for_outputs(class_count(picked.model))
     model, name, layer, _ = picked
     right = predict(model, tested.x, batch_size=options.batch_size, progress=True) == tested.y
     run.rate("clean_accuracy", float(right.mean()), len(right), model=name, split="test")

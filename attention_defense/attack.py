@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from attention_defense.models import check_models, chosen, needs, source_of
 from attention_defense.pictures import AttackName, TestedOptions, load_tested
 from common.cli import Budget, Count, LinfBudget, script
+from common.errors import UserError
 from common.runs import Run
 
 if TYPE_CHECKING:
@@ -41,24 +43,39 @@ class Options(TestedOptions):
     """Number of test pictures; null takes all."""
 
 
-@script(app="attention_defense", name="attack")
+def refusals(options: Options) -> None:
+    """What is refused before anything is read or trained."""
+    from attention_defense.attacks import whole_levels
+
+    for eps in (*options.budgets, *options.curve):
+        whole_levels(eps)
+    check_models(options, maps=_looks(options), others=[] if options.source is None else [options.source])
+
+
+def _looks(options: Options) -> bool:
+    """Whether attention is looked at."""
+    from attention_defense.attention_attacks import KINDS
+
+    return options.layer is not None or not set(KINDS).isdisjoint(options.attack)
+
+
+@script(app="attention_defense", name="attack", refusals=refusals, needs=needs)
 def attack(options: Options, run: Run) -> None:
     """Accuracy under every attack, what all of them leave, and accuracy against the budget."""
     import numpy as np
 
     from attention_defense import figures
-    from attention_defense.attacks import whole_levels
-    from attention_defense.attention_attacks import KINDS
-    from attention_defense.models import chosen, load_classifier
+    from common.classifiers import class_count
     from common.training import as_float
 
-    for eps in (*options.budgets, *options.curve):
-        whole_levels(eps)
     tested = load_tested(options, run)
-    maps = options.layer is not None or not set(KINDS).isdisjoint(options.attack)
-    model = chosen(options, tested, run, maps=maps)
-    tested = tested.for_outputs(model.model.output_shape[1])
-    source = None if options.source is None else load_classifier(options.source, tested)
+    # It was named; the other one may be trained first.
+    source = None if options.source is None else source_of(options, options.source, tested, run)
+    model = chosen(options, tested, run, maps=_looks(options))
+    told = class_count(model.model)
+    if source is not None and class_count(source) != told:
+        raise UserError(f"--source: tells {class_count(source)} classes apart, the model {told}; give one of the same")
+    tested = tested.for_outputs(told)
     judged = Judged(options, run, model, np.asarray(as_float(tested.x)), tested.y)
     for eps in dict.fromkeys(options.budgets):
         for kind in dict.fromkeys(options.attack):

@@ -16,7 +16,7 @@ import tensorflow as tf
 from common.attacks import logits_of
 from common.attacks.geometry import finite
 from common.errors import UserError
-from common.models import halves
+from common.models import flat, halves, places
 
 Tensor = tf.Tensor
 
@@ -101,23 +101,17 @@ def overlap(a: Tensor, b: Tensor) -> Tensor:
 
 def _cut(model: keras.Model, name: str | None) -> tuple[str, keras.Model, keras.Model]:
     """Name of the layer to look at, the model up to its map, and from there on."""
-    spatial: dict[str, keras.KerasTensor] = {}
-    # Only Sequential and functional models know what goes from layer to layer.
-    known = isinstance(model, keras.Sequential) or hasattr(model, "operations")
-    for layer in model.layers if known else []:
-        try:
-            tensor = layer.output
-        except (AttributeError, ValueError):
-            # It stands in several places, or was never called.
-            continue
-        # What a nested model answers is part of its own graph, not of this one.
-        single = isinstance(tensor, keras.KerasTensor) and not isinstance(layer, keras.Model | keras.layers.InputLayer)
-        if single and len(tensor.shape) == 4 and None not in tensor.shape[1:3]:
-            spatial[layer.name] = tensor
+    # Subclassed models do not know what goes from layer to layer; nested ones are taken apart.
+    model = flat(model)
+    spatial = {
+        place.layer.name: place.output
+        for place in places(model)
+        if len(place.output.shape) == 4 and None not in place.output.shape[1:3]
+    }
     if not spatial:
         raise UserError(
             f"{model.name}: no layer of its own with a map of fixed size; a Sequential or functional convolutional"
-            " model for pictures of one size is wanted, without models nested in it"
+            " model for images of one size is wanted"
         )
     if name is None:
         large = [each for each, tensor in spatial.items() if min(tensor.shape[1:3]) >= _CELLS]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from attention_defense.models import chosen
+from attention_defense.models import check_models, chosen, needs
 from attention_defense.pictures import AttackName, TestedOptions, load_tested
 from common.cli import Count, LinfBudget, script
 from common.progress import track
@@ -33,7 +33,15 @@ class Options(TestedOptions):
     """Pictures in the figure; successes of the attack come first."""
 
 
-@script(app="attention_defense", name="explain")
+def refusals(options: Options) -> None:
+    """What is refused before anything is read or trained."""
+    from attention_defense.attacks import whole_levels
+
+    whole_levels(options.eps)
+    check_models(options)
+
+
+@script(app="attention_defense", name="explain", refusals=refusals, needs=needs)
 def explain(options: Options, run: Run) -> None:
     """Explain every picture as it is and attacked; draw some, and measure how explanations agree."""
     from functools import partial
@@ -43,12 +51,13 @@ def explain(options: Options, run: Run) -> None:
     from attention_defense import analysis, attacks
     from attention_defense.superpixels import lime_area
     from common import plots
+    from common.classifiers import class_count
     from common.evaluation import attacked
     from common.training import as_float
 
     tested = load_tested(options, run)
     model, name, layer, training = chosen(options, tested, run)
-    tested = tested.for_outputs(model.output_shape[1])
+    tested = tested.for_outputs(class_count(model))
     x, y = np.asarray(as_float(tested.x)), tested.y
     attack = attacks.named(options.attack, model, eps=options.eps, layer=layer, training=training, seed=options.seed)
     pictures = {"clean": x, "attacked": attacked(attack, x, y, batch_size=options.batch_size, progress=True)}

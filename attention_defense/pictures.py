@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-from common.cli import CommonOptions, Count
+from common.cli import CommonOptions, Count, alias
 from common.errors import UserError
+from common.model_input import InputOptions
 from common.runs import Run
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ AttackName = Literal[
     "adaptive",
     "noise",
 ]
+IMAGENET_NAMES = ("inception_v3", "resnet50")
+"""Networks with published weights, as `common.models.IMAGENET` has them."""
 # What an attack, an analysis and an explanation must have in common with the training of their model.
 PICTURE_FIELDS = ("dataset", "seed", "image_size")
 
@@ -40,12 +43,12 @@ class PictureOptions(CommonOptions):
 
 
 @dataclass(kw_only=True)
-class TestedOptions(PictureOptions):
+class TestedOptions(InputOptions, PictureOptions):
     """Pictures to judge a model by; see also --n-test."""
 
     without: ClassVar[tuple[str, ...]] = ("strategy", "precision", "n_train")
 
-    model: Path | None = None
+    model: Path | None = alias(default=None, known=IMAGENET_NAMES)
     """Classifier: a .keras file, a run of train.py, inception_v3 or resnet50 (ImageNet weights, downloaded once); by
     default that of train.py, trained if need be."""
     class_list: Path | None = None
@@ -100,6 +103,7 @@ def load_tested(options: TestedOptions, run: Run) -> Tested:
 
     Errors: `UserError` for a class that is not on the list, and a damaged annotation.
     """
+    check_tested(options)
     # Nothing is learnt here, and of a folder only the pictures that are judged need be read.
     data = load(options, run, n_train=1)
     y, names, masks = data.y_test, data.class_names, data.masks_test
@@ -113,12 +117,21 @@ def load_tested(options: TestedOptions, run: Run) -> Tested:
     return Tested(data.x_test, y, masks, names, by_label)
 
 
+def check_tested(options: TestedOptions) -> None:
+    """Refuse what can be refused before a picture is read. Errors: as `load_tested`, and boxes that belong to none."""
+    from common import datasets
+    from common.files import read_lines
+
+    if options.boxes is not None and (options.dataset in datasets.NAMES or not Path(options.dataset).is_dir()):
+        raise UserError(f"--boxes: belong to an image folder; {options.dataset} is none")
+    if options.class_list is not None:
+        read_lines(options.class_list)
+
+
 def _boxed(options: TestedOptions, size: tuple[int, int]) -> "np.ndarray":
     from attention_defense.boxes import masks_from
     from common import datasets
 
-    if options.dataset in datasets.NAMES or not Path(options.dataset).is_dir():
-        raise UserError(f"--boxes: belong to an image folder; {options.dataset} is none")
     counts = {"n_train": 1, "n_test": options.n_test}
     listed, _ = datasets.list_folder(options.dataset, seed=options.seed, **counts, progress=True)
     return masks_from(options.boxes, [picture.path for picture in listed["test"]], size)

@@ -8,11 +8,13 @@ from typing import Any, ClassVar
 from attention_defense.attack import attack
 from attention_defense.pictures import PictureOptions
 from attention_defense.train import MethodName, train
-from common.cli import Count, LinfBudget, Parts, script
+from common.cli import Count, LinfBudget, Parts, part_options, script
 from common.errors import UserError
 from common.runs import Run, read_results, read_table
 
 STANDARD, PGD = "standard", "pgd"
+SHARED = ("image_size",)
+"""What all parts have in common with the whole."""
 
 
 @dataclass(kw_only=True)
@@ -45,14 +47,21 @@ class Way:
         return self.settings["method"] in (STANDARD, PGD)
 
 
-@script(app="attention_defense", name="run_all")
+def refusals(options: Options) -> None:
+    """What is refused before anything is trained."""
+    if options.pgd_eps and PGD not in (*options.methods, *options.few_methods):
+        raise UserError(f"--pgd-eps: belongs to {PGD}, which is not among --methods")
+    for way in (way for group in _groups(options) for way in group):
+        for producer, settings in ((train, way.settings), (attack, {})):
+            producer.check(part_options(options, producer, *way.place, shared=SHARED, **settings), alone=True)
+
+
+@script(app="attention_defense", name="run_all", refusals=refusals)
 def run_all(options: Options, run: Run) -> None:
     """Run what is not there yet and join the tables; with --force, run all of it anew."""
     from attention_defense import figures
 
-    if options.pgd_eps and PGD not in (*options.methods, *options.few_methods):
-        raise UserError(f"--pgd-eps: belongs to {PGD}, which is not among --methods")
-    part = Parts(options, run, shared=("image_size",))
+    part = Parts(options, run, shared=SHARED)
     source: Path | None = None
     curves: dict[str, dict[float, float]] = {}
     for group in _groups(options):

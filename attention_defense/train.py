@@ -59,7 +59,15 @@ class Options(PictureOptions, fitting.FittingOptions):
     """Pictures a step, over all devices."""
 
 
-@script(app="attention_defense", name="train")
+def refusals(options: Options) -> None:
+    """What is refused before anything is read."""
+    from attention_defense.networks import NETWORKS
+
+    _check(options)
+    fitting.check(options, NETWORKS)
+
+
+@script(app="attention_defense", name="train", refusals=refusals)
 def train(options: Options, run: Run) -> None:
     """Train, watch the accuracy under PGD, save `model.keras`."""
     from attention_defense import defence
@@ -68,7 +76,6 @@ def train(options: Options, run: Run) -> None:
     from common import checkpoints, evaluation, plots
     from common.models import build
 
-    _check(options)
     data = load(options, run, n_train=options.n_train)
     count = min(options.n_validation, len(data.x_train) // 2)
     held, kept = slice(len(data.x_train) - count, None), slice(len(data.x_train) - count)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from common.cli import Budget, Count, LinfBudget, script
-from common.fitting import FittingOptions
+from common.fitting import FittingOptions, check
 from common.runs import Run
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Options(FittingOptions):
     """Test images for the stronger attack, the first of them."""
 
 
-@script(app="benchmarks", name="adversarial_training")
+@script(app="benchmarks", name="adversarial_training", refusals=check)
 def adversarial_training(options: Options, run: Run) -> None:
     """Train by one method, save `model.keras`, and measure accuracy on clean and attacked test images."""
     from common import checkpoints, datasets, evaluation, fitting, plots

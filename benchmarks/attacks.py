@@ -136,14 +136,23 @@ class Options(CommonOptions):
     """Adversarially trained model for CIFAR-10, as adversarial_training.py --method pgd makes it."""
 
 
-@script(app="benchmarks", name="attacks")
+def refusals(options: Options) -> None:
+    """What is refused before anything is read or trained."""
+    from benchmarks.subjects import open_subject
+
+    _check_models(options, {ROWS[name].subject for name in ROWS if name in options.rows})
+    for path in (options.mnist_model, options.cifar_model, options.robust_model):
+        if path is not None:
+            open_subject(path)
+
+
+@script(app="benchmarks", name="attacks", refusals=refusals)
 def attacks(options: Options, run: Run) -> None:
     """Time every contender of every row, judge what it returned, and compare with the targets."""
     from benchmarks import peers as libraries
     from benchmarks import subjects
 
     wanted = [(name, ROWS[name]) for name in ROWS if name in options.rows]
-    _check_models(options, {row.subject for _, row in wanted})
     data = _Data(options)
     used = [data[source] for source in dict.fromkeys(_source(row) for _, row in wanted)]
     run.data(*subjects.together(used))

@@ -32,7 +32,16 @@ class Options(CommonOptions):
     """Radius of Step-LL, in [0, 1]."""
 
 
-@script(app="benchmarks", name="attention")
+def refusals(options: Options) -> None:
+    """What is refused before anything is measured."""
+    from attention_defense.networks import NETWORKS
+    from common.models import check_name
+
+    for arch in options.archs:
+        check_name(arch, NETWORKS)
+
+
+@script(app="benchmarks", name="attention", refusals=refusals)
 def attention(options: Options, run: Run) -> None:
     """Time the whole step and its parts in turn, and compare with the target."""
     import hashlib

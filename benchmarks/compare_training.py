@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, get_args
 
 from benchmarks.adversarial_training import MethodName, adversarial_training
-from common.cli import CommonOptions, Parts, script
+from common.cli import CommonOptions, Parts, part_options, script
 from common.runs import Run, read_curves, read_table
 
 ATTACKS = ("clean", "fgsm", "pgd20", "strong")
@@ -20,7 +20,13 @@ class Options(CommonOptions):
     """Methods to train with."""
 
 
-@script(app="benchmarks", name="compare_training")
+def refusals(options: Options) -> None:
+    """What is refused before anything is trained."""
+    for method in options.methods:
+        adversarial_training.check(part_options(options, adversarial_training, method, method=method), alone=True)
+
+
+@script(app="benchmarks", name="compare_training", refusals=refusals)
 def compare_training(options: Options, run: Run) -> None:
     """Train what is not there yet and join the tables."""
     from common import plots

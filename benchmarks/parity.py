@@ -63,7 +63,15 @@ class Options(CommonOptions):
     """Steps of the iterative attacks."""
 
 
-@script(app="benchmarks", name="parity")
+def refusals(options: Options) -> None:
+    """What is refused before anything is read or trained."""
+    from benchmarks.subjects import open_subject
+
+    if options.model is not None:
+        open_subject(options.model)
+
+
+@script(app="benchmarks", name="parity", refusals=refusals)
 def parity(options: Options, run: Run) -> None:
     """Compare every attack with every installed library; ends with status 1 if one differs that must not."""
     from benchmarks import peers as libraries

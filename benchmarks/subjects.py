@@ -27,15 +27,32 @@ class Subject(NamedTuple):
     y: np.ndarray
 
 
+def open_subject(path: Path) -> "keras.Model":
+    """The model in a `.keras` file, as it is, for other libraries read the file themselves.
+
+    Errors: `UserError` for a file that does not do, as `common.classifiers.load_network`, and for a model that takes
+    whole numbers or batches of one size, or answers with a dictionary or a list.
+    """
+    from common import checkpoints, classifiers
+
+    classifiers.load_network(path)
+    model = checkpoints.load_model(path)
+    classifiers.check_graph(path, model)
+    if not classifiers.is_plain(model):
+        raise UserError(f"{path}: expected a model that takes floats in batches of any size and answers with a tensor")
+    return model
+
+
 def load_subject(label: str, path: Path, data: "Arrays") -> Subject:
     """The model in a `.keras` file with the test images of `data`.
 
-    Errors: `UserError` for a file that does not do, and for a model that does not fit the images or answers with
-    probabilities, from which a library that expects logits would get hardly any gradient.
+    Errors: `UserError` for a file that does not do, and for a model that does not fit the images, takes them in another
+    range, or answers with probabilities, from which a library that expects logits would get hardly any gradient.
     """
-    from common import checkpoints
+    from common.input_range import better_reading
+    from common.model_input import is_run
 
-    model = checkpoints.load_model(path)
+    model = open_subject(path)
     x = data.x_test.astype(np.float32) / 255.0
     if tuple(model.input_shape[1:]) != x.shape[1:]:
         raise UserError(f"{path}: takes images of {tuple(model.input_shape[1:])}, {data.name} has {x.shape[1:]}")
@@ -45,6 +62,9 @@ def load_subject(label: str, path: Path, data: "Arrays") -> Subject:
     answers = np.asarray(model(x[:64], training=False))
     if answers.min() >= 0 and np.allclose(answers.sum(axis=1), 1, atol=1e-5):
         raise UserError(f"{path}: answers with probabilities; the libraries compared with need a model without softmax")
+    better = None if is_run(path) else better_reading(model, data.x_test, data.y_test)
+    if better is not None and better.sure:
+        raise UserError(f"{path}: {better}, so that is what it takes; {better.remedy} and save what comes of it")
     return Subject(label, model, path, x, data.y_test.astype(np.int32))
 
 

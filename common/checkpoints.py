@@ -31,8 +31,8 @@ def save_model(model: keras.Model, path: Path | str) -> None:
 def load_model(path: Path | str) -> keras.Model:
     """The model in a `.keras` file, without code from it (`safe_mode`) and without its compilation.
 
-    Errors: `UserError` naming the file when it is missing, damaged, not a `.keras`, needs code to load or declares
-    weights that it does not hold.
+    Errors: `UserError` naming the file when it is missing, damaged, not a `.keras`, needs code to load, was
+    never built or declares weights that it does not hold.
     """
     path = Path(path)
     if not path.is_file():
@@ -46,11 +46,18 @@ def load_model(path: Path | str) -> keras.Model:
             files.check_sizes(path, archive)
             held = sum(member.file_size for member in archive.infolist())
         with _refusing_more_than(held + _SLACK):
-            return keras.models.load_model(path, compile=False, safe_mode=True)
+            model = keras.models.load_model(path, compile=False, safe_mode=True)
     except UserError:
         raise
     except Exception as error:  # Keras raises anything from ValueError to KeyError and zip errors here
         raise UserError(f"{path}: not a model that can be loaded safely ({one_line(error, 200)})") from error
+    if not model.built:
+        # It would draw weights anew when it is first called, and answer with those.
+        raise UserError(
+            f"{path}: was saved before it was built, so that it holds no weights; begin it with keras.Input(shape), or"
+            " call it once, and save it again"
+        )
+    return model
 
 
 def check_pictures(model: keras.Model, path: Path | str, shape: Sequence[int]) -> None:
@@ -58,10 +65,13 @@ def check_pictures(model: keras.Model, path: Path | str, shape: Sequence[int]) -
     channels)."""
     wanted = model.input_shape[1:]
     if any(side is not None and side != own for side, own in zip(wanted, shape, strict=False)):
-        raise UserError(
-            f"{path}: takes pictures of {' x '.join(map(str, wanted))}, these are {' x '.join(map(str, shape))};"
-            " give --image-size as in its training"
+        remedy = (
+            "give --image-size as in its training"
+            if wanted[-1] in (None, shape[-1])
+            else "bring images or model to the same channels, which come last"
         )
+        its, these = (" x ".join(map(str, sides)) for sides in (wanted, shape))
+        raise UserError(f"{path}: takes pictures of {its}, these are {these}; {remedy}")
 
 
 @contextlib.contextmanager

@@ -95,9 +95,12 @@ MEANINGS = {
 }
 
 
-def alias(*names: str, default: Any) -> Any:
-    """A field of options that also answers to `names`, as on an original repository's command line."""
-    return field(default=default, metadata={"alias": names})
+def alias(*names: str, default: Any, known: Sequence[str] = ()) -> Any:
+    """A field of options that also answers to `names`, as on an original repository's command line.
+
+    `known`: values of a path that are names of something else, such as a network with published weights.
+    """
+    return field(default=default, metadata={"alias": names, "known": tuple(known)})
 
 
 @dataclass(kw_only=True)
@@ -107,11 +110,13 @@ class CommonOptions:
     A subclass leaves out what it does not use with `without = ("strategy",)`, and names what does not change its
     results with `unhashed = ("batch_size",)`: a finished run is still good when only those differ. One whose script
     computes without TensorFlow says `needs_tensorflow = False` and is spared the seconds and the memory of its import.
+    A path must be there when the run begins, unless it is `written`.
     """
 
     without: ClassVar[tuple[str, ...]] = ()
     unhashed: ClassVar[tuple[str, ...]] = ()
     needs_tensorflow: ClassVar[bool] = True
+    written: ClassVar[tuple[str, ...]] = ("data_dir", "out")
     owner: ClassVar["Script | None"] = None
 
     config: Path | None = None
@@ -151,14 +156,25 @@ class Script:
     """An entry script as a function: `lock(Options(...))` does the whole run and returns its results.
 
     `body` is the undecorated function, for those who bring a `Run` of their own. `ending` makes what the command line
-    prints when all is done, from folder, results and table; by default `common.report.console`.
+    prints when all is done, from folder, results and table; by default `common.report.console`. `refusals` raises
+    `UserError` for options with which `body` cannot end well, as far as they and the files that they name tell;
+    `needs` calls `expect` of the scripts whose runs `body` would `produce`.
     """
 
     names: ClassVar[set[str]] = set()
 
-    def __init__(self, body: Callable[[Any, Run], None], app: str, name: str, ending: Ending | None = None) -> None:
+    def __init__(
+        self,
+        body: Callable[[Any, Run], None],
+        app: str,
+        name: str,
+        ending: Ending | None = None,
+        refusals: Callable[[Any], None] | None = None,
+        needs: Callable[[Any], None] | None = None,
+    ) -> None:
         functools.update_wrapper(self, body)
         self.body, self.app, self.name, self.ending = body, app, name, ending
+        self.refusals, self.needs = refusals, needs
         self.names.add(name)
         self.options_class: type[CommonOptions] = get_type_hints(body)["options"]
         self.options_class.owner = self
@@ -186,16 +202,43 @@ class Script:
             "chief": runs.is_chief(options.strategy),
         }
         if options.seeds is None:
+            rules["check"] = functools.partial(self.check, options)
             body = functools.partial(self._begin, options)
             return runs.execute(folder, identity, config, body, resume=options.resume, **rules)
         if len(set(options.seeds)) < max(2, len(options.seeds)):
             raise UserError("--seeds: expected two or more different seeds; --seed takes a single one")
 
-        def child(seed: int, place: Path) -> dict[str, Any]:
+        def of_seed(seed: int, place: Path) -> CommonOptions:
             out = place if options.out is not None else None
-            return self(dataclasses.replace(options, seed=seed, seeds=None, out=out, name=f"{name}/seed-{seed}"))
+            return dataclasses.replace(options, seed=seed, seeds=None, out=out, name=f"{name}/seed-{seed}")
 
-        return runs.execute_seeds(folder, identity, config, child, **rules)
+        def check() -> None:
+            for seed in options.seeds:
+                self.check(of_seed(seed, folder / f"seed-{seed}"))
+
+        def child(seed: int, place: Path) -> dict[str, Any]:
+            return self(of_seed(seed, place))
+
+        return runs.execute_seeds(folder, identity, config, child, check=check, **rules)
+
+    def check(self, options: CommonOptions, *, alone: bool = False) -> None:
+        """Refuse what can be refused before anything is read, made, trained, downloaded or written; `alone`: whatever
+        the scripts that make its input would refuse, for someone else makes that.
+
+        Errors: `UserError` for a path that is not there, and what `refusals` and `needs` raise.
+        """
+        for name, f in self.fields.items():
+            value = getattr(options, name)
+            if name in (*options.written, "config"):
+                continue
+            for path in value if isinstance(value, tuple) else (value,):
+                if isinstance(path, Path) and str(path) not in f.metadata.get("known", ()) and not path.exists():
+                    raise UserError(f"{_dashed(name)}: {path}: no such file or folder")
+        # A run that is not finished says more than the file that it lacks.
+        for refuse in (None if alone else self.needs, self.refusals):
+            if refuse is not None:
+                self._start(options)
+                refuse(options)
 
     def options(self, **overrides: Any) -> Any:
         """Options with the defaults of the script, checked and converted as on the command line."""
@@ -274,22 +317,54 @@ class Script:
         Errors: `UserError` when `given` is missing or unfinished, when a field of `must_match` differs from the
         config of the run, and under the strategy multiworker when the run would have to be made.
         """
+        folder, wanted = self._found(given, options, must_match, overrides)
+        if wanted is not None:
+            doing = "going on with" if wanted.resume else "running"
+            say(f"{folder}: no finished run there; {doing} {self.command(wanted)}")
+            self(wanted)
+        return folder
+
+    def expect(
+        self,
+        given: Path | None,
+        options: CommonOptions,
+        must_match: Sequence[str] = ("dataset", "seed"),
+        **overrides: Any,
+    ) -> None:
+        """Refuse what `produce` with the same arguments would refuse, the run that it would make included; for the
+        `needs` of another script. Errors: as `produce`."""
+        wanted = self.planned(given, options, must_match, **overrides)
+        if wanted is not None:
+            self.check(wanted)
+
+    def planned(
+        self,
+        given: Path | None,
+        options: CommonOptions,
+        must_match: Sequence[str] = ("dataset", "seed"),
+        **overrides: Any,
+    ) -> Any | None:
+        """Options of the run that `produce` with the same arguments would make; None where it is there. Errors: as
+        `produce`."""
+        return self._found(given, options, must_match, overrides)[1]
+
+    def _found(
+        self, given: Path | None, options: CommonOptions, must_match: Sequence[str], overrides: Mapping[str, Any]
+    ) -> tuple[Path, Any]:
+        """What `produce` returns, and, if that is still to be made, the options of its run."""
         expected = {name: overrides.get(name, getattr(options, name)) for name in must_match}
         if given is not None:
             _check_given(given, expected)
-            return given
+            return given, None
         wanted = self.options_from(options, **({k: v for k, v in expected.items() if k in self.fields} | overrides))
         folder = self.folder(wanted)
         begun = runs.read_owner(folder) is not None
         if begun and (folder / "results.json").exists():
             _check_given(folder, expected)
-            return folder
-        command = self.command(wanted)
+            return folder, None
         if options.strategy == "multiworker":
-            raise UserError(f"{folder}: no finished run there; make it first on one machine: {command}")
-        say(f"{folder}: no finished run there; {'going on with' if begun else 'running'} {command}")
-        self(dataclasses.replace(wanted, resume=begun))
-        return folder
+            raise UserError(f"{folder}: no finished run there; make it first on one machine: {self.command(wanted)}")
+        return folder, dataclasses.replace(wanted, resume=begun)
 
     def options_from(self, options: CommonOptions, **overrides: Any) -> Any:
         """Options of this script that go with another script's `options`: its own section of the same file, the
@@ -304,8 +379,8 @@ class Script:
         place = {"config": options.config, "name": options.name, "out": None, "seeds": None}
         return self.options(**(values | place | {"resume": False, "force": False}))
 
-    def _begin(self, options: CommonOptions, run: Run) -> None:
-        # Here and no sooner: a refusal or the look at a finished run needs no TensorFlow.
+    def _start(self, options: CommonOptions) -> None:
+        # Here and no sooner: a wrong option or the look at a finished run needs no TensorFlow.
         if options.needs_tensorflow and "tensorflow" not in sys.modules:
             with _quiet_start_up():
                 import tensorflow as tf
@@ -315,6 +390,9 @@ class Script:
                     tf.config.experimental.set_memory_growth(gpu, True)
             # A run with several models has many functions traced once each, which is no fault.
             tf.get_logger().setLevel("ERROR")
+
+    def _begin(self, options: CommonOptions, run: Run) -> None:
+        self._start(options)
         if options.deterministic:
             import keras
             import tensorflow as tf
@@ -478,8 +556,7 @@ class Parts:
     def __call__(self, producer: Script, *place: str, **settings: Any) -> Path:
         """The finished run `<own name>/<place>`, its other settings from its section of the config."""
         name = "/".join((self.name, *place))
-        own = {field: getattr(self.options, field) for field in self.shared if field in producer.fields}
-        wanted = producer.options_from(dataclasses.replace(self.options, name=name), **(own | settings))
+        wanted = part_options(self.options, producer, *place, shared=self.shared, **settings)
         self.run.say(f"-- {producer.name} {name}")
         anew = self._begins_anew(f"{producer.app} {producer.name} {name}")
         try:
@@ -509,9 +586,26 @@ class Parts:
         return sum(result["seconds"] for result in self.results) / 60
 
 
-def script(*, app: str, name: str, ending: Ending | None = None) -> Callable[[Callable[[Any, Run], None]], Script]:
-    """Make a function of typed options and a `Run` the entry script `<app>/<name>`; `ending` as in `Script`."""
-    return lambda body: Script(body, app, name, ending)
+def part_options(
+    options: CommonOptions, producer: Script, *place: str, shared: Sequence[str] = (), **settings: Any
+) -> Any:
+    """Options of the run `<own name>/<place>` that `Parts` makes: `shared` from `options`, `settings`, and the rest
+    from the producer's section of the config."""
+    name = "/".join((run_name(options), *place))
+    own = {field: getattr(options, field) for field in shared if field in producer.fields}
+    return producer.options_from(dataclasses.replace(options, name=name), **(own | settings))
+
+
+def script(
+    *,
+    app: str,
+    name: str,
+    ending: Ending | None = None,
+    refusals: Callable[[Any], None] | None = None,
+    needs: Callable[[Any], None] | None = None,
+) -> Callable[[Callable[[Any, Run], None]], Script]:
+    """Make a function of typed options and a `Run` the entry script `<app>/<name>`; the others as in `Script`."""
+    return lambda body: Script(body, app, name, ending, refusals, needs)
 
 
 class _HelpFormatter(DefaultHelpFormatter):

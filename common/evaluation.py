@@ -1,6 +1,7 @@
 """What a model answers, how large a perturbation is, and how a changed picture compares with its original."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from common import input_range
 from common.arrays import to_array, to_labels
 from common.attacks import attack_dataset, check_logits, inference, logits_of, untargeted_ce
 from common.attacks.calls import compiled
@@ -72,6 +74,9 @@ def accuracy(
 ) -> float:
     """Share of `x` (N, ...) answered with `y` (N,) or (N, 1), in [0, 1].
 
+    A model whose first layer brings 8-bit images down itself is given them in 0..255 where it is clearly right on those
+    and not on [0, 1], with a warning that says how to wrap it for attacks.
+
     Errors: `UserError` when `x` is empty: no examples have no rate; `ValueError` as `predict`, and for labels that are
     none of the model's classes.
     """
@@ -79,6 +84,13 @@ def accuracy(
     if not len(x):
         raise UserError("x: holds no examples to measure an accuracy on; expected one or more")
     y = to_labels(y, len(x), _count_classes(model, x))
+    if x.dtype == np.uint8 and input_range.takes_bytes(model):
+        better = input_range.better_reading(model, x, y)
+        if better is not None and better.sure:
+            warnings.warn(
+                f"{model.name}: {better}, which is counted here; before an attack {better.remedy}", stacklevel=2
+            )
+            model = input_range.rescaled(model, *better.reading)
     return float(np.mean(predict(model, x, batch_size=batch_size, progress=progress) == y))
 
 
@@ -115,11 +127,16 @@ def robustness(
     Images are judged as a file would hold them: rounded to 8 bits, unless `eight_bit` is False. Only what was right
     before can be robust: `robust` implies `clean`.
 
-    Errors: `ValueError` as `accuracy`, for a model that answers with probabilities and cannot be cut before its last
-    activation, and for an attack that answers with values that are not finite.
+    Errors: `UserError` for a model that brings its images down from 0..255 and is right on those alone; `ValueError` as
+    `accuracy`, for a model that answers with probabilities and cannot be cut before its last activation, and for an
+    attack that answers with values that are not finite.
     """
     x = _unit_interval(to_array(x))
     y = to_labels(y, len(x), _count_classes(model, x, order_only=False))
+    if input_range.takes_bytes(model):
+        better = input_range.better_reading(model, x, y)
+        if better is not None and better.sure:
+            raise UserError(f"{model.name}: {better}, so that is what it takes; {better.remedy}")
     changed = attacked(attack, x, y, batch_size=batch_size, eight_bit=eight_bit, progress=progress)
     sizes = {name: np.empty(len(x)) for name in ("linf", "l2")}
     # Block by block: temporary arrays of the size of the data set would take several times its memory.

@@ -121,8 +121,7 @@ def fit_network(
     from common import devices, training
     from common.adversarial_training import standard_training
 
-    if not options.momentum < 1:
-        raise UserError(f"--momentum: must be below 1; received {options.momentum}")
+    check_momentum(options)
     method = method or standard_training()
     rate = training.learning_rate(
         options.lr_schedule,
@@ -155,6 +154,23 @@ def fit_network(
         jit_compile=options.jit_compile,
     )
     return model, history
+
+
+def check(options: FittingOptions, networks: "Mapping[str, Builder] | None" = None) -> None:
+    """Refuse what `fit` would refuse of `options` alone, before there are data.
+
+    Errors: `UserError` for an unknown network, and a momentum of 1 and more.
+    """
+    from common.models import NETWORKS, check_name
+
+    check_name(options.arch, networks or NETWORKS)
+    check_momentum(options)
+
+
+def check_momentum(options: FittingOptions) -> None:
+    """Errors: `UserError` for a momentum with which nothing is ever forgotten."""
+    if not options.momentum < 1:
+        raise UserError(f"--momentum: must be below 1; received {options.momentum}")
 
 
 def channel_statistics(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

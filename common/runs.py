@@ -203,13 +203,15 @@ def execute(
     resume: bool = False,
     force: bool = False,
     chief: bool = True,
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Run `body` in `folder`, or return what a finished run with the same config has stored there.
 
     `force` starts anew in a folder that has a config of the same script. What the earlier run wrote (results, tables,
     log, checkpoints and the artifacts that its results name) is set aside in `.before` and goes once the new run is
     finished. Everything else there is left alone, and nothing outside is touched. Input that is refused before there is
-    anything to go on from leaves the folder as it was.
+    anything to go on from leaves the folder as it was. `check` refuses what can be refused before anything is written;
+    nobody asks it where there are results already.
 
     Errors: `UserError` for a folder of something else, of another config (naming the field), of an unfinished run
     without `resume`, of a run that goes on now, or one that cannot be written.
@@ -221,6 +223,7 @@ def execute(
 
     if (results := stored()) is not None:
         return _finished_before(folder, results)
+    check()
     if not chief:
         run = Run(folder, identity, config, chief=False)
         body(run)
@@ -251,15 +254,18 @@ def execute_seeds(
     uncompared: Sequence[str] = (),
     force: bool = False,
     chief: bool = True,
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Run `child(seed, folder / "seed-<seed>")` for each of `config["seeds"]` and write their mean and spread.
 
-    The config may be followed by one with more seeds; finished seeds are not run again unless `force`.
+    The config may be followed by one with more seeds; finished seeds are not run again unless `force`. `check` as in
+    `execute`.
     """
     seeds = list(config["seeds"])
     stored = settle(folder, identity, config, uncompared=uncompared, resume=True, force=force)
     if stored is not None and stored["seed"] == seeds:
         return _finished_before(folder, stored)
+    check()
     with locked(folder) if chief else contextlib.nullcontext():
         if chief and force:
             # All of them now: an interrupted run must not go on with seeds that were finished before it.

@@ -9,11 +9,24 @@ import numpy as np
 from common.cli import Budget, Count, LinfBudget, alias, script
 from common.errors import UserError
 from common.runs import Run
-from face_mter.fitting import FaceFittingOptions, fit_faces
-from face_mter.people import PEOPLE_FIELDS, Cast, load_cast, load_checked, watch
+from face_mter.fitting import FaceFittingOptions, HeadOptions, fit_faces
+from face_mter.people import (
+    Cast,
+    NetworkOptions,
+    check_networks,
+    check_people,
+    knows_the_trained,
+    load_cast,
+    load_checked,
+    needed,
+    open_network,
+    watch,
+)
 from face_mter.train import train
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import keras
 
 # Pairs that are attacked after every epoch.
@@ -33,13 +46,18 @@ class RegulariserOptions:
 
 
 @dataclass(kw_only=True)
-class Options(RegulariserOptions, FaceFittingOptions):
+class Options(RegulariserOptions, NetworkOptions, FaceFittingOptions):
     """How a base model is fine-tuned."""
 
     pretrained: Path | None = None
-    """Model to start from, a .keras file; by default that of train.py, trained if need be."""
+    """Model to start from, a .keras file or a run: any classifier or embedding network, which gets a new head unless it
+    knows the very people who train here; by default that of train.py, trained if need be."""
+    loss_type: Literal["softmax", "arcface"] | None = None
+    """What a new head has: logits by a dense layer, or cosines with an angular margin; by default arcface."""
     margin_m: Budget = 0.3
-    """Angular margin of ArcFace, in radians, 0.5 in the paper; its scale, or that logits are dense, is the model's."""
+    """Angular margin of ArcFace, in radians, 0.5 in the paper."""
+    margin_s: Budget | None = None
+    """Scale of the cosines of a new head, 64 in the paper; by default 30."""
     weightadv: Budget = 10.0
     """Weight of the regulariser beside the mean cross-entropy; 3 balances as the paper's 1 on four devices."""
     adv_round: Count = 10
@@ -56,26 +74,45 @@ class Options(RegulariserOptions, FaceFittingOptions):
     """Passes over the pairs; a pass ends when the smaller half of the people is used up."""
 
 
-@script(app="face_mter", name="ad_face")
+def refusals(options: Options) -> None:
+    """What is refused before a picture is read or a base model trained."""
+    from common import fitting
+
+    fitting.check_momentum(options)
+    check_people(options)
+    check_networks(options, [options.pretrained])
+    if options.pretrained is None and (options.loss_type is not None or options.margin_s is not None):
+        raise UserError("--loss-type, --margin-s: are for a new head on a --pretrained network; leave them out")
+
+
+def needs(options: Options) -> None:
+    """What train.py would refuse, where it is to be run."""
+    train.expect(*needed(options.pretrained, options))
+
+
+@script(app="face_mter", name="ad_face", refusals=refusals, needs=needs)
 def ad_face(options: Options, run: Run) -> None:
     """Train on from the base model on pairs of different people; save `model.keras`."""
     from common import checkpoints, plots
     from face_mter import mter, networks
 
     cast = load_cast(options, run)
-    path = train.produce(options.pretrained, options, PEOPLE_FIELDS, say=run.say)
-    path = path / "model.keras" if path.is_dir() else path
-    base = load_checked(path, cast)
-    head = base.layers[-1]
-    if base.output_shape != (None, len(cast.people.train)):
-        raise UserError(f"{path}: knows {base.output_shape[-1]} people, {len(cast.people.train)} train here")
-    arcface = isinstance(head, networks.CosineLogits)
+    path = train.produce(*needed(options.pretrained, options), say=run.say)
+    base = load_checked(path, cast, options, say=run.say)
+    head = networks.head_of(base) if knows_the_trained(path, base, cast, options) else None
+    if head is None:
+        arcface = (options.loss_type or "arcface") == "arcface"
+        scale = HeadOptions.margin_s if options.margin_s is None else options.margin_s
+    else:
+        arcface = isinstance(head, networks.CosineLogits)
+        scale = head.scale if arcface else 1.0
+    build = _beginning(options, run, path, len(cast.people.train), scale, head)
     eps = min(options.adv_round * options.adv_sigma, 1.0) if options.adv_eps is None else options.adv_eps
     search = mter.exploit(radius=eps, sigma=options.adv_sigma, rounds=options.adv_round, threshold=options.adv_thd)
     method = mter.method(
         options.method,
         loss_type="arcface" if arcface else "softmax",
-        scale=head.scale if arcface else 1.0,
+        scale=scale if arcface else 1.0,
         margin=options.margin_m,
         alpha=options.adv_alpha,
         weight=options.weightadv,
@@ -85,7 +122,7 @@ def ad_face(options: Options, run: Run) -> None:
         options,
         run,
         cast,
-        lambda: checkpoints.load_model(path),
+        build,
         lambda model: {**watch(model, cast), "calibration_hit_rate": _hit_rate(model, cast, options.seed)},
         method=method,
         paired=True,
@@ -99,6 +136,31 @@ def ad_face(options: Options, run: Run) -> None:
         curves = {name: [epoch[name] for epoch in history] for name in names}
         plots.accuracy_curves(curves, run.folder / "training.png", title=f"fine-tuning: {options.method}")
         run.artifact("training", run.folder / "training.png")
+
+
+def _beginning(
+    options: Options, run: Run, path: Path, people: int, scale: float, head: "keras.Layer | None"
+) -> "Callable[[], keras.Model]":
+    """What makes the network that training begins with: that in `path` with the `head` that it has or, where that is
+    None, a new one for so many `people`."""
+    from face_mter import networks
+
+    if head is not None:
+        if options.loss_type is not None or options.margin_s is not None:
+            raise UserError(
+                f"--loss-type, --margin-s: are for a new head; {path} knows the people who train here and keeps its own"
+            )
+        return lambda: open_network(path, options)[0]
+    loss_type = options.loss_type or "arcface"
+    run.say(f"{path}: does not know the people who train here; a new head ({loss_type}) of {people} people is put on")
+
+    def build() -> "keras.Model":
+        base, _ = open_network(path, options)
+        if frozen := networks.frozen_layers(base):
+            run.say(f"{path}: {frozen} of its layers were frozen; all are trained here")
+        return networks.with_head(base, people, loss_type=loss_type, scale=scale, seed=options.seed)
+
+    return build
 
 
 def _hit_rate(model: "keras.Model", cast: Cast, seed: int) -> float:

@@ -75,7 +75,15 @@ class Subject(NamedTuple):
     embeddings: "np.ndarray"
 
 
-@script(app="face_mter", name="ad_mnist")
+def refusals(options: Options) -> None:
+    """What is refused before a picture is read."""
+    from face_mter import networks
+
+    networks.check_name(options.arch)
+    fitting.check_momentum(options)
+
+
+@script(app="face_mter", name="ad_mnist", refusals=refusals)
 def ad_mnist(options: Options, run: Run) -> None:
     """Train a plain model and one by `--method`, attack both alike, save them."""
     from common import checkpoints, devices

@@ -9,15 +9,19 @@ from common.errors import UserError
 from common.runs import Run
 from face_mter.ad_face import ad_face
 from face_mter.people import (
-    PEOPLE_FIELDS,
     Cast,
     JudgeOptions,
     Verified,
+    check_judged,
+    check_networks,
     embed_all,
     folded_pairs,
     grey,
+    knows_the_trained,
     load_cast,
     load_checked,
+    needed,
+    network_name,
     verify,
     write_verified,
 )
@@ -25,11 +29,12 @@ from face_mter.train import train
 from face_mter.verification import FoldedPairs
 
 if TYPE_CHECKING:
+    import keras
     import numpy as np
 
     from face_mter.feature_attacks import Attacker, Outcome
 
-BASE = "base"
+BASE, HARDENED = "base", "hardened"
 # (attack, eps in 1/255) of the headline: those of the paper's table, the stronger check, and the control.
 HEADLINE = (("fftgsm", 10), ("iftgsm", 5), ("iftgsm", 10), ("itgsm", 10), ("pgd", 10), ("noise", 10))
 
@@ -43,8 +48,8 @@ class Options(JudgeOptions):
     base_model: Path | None = None
     """Model to compare with; by default that of train.py, trained if need be."""
     others: tuple[Path, ...] = ()
-    """Further models, .keras files or run folders, attacked on the same pairs; rows of the table bear the name of
-    their folder."""
+    """Further models, .keras files or run folders, attacked on the same pairs; rows of the table bear the name of the
+    run or of the file."""
     n_pairs: Count = 300
     """Pairs to attack, of an attacker and a victim, both from the attack half; as many for itgsm and for dodging."""
     attack_pairs: Path | None = None
@@ -69,15 +74,30 @@ class Lists(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """A model under attack: `embeddings` (N, D) of all faces, what it is `verified` to be worth."""
+    """A model under attack: `embeddings` (N, D) of all faces, what it is `verified` to be worth, and whether it
+    `classifies` the people who train."""
 
     name: str
     attacker: "Attacker"
     embeddings: "np.ndarray"
     verified: Verified
+    classifies: bool = True
 
 
-@script(app="face_mter", name="attack")
+def refusals(options: Options) -> None:
+    """What is refused before a picture is read or a model trained."""
+    check_judged(options)
+    _others(options)
+    check_networks(options, [options.base_model, options.model, *options.others])
+
+
+def needs(options: Options) -> None:
+    """What the scripts before this one would refuse, where they are to be run."""
+    train.expect(*needed(options.base_model, options))
+    ad_face.expect(*needed(options.model, options))
+
+
+@script(app="face_mter", name="attack", refusals=refusals, needs=needs)
 def attack(options: Options, run: Run) -> None:
     """Attack every model on the same lists; judge at its own threshold, at the base model's, and at equal TAR."""
     from face_mter import figures
@@ -85,9 +105,10 @@ def attack(options: Options, run: Run) -> None:
     cast = load_cast(options, run)
     folded = folded_pairs(options, cast)
     # Before models that are not there yet are trained for minutes.
-    lists = _lists(options, run, cast)
+    lists = _lists(options, cast)
     subjects = _subjects(options, run, cast, folded)
     base = subjects[0]
+    _store(run, cast, lists)
     outcomes: dict[str, dict[tuple[str, float], Outcome]] = {}
     for subject in subjects:
         write_verified(run, subject.verified, subject.name)
@@ -107,19 +128,24 @@ def _subjects(options: Options, run: Run, cast: Cast, folded: FoldedPairs) -> li
     """The base model, the hardened one and the others, each verified."""
     from face_mter.feature_attacks import Attacker
 
+    paths = {BASE: options.base_model, HARDENED: options.model, **_others(options)}
+    models: dict[str, keras.Model] = {}
+
+    def load(name: str) -> None:
+        if name not in models:
+            models[name] = load_checked(paths[name], cast, options, say=run.say)
+
+    # Those that were named, before any is made.
+    for name in [name for name, path in paths.items() if path is not None]:
+        load(name)
     # The base first: the hardened model is made from it.
-    base = train.produce(options.base_model, options, PEOPLE_FIELDS, say=run.say)
-    hardened = ad_face.produce(options.model, options, PEOPLE_FIELDS, say=run.say)
-    paths = {BASE: base, "hardened": hardened}
-    for other in options.others:
-        name = other.parent.name if other.suffix == ".keras" else other.name
-        if name in paths:
-            raise UserError(f"--others: two models called {name!r}; rename a folder")
-        paths[name] = other
+    for name, producer in ((BASE, train), (HARDENED, ad_face)):
+        paths[name] = producer.produce(*needed(paths[name], options), say=run.say)
+        load(name)
     run.say(f"{len(folded.same)} verification pairs" + (f", {folded.left_out} left out" if folded.left_out else ""))
     subjects = []
     for name, path in paths.items():
-        model = load_checked(path / "model.keras" if path.is_dir() else path, cast)
+        model = models[name]
         embeddings = embed_all(model, cast.faces.images)
         attacker = Attacker(
             model,
@@ -129,12 +155,25 @@ def _subjects(options: Options, run: Run, cast: Cast, folded: FoldedPairs) -> li
             batch_size=options.batch_size,
             progress=True,
         )
-        subjects.append(Subject(name, attacker, embeddings, verify(embeddings, cast, folded, options.far)))
+        verified = verify(embeddings, cast, folded, options.far)
+        classifies = knows_the_trained(path, model, cast, options)
+        subjects.append(Subject(name, attacker, embeddings, verified, classifies))
     return subjects
 
 
-def _lists(options: Options, run: Run, cast: Cast) -> Lists:
-    """The lists, drawn or read, and stored in the run."""
+def _others(options: Options) -> dict[str, Path]:
+    """Further models by name. Errors: `UserError` for two of one name."""
+    found: dict[str, Path] = {}
+    for other in options.others:
+        name = network_name(other)
+        if name in (BASE, HARDENED, *found):
+            raise UserError(f"--others: two models called {name!r}; rename one")
+        found[name] = other
+    return found
+
+
+def _lists(options: Options, cast: Cast) -> Lists:
+    """The lists, drawn or read."""
     import numpy as np
 
     from face_mter import faces, verification
@@ -154,12 +193,18 @@ def _lists(options: Options, run: Run, cast: Cast) -> Lists:
     rows = cast.rows(people.attack)
     own = rows[verification.same_pairs(cast.faces.person[rows])]
     own = rng.permutation(own)[: options.n_pairs]
+    return Lists(pairs, labelled, own)
+
+
+def _store(run: Run, cast: Cast, lists: Lists) -> None:
+    """Write the lists into the run."""
+    from face_mter import faces
+
     if run.chief:
-        faces.save_pairs(run.folder / "pairs.csv", cast.faces, pairs)
-        faces.save_pairs(run.folder / "pairs_itgsm.csv", cast.faces, labelled)
+        faces.save_pairs(run.folder / "pairs.csv", cast.faces, lists.pairs)
+        faces.save_pairs(run.folder / "pairs_itgsm.csv", cast.faces, lists.labelled)
         run.artifact("pairs", run.folder / "pairs.csv")
         run.artifact("pairs_itgsm", run.folder / "pairs_itgsm.csv")
-    return Lists(pairs, labelled, own)
 
 
 def _attack(
@@ -177,8 +222,8 @@ def _attack(
     found = {("clean", 0.0): Outcome(sources, clean, clean)}
     for name, eps in dict.fromkeys([*HEADLINE, *(("iftgsm", float(grey(eps))) for eps in options.curve)]):
         if name == "itgsm":
-            if attacker.embed is attacker.model:
-                run.say("itgsm left out: the model has no classifier")
+            if not subject.classifies:
+                run.say("itgsm left out: the model has no classifier of the people who train here")
                 continue
             run.say(f"{name}, {eps:g}/255, towards {len(lists.labelled)} people who trained")
             classes = np.searchsorted(cast.people.train, cast.faces.person[lists.labelled[:, 1]])

@@ -155,9 +155,7 @@ def load_clips(root: str | Path, *, image_size: int | None = None, progress: boo
     Errors: as `load_faces`.
     """
     root = Path(root)
-    names = tuple(sorted(entry.name for entry in visible(root) if entry.is_dir()))
-    if not names:
-        raise UserError(f"{root}: holds no folders of people; expected <root>/<person>/<clip>/<frame>")
+    names = people_in(root)
     frames, clip, clips = [], [], 0
     for person, name in enumerate(track(names, f"listing {root.name}", units="people", shown=progress)):
         pictures, of_person = list_pictures(root / name)
@@ -165,6 +163,14 @@ def load_clips(root: str | Path, *, image_size: int | None = None, progress: boo
         clip += [clips + picture.label for picture in pictures]
         clips += len(of_person)
     return Clips(_from_files(root, str(root), frames, names, image_size, progress), np.array(clip, np.int32))
+
+
+def people_in(root: Path) -> tuple[str, ...]:
+    """The people of a folder of clips. Errors: `UserError` for one that holds none."""
+    names = tuple(sorted(entry.name for entry in visible(root) if entry.is_dir()))
+    if not names:
+        raise UserError(f"{root}: holds no folders of people; expected <root>/<person>/<clip>/<frame>")
+    return names
 
 
 def split_people(
@@ -179,12 +185,7 @@ def split_people(
 
     Errors: `UserError` when a part has fewer than two people, or a half nobody with two pictures.
     """
-    if not 0 < evaluation_share < 1:
-        raise UserError(f"evaluation_share={evaluation_share}: expected a share between 0 and 1, such as 0.3")
-    if min_images < 1:
-        raise UserError(f"min_images={min_images}: expected 1 or more")
-    if n_train is not None and n_train < 2:
-        raise UserError(f"n_train={n_train}: expected 2 people or more")
+    check_split(min_images=min_images, n_train=n_train, evaluation_share=evaluation_share)
     rng = np.random.default_rng(seed)
     everyone = len(faces.names)
     order = rng.permutation(np.flatnonzero(faces.counts >= min_images))
@@ -195,6 +196,30 @@ def split_people(
             f"{faces.name}: {len(order)} of {everyone} people have {min_images} pictures or more, which leaves"
             f" {len(train)} to train on; lower min_images or evaluation_share, or bring more people"
         )
+    return _dealt(faces, train, rng, "raise evaluation_share, lower n_train or bring more pictures")
+
+
+def hold_all_back(faces: Faces, *, seed: int) -> People:
+    """Nobody trains: everyone is dealt into the calibration and the attack half, as in `split_people`.
+
+    Errors: `UserError` for fewer than four people, or fewer than two with two pictures.
+    """
+    return _dealt(faces, np.empty(0, np.int64), np.random.default_rng(seed), "bring more pictures")
+
+
+def check_split(*, min_images: int, n_train: int | None, evaluation_share: float) -> None:
+    """Errors: `UserError` for numbers by which no people can be split."""
+    if not 0 < evaluation_share < 1:
+        raise UserError(f"evaluation_share={evaluation_share}: expected a share between 0 and 1, such as 0.3")
+    if min_images < 1:
+        raise UserError(f"min_images={min_images}: expected 1 or more")
+    if n_train is not None and n_train < 2:
+        raise UserError(f"n_train={n_train}: expected 2 people or more")
+
+
+def _dealt(faces: Faces, train: np.ndarray, rng: np.random.Generator, remedy: str) -> People:
+    """Whoever is not of `train`, in two halves."""
+    everyone = len(faces.names)
     strangers = rng.permutation(np.setdiff1d(np.arange(everyone), train))
     single = faces.counts[strangers] < 2
     strangers = np.concatenate([strangers[~single], strangers[single]])
@@ -206,7 +231,7 @@ def split_people(
     if np.sum(~single) < 2:
         raise UserError(
             f"{faces.name}: {np.sum(~single)} of {len(strangers)} people held back have two pictures or more; expected"
-            " two such people: raise evaluation_share, lower n_train or bring more pictures"
+            f" two such people: {remedy}"
         )
     parts = train, np.sort(strangers[::2]), np.sort(strangers[1::2])
     return People(*(part.astype(np.int32) for part in parts))

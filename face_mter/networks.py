@@ -4,20 +4,22 @@ Each takes images float32 (batch, height, width, channels) in [0, 1] and answers
 pictures are compared by the cosine of their embeddings; the logits serve the training, and the attack on labels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
 import numpy as np
 from keras import ops
 
-from common.errors import UserError
-from common.models import Assembly, preactivation_block
+from common.errors import UserError, one_line
+from common.models import Assembly, flat, places, preactivation_block
 from common.per_model import PerModel
 
 EMBEDDING = "embedding"
 LossType = Literal["softmax", "arcface"]
 _PACKAGE = "face_mter"
+# What this suite, and Keras's own networks, call the layer that tells classes apart.
+_HEADS = ("logits", "predictions")
 
 _parts = PerModel()
 
@@ -66,15 +68,16 @@ def arcface_logits(logits, y, *, scale: float, margin: float):
 
 
 def embedder(model: keras.Model) -> keras.Model:
-    """The part of `model` up to its layer `embedding`; a model without one answers with embeddings itself.
+    """The part of `model` up to its embedding: its layer `embedding`, or else what its head reads, the last dense layer
+    of a model that ends in softmax or sigmoid, in `CosineLogits`, or in a layer called `logits` or `predictions`. A
+    model that ends otherwise answers with embeddings itself.
 
     Errors: `UserError` when what it answers with is no vector a picture.
     """
 
     def cut() -> keras.Model | None:
-        names = [layer.name for layer in model.layers]
-        # A model that ends there is all embedding.
-        return keras.Model(model.inputs[0], model.get_layer(EMBEDDING).output) if EMBEDDING in names[:-1] else None
+        tensor, images = _embedding(model)
+        return None if tensor is None else keras.Model(images, tensor)
 
     # Always the same part: what was compiled for it stays good.
     part = _parts.get(model, EMBEDDING, cut)
@@ -82,6 +85,103 @@ def embedder(model: keras.Model) -> keras.Model:
     if len(part.output_shape) != 2:
         raise UserError(f"a model that answers with {part.output_shape[1:]}; expected one vector a picture")
     return part
+
+
+def embedder_at(model: keras.Model, layer: str) -> keras.Model:
+    """The part of `model` up to the answer of its layer called `layer`, a vector.
+
+    Errors: `UserError` where there is no such layer.
+    """
+    for whole in (model, flat(model)):
+        vectors = {place.layer.name: place.output for place in places(whole) if len(place.output.shape) == 2}
+        if layer in vectors:
+            return keras.Model(whole.inputs[0], vectors[layer], name=model.name)
+    raise UserError(f"--embedding: {layer}: no such layer that answers with a vector; there are {', '.join(vectors)}")
+
+
+def with_head(
+    model: keras.Model, classes: int, *, loss_type: LossType = "arcface", scale: float = 30.0, seed: int = 0
+) -> keras.Model:
+    """The embedding of `model` with a new head for `classes`, as `build` has it; all layers are trained.
+
+    Errors: `UserError` as `embedder`.
+    """
+    part = embedder(model)
+    embedding = part.outputs[0]
+    if embedding._keras_history.operation.name != EMBEDDING:
+        embedding = keras.layers.Identity(name=EMBEDDING, dtype="float32")(embedding)
+    if loss_type == "arcface":
+        head: keras.Layer = CosineLogits(classes, scale, seed, name="logits")
+    else:
+        initializer = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform", seed=seed)
+        head = keras.layers.Dense(classes, kernel_initializer=initializer, name="logits", dtype="float32")
+    try:
+        whole = keras.Model(part.inputs[0], head(embedding), name=model.name)
+    except ValueError as error:
+        raise UserError(f"a model that takes no new head ({one_line(error, 200)})") from error
+    for layer in _all_layers(whole):
+        layer.trainable = True
+    return whole
+
+
+def frozen_layers(model: keras.Model) -> int:
+    """Layers of `model` with weights that are not to be trained, those in nested models too."""
+    return sum(1 for layer in _all_layers(model) if layer.weights and not layer.trainable and not _inner(layer))
+
+
+def _all_layers(model: keras.Model) -> Iterator[keras.Layer]:
+    for layer in model.layers:
+        yield layer
+        yield from _all_layers(layer) if _inner(layer) else ()
+
+
+def _inner(layer: keras.Layer) -> bool:
+    return bool(getattr(layer, "layers", ()))
+
+
+def head_of(model: keras.Model) -> keras.Layer | None:
+    """The layer on top of the embedding that answers with logits, by which training can go on; None where `model` has
+    another one, or none."""
+    last = [place.layer for place in places(model) if place.output is model.outputs[0]]
+    if not last or embedder(model) is model:
+        return None
+    plain = isinstance(last[0], keras.layers.Dense) and last[0].activation is keras.activations.linear
+    return last[0] if plain or isinstance(last[0], CosineLogits) else None
+
+
+def _embedding(model: keras.Model) -> tuple[keras.KerasTensor | None, keras.KerasTensor | None]:
+    """The embedding of `model` and the images that lead to it; None for a model that answers with it."""
+    wholes = [(whole, places(whole)) for whole in (model, flat(model))]
+    for whole, found in wholes:
+        for place in found:
+            if place.layer.name == EMBEDDING and place.output is not whole.outputs[0]:
+                return place.output, whole.inputs[0]
+    whole, found = wholes[-1]
+    answers = {id(place.output): place for place in found}
+    last = answers.get(id(whole.outputs[0]))
+    if last is None or last.layer.name == EMBEDDING:
+        return None, None
+    head = last
+    if _squashes(last.layer) and not isinstance(last.layer, keras.layers.Dense):
+        head = answers.get(id(last.inputs[0]))
+        if head is None or not isinstance(head.layer, keras.layers.Dense):
+            raise UserError("a classifier without a dense layer before its last activation; name its --embedding")
+    # Elsewhere a dense layer without an activation may well be the embedding.
+    plain = head is last and not _squashes(last.layer) and last.layer.name not in _HEADS
+    if not isinstance(head.layer, CosineLogits) and (plain or not isinstance(head.layer, keras.layers.Dense)):
+        return None, None
+    for whole, found in wholes:
+        for place in found:
+            # In the model itself, if it is not within a nested one: that remembers how those were called.
+            if place.layer is head.layer:
+                return place.inputs[0], whole.inputs[0]
+    return None, None
+
+
+def _squashes(layer: Any) -> bool:
+    if isinstance(layer, keras.layers.Softmax):
+        return True
+    return getattr(getattr(layer, "activation", None), "__name__", None) in ("softmax", "sigmoid")
 
 
 def build(
@@ -100,8 +200,7 @@ def build(
 
     Errors: `UserError` for an unknown name, and for a shape that the network cannot take.
     """
-    if name not in NETWORKS:
-        raise UserError(f"--network: {name!r} is unknown; choose one of {', '.join(NETWORKS)}")
+    check_name(name)
     smallest = {"small": 8, "o18": 8, "r50": 16}[name]
     net = Assembly(name, input_shape, classes, mean=mean, std=std, seed=seed, smallest=smallest)
     embedding = NETWORKS[name](net, emb_size)
@@ -110,6 +209,12 @@ def build(
     else:
         logits = net.dense(embedding, classes, name="logits", dtype="float32")
     return keras.Model(net.images, logits, name=name)
+
+
+def check_name(name: str) -> None:
+    """Errors: `UserError` for a network that there is not."""
+    if name not in NETWORKS:
+        raise UserError(f"--network: {name!r} is unknown; choose one of {', '.join(NETWORKS)}")
 
 
 def small(net: Assembly, emb_size: int) -> Any:

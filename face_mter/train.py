@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from common.cli import script
 from common.runs import Run
 from face_mter.fitting import FaceFittingOptions, HeadOptions, fit_faces
-from face_mter.people import load_cast, watch
+from face_mter.people import check_people, load_cast, watch
 
 
 @dataclass(kw_only=True)
@@ -13,7 +13,17 @@ class Options(HeadOptions, FaceFittingOptions):
     """The base model."""
 
 
-@script(app="face_mter", name="train")
+def refusals(options: Options) -> None:
+    """What is refused before a picture is read."""
+    from common import fitting
+    from face_mter import networks
+
+    networks.check_name(options.arch)
+    fitting.check_momentum(options)
+    check_people(options)
+
+
+@script(app="face_mter", name="train", refusals=refusals)
 def train(options: Options, run: Run) -> None:
     """Train on some people, watch how well strangers are told apart, save `model.keras`."""
     from common import checkpoints, fitting, plots

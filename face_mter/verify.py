@@ -4,15 +4,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.cli import alias, script
+from common.errors import UserError
 from common.runs import Run
 from face_mter.ad_face import ad_face
 from face_mter.people import (
-    PEOPLE_FIELDS,
     JudgeOptions,
+    check_judged,
+    check_networks,
     embed_all,
     folded_pairs,
     load_cast,
     load_checked,
+    needed,
+    network_name,
     verify,
     write_verified,
 )
@@ -24,25 +28,45 @@ class Options(JudgeOptions):
 
     model: Path | None = alias("model_path", default=None)
     """Model to verify, a .keras file; by default that of ad_face.py, trained if need be."""
+    evaluate_only: bool = False
+    """Nobody trains: everyone is held out and every pair that is there is judged, for a --model that was trained on
+    other people. --n-train, --min-images and --evaluation-share are not used then."""
     clips: Path | None = None
     """Folder <root>/<person>/<clip>/<frame>, as YouTube Faces has them: clips are compared too, each by the mean
     embedding of its frames."""
 
 
-@script(app="face_mter", name="verify")
+def refusals(options: Options) -> None:
+    """What is refused before a picture is read or a model trained."""
+    from face_mter.faces import people_in
+
+    check_judged(options)
+    if options.evaluate_only and options.model is None:
+        raise UserError("--evaluate-only: is for a network that was trained on other people; name it by --model")
+    check_networks(options, [options.model])
+    if options.clips is not None:
+        people_in(options.clips)
+
+
+def needs(options: Options) -> None:
+    """What the scripts before this one would refuse, where they are to be run."""
+    ad_face.expect(*needed(options.model, options))
+
+
+@script(app="face_mter", name="verify", refusals=refusals, needs=needs)
 def verify_model(options: Options, run: Run) -> None:
     """Ten-fold accuracy on pairs; threshold from the calibration half; TAR, FAR and ROC on the attack half."""
+    from common.classifiers import model_file
     from face_mter import figures
 
-    cast = load_cast(options, run)
+    cast = load_cast(options, run, all_held_back=options.evaluate_only)
     # Before a model that is not there yet is trained for minutes.
     pairs = folded_pairs(options, cast)
-    path = ad_face.produce(options.model, options, PEOPLE_FIELDS, say=run.say)
-    path = path / "model.keras" if path.is_dir() else path
-    model = load_checked(path, cast)
+    path = model_file(ad_face.produce(*needed(options.model, options), say=run.say))
+    model = load_checked(path, cast, options, attacked=False, say=run.say)
     run.say(f"{path}: {len(pairs.same)} verification pairs, {pairs.left_out} left out")
     found = verify(embed_all(model, cast.faces.images), cast, pairs, options.far)
-    write_verified(run, found, path.parent.name)
+    write_verified(run, found, network_name(path))
     run.intervals({"verification_accuracy": found.accuracy} | {f"tar_at_far_{k}": tar for k, tar in found.tars.items()})
     run.intervals({"tar_at_threshold": found.rates.tar, "far_at_threshold": found.rates.far})
     run.metrics(threshold=found.threshold, mean_cosine=found.mean_cosine)

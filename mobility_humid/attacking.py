@@ -10,10 +10,11 @@ import numpy as np
 from common import intervals
 from common.cli import Budget, Count, alias
 from common.errors import UserError, one_line
+from common.model_input import look_at
 from common.runs import Run
 from mobility_humid import measures
 from mobility_humid.layout import Layout
-from mobility_humid.samples import SAMPLE_FIELDS, Fleet, SampleOptions, load_fleet
+from mobility_humid.samples import SAMPLE_FIELDS, Fleet, SampleOptions, check_samples, load_fleet, needs
 from mobility_humid.tasks import Samples, Task
 
 if TYPE_CHECKING:
@@ -118,6 +119,33 @@ class Attacker:
         return Outcome(samples, clean, clean & (predict(self.model, moved) == samples.y), moved)
 
 
+def check_victim(options: AttackOptions) -> None:
+    """Refuse what can be refused before trips are read or prepared, or a model is trained. Errors: as `load_victim`."""
+    from common.classifiers import load_network
+    from mobility_humid import networks  # noqa: F401 - its layers must be known before a file with them is read
+    from mobility_humid.trip_attacks import FIXED
+
+    check_samples(options)
+    check_attacks(options)
+    if options.traj_type == "serve":
+        raise UserError(FIXED)
+    if options.model is not None:
+        # Whole numbers are grid units too.
+        look_at(options.model, lambda: load_network(options.model, input_scale=1.0))
+
+
+def victim_needs(options: AttackOptions, task: Task) -> None:
+    """What prepare.py and the task's training script would refuse, where they are to be run."""
+    needs(options)
+    task.producer.expect(*_needed(options, task))
+
+
+def _needed(options: AttackOptions, task: Task) -> "tuple[Path | None, AttackOptions, list[str]]":
+    """Arguments of the training script's `produce`."""
+    # Sampled alike, or the test days of the attack may be days that the model was trained on.
+    return options.model, options, [name for name in SAMPLE_FIELDS if name in task.producer.fields]
+
+
 def check_attacks(options: AttackOptions) -> tuple[str, ...]:
     """The attacks to run, st_ifgsm_linf first and noise last. Errors: `UserError` for an unknown one."""
     from mobility_humid.trip_attacks import ATTACKS
@@ -134,17 +162,14 @@ def load_victim(options: AttackOptions, run: Run, task: Task, fleet: Fleet) -> "
     Errors: `UserError` when it does not fit the samples of `fleet` or the labels of the task, and, before anything is
     trained, for attacks that there are not and trips that none may move.
     """
-    from common import attacks, checkpoints
+    from common import attacks, classifiers
     from mobility_humid.networks import TripModel
     from mobility_humid.trip_attacks import check_movable
 
-    check_attacks(options)
     check_movable(fleet.layout)
-    # Sampled alike, or the test days of the attack may be days that the model was trained on.
-    outputs, fields = task.outputs(fleet), [name for name in SAMPLE_FIELDS if name in task.producer.fields]
-    path = task.producer.produce(options.model, options, fields, say=run.say)
-    path = path / "model.keras" if path.is_dir() else path
-    model = checkpoints.load_model(path)
+    outputs = task.outputs(fleet)
+    path = classifiers.model_file(task.producer.produce(*_needed(options, task), say=run.say))
+    model, _ = classifiers.load_network(path, input_scale=1.0)
     if isinstance(model, TripModel) and model.layout != fleet.layout:
         ours, its = fleet.layout, model.layout
         different = next(name for name in ours.config() if getattr(ours, name) != getattr(its, name))

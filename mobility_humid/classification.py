@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from common.cli import Budget, Count, script
 from common.runs import Run
-from mobility_humid.fitting import FittingOptions, fit, network_arguments
-from mobility_humid.samples import TEST, TRAIN, VALIDATION, load_fleet
+from mobility_humid.fitting import FittingOptions, fit, network_arguments, refusals
+from mobility_humid.samples import TEST, TRAIN, VALIDATION, load_fleet, needs
 
 # Samples a driver that the baselines are fitted to.
 _BASELINE_SAMPLES = 100
@@ -26,7 +26,7 @@ class Options(FittingOptions):
     """Share of what the naming sees that is left out in training, in [0, 1)."""
 
 
-@script(app="mobility_humid", name="classification")
+@script(app="mobility_humid", name="classification", refusals=refusals, needs=needs)
 def classification(options: Options, run: Run) -> None:
     """Train on the trips of a few drivers, test on later days of theirs."""
     import numpy as np

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from common.cli import script
 from common.runs import Run
-from mobility_humid.attacking import AttackOptions, attack_task
+from mobility_humid.attacking import AttackOptions, attack_task, check_victim, victim_needs
 from mobility_humid.classification import Options as ClassificationOptions
 from mobility_humid.tasks import CLASSIFICATION
 
@@ -21,7 +21,17 @@ class Options(AttackOptions):
     """Number of drivers to tell apart, the first ones; null takes all."""
 
 
-@script(app="mobility_humid", name="classification_attack")
+def refusals(options: Options) -> None:
+    """What is refused before trips are read."""
+    check_victim(options)
+
+
+def needs(options: Options) -> None:
+    """What the scripts before this one would refuse, where they are to be run."""
+    victim_needs(options, CLASSIFICATION)
+
+
+@script(app="mobility_humid", name="classification_attack", refusals=refusals, needs=needs)
 def classification_attack(options: Options, run: Run) -> None:
     """Attack test samples; success counts on snapped trips, among samples whose driver was named rightly."""
     attack_task(options, run, CLASSIFICATION)

@@ -7,7 +7,17 @@ from common.cli import Budget, Count, script
 from common.errors import UserError
 from common.intervals import difference, rate
 from common.runs import Run
-from mobility_humid.attacking import Attacker, AttackOptions, Outcome, attack_all, join, load_victim, record
+from mobility_humid.attacking import (
+    Attacker,
+    AttackOptions,
+    Outcome,
+    attack_all,
+    check_victim,
+    join,
+    load_victim,
+    record,
+    victim_needs,
+)
 from mobility_humid.samples import VALIDATION, Fleet, load_fleet
 from mobility_humid.tasks import TASKS, Samples, Task
 
@@ -62,13 +72,23 @@ class Options(AttackOptions):
     """Compile the training step with XLA; on a CPU it is then slower."""
 
 
-@script(app="mobility_humid", name="fast_adversarial_train")
+def refusals(options: Options) -> None:
+    """What is refused before trips are read."""
+    if unknown := [name for name in options.methods if name not in (*METHODS, "none")]:
+        raise UserError(f"--methods: {unknown[0]!r} is none of {', '.join(METHODS)}, none")
+    check_victim(options)
+
+
+def needs(options: Options) -> None:
+    """What the scripts before this one would refuse, where they are to be run."""
+    victim_needs(options, TASKS[options.task])
+
+
+@script(app="mobility_humid", name="fast_adversarial_train", refusals=refusals, needs=needs)
 def fast_adversarial_train(options: Options, run: Run) -> None:
     """Train on from a model with each method; attack all of them on the same test samples."""
     from common import plots
 
-    if unknown := [name for name in options.methods if name not in (*METHODS, "none")]:
-        raise UserError(f"--methods: {unknown[0]!r} is none of {', '.join(METHODS)}, none")
     task = TASKS[options.task]
     fleet = load_fleet(options, run.say, sides=task.sides)
     run.data(options.dataset, fleet.trips.sha256)

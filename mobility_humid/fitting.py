@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from common.cli import Budget, Count
 from common.errors import UserError
 from common.runs import Run
-from mobility_humid.samples import Fleet, SampleOptions
+from mobility_humid.samples import Fleet, SampleOptions, check_samples
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,14 +44,24 @@ class FittingOptions(SampleOptions):
     """Compile the training step with XLA; on a CPU it is then slower."""
 
 
-def network_arguments(options: FittingOptions, fleet: Fleet) -> dict[str, Any]:
-    """Arguments that both networks take."""
+def refusals(options: FittingOptions) -> None:
+    """What is refused before trips are read or prepared."""
+    check_samples(options)
+    _check_network(options)
+
+
+def _check_network(options: FittingOptions) -> None:
     if len(options.units) != 3:
         raise UserError(f"--units: expected three numbers, for LSTM, LSTM and dense layer; got {len(options.units)}")
     if not options.dropout < 1:
         raise UserError(f"--dropout: is a share and below 1; got {options.dropout}")
     if not options.place_spacing > 0:
         raise UserError(f"--place-spacing: must be above 0; got {options.place_spacing}")
+
+
+def network_arguments(options: FittingOptions, fleet: Fleet) -> dict[str, Any]:
+    """Arguments that both networks take. Errors: `UserError` for a network that cannot be."""
+    _check_network(options)
     return {
         "layout": fleet.layout,
         "grid": fleet.trips.grid.size,

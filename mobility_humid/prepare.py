@@ -69,7 +69,15 @@ class Options(CommonOptions):
     """Days in the simulated city."""
 
 
-@script(app="mobility_humid", name="prepare")
+def refusals(options: Options) -> None:
+    """What is refused before points are read."""
+    _rules(options)
+    _columns(options.columns)
+    if options.dataset == "city" and options.columns is not None:
+        raise UserError("--columns: is for a CSV or Parquet file; the city has its own")
+
+
+@script(app="mobility_humid", name="prepare", refusals=refusals)
 def prepare(options: Options, run: Run) -> None:
     """Write `trips.npz` and `map.png`, and tell whether drivers can be told apart at all."""
     import tempfile
@@ -151,8 +159,6 @@ class _City:
 
 def _source(options: Options, run: Run) -> "Iterable[Track]":
     if options.dataset == "city":
-        if options.columns is not None:
-            raise UserError("--columns: is for a CSV or Parquet file; the city has its own")
         return _City(options)
     from mobility_humid.preparation import find_zone
     from mobility_humid.readers import Reader

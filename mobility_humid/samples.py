@@ -164,10 +164,7 @@ def load_fleet(options: SampleOptions, say: Callable[[str], None], *, sides: int
     kinds = _kinds(trips, options)
     if options.num_trajs % len(kinds):
         raise UserError(f"--num-trajs: expected an even number, as many seek as serve trips; got {options.num_trajs}")
-    if options.with_profile and options.padding_length < len(PROFILE_FEATURES):
-        raise UserError(f"--padding-length: a profile takes {len(PROFILE_FEATURES)}; got {options.padding_length}")
-    if not options.unseen_share <= 1:
-        raise UserError(f"--unseen-share: is a share and at most 1; got {options.unseen_share}")
+    check_samples(options)
     split = split_drivers(
         trips,
         seed=options.seed,
@@ -182,6 +179,23 @@ def load_fleet(options: SampleOptions, say: Callable[[str], None], *, sides: int
     layout = Layout(kinds, per_kind, sides, options.padding_length, features, options.with_profile)
     table = padded(trips, options.padding_length, speed=options.with_speed)
     return Fleet(trips, split, layout, table, _without_gaps(trips.profiles, split), options)
+
+
+def check_samples(options: SampleOptions) -> None:
+    """Refuse what can be refused before trips are read or prepared.
+
+    Errors: `UserError` for options of which no sample can be made.
+    """
+    if options.with_profile and options.padding_length < len(PROFILE_FEATURES):
+        raise UserError(f"--padding-length: a profile takes {len(PROFILE_FEATURES)}; got {options.padding_length}")
+    if not options.unseen_share <= 1:
+        raise UserError(f"--unseen-share: is a share and at most 1; got {options.unseen_share:g}")
+
+
+def needs(options: SampleOptions) -> None:
+    """What prepare.py would refuse, where it is to be run."""
+    if Path(options.dataset).suffix != ".npz":
+        prepare.expect(None, options)
 
 
 def trips_file(options: SampleOptions, say: Callable[[str], None]) -> Path:

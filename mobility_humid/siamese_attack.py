@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from common.cli import script
 from common.runs import Run
-from mobility_humid.attacking import AttackOptions, attack_task
+from mobility_humid.attacking import AttackOptions, attack_task, check_victim, victim_needs
 from mobility_humid.tasks import SIAMESE
 
 
@@ -17,7 +17,17 @@ class Options(AttackOptions):
     unhashed: ClassVar[tuple[str, ...]] = ("batch_size",)
 
 
-@script(app="mobility_humid", name="siamese_attack")
+def refusals(options: Options) -> None:
+    """What is refused before trips are read."""
+    check_victim(options)
+
+
+def needs(options: Options) -> None:
+    """What the scripts before this one would refuse, where they are to be run."""
+    victim_needs(options, SIAMESE)
+
+
+@script(app="mobility_humid", name="siamese_attack", refusals=refusals, needs=needs)
 def siamese_attack(options: Options, run: Run) -> None:
     """Attack test pairs of seen and unseen drivers; success counts on snapped trips, among pairs that were right."""
     attack_task(options, run, SIAMESE)

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Literal
 
 from common.cli import script
 from common.runs import Run
-from mobility_humid.fitting import FittingOptions, fit, network_arguments
-from mobility_humid.samples import SEEN, TRAIN, UNSEEN, VALIDATION, Fleet, load_fleet
+from mobility_humid.fitting import FittingOptions, fit, network_arguments, refusals
+from mobility_humid.samples import SEEN, TRAIN, UNSEEN, VALIDATION, Fleet, load_fleet, needs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +26,7 @@ class Options(FittingOptions):
     pairs to learn; or their mean trips by |a - b| and a * b, the same for both orders."""
 
 
-@script(app="mobility_humid", name="train")
+@script(app="mobility_humid", name="train", refusals=refusals, needs=needs)
 def train(options: Options, run: Run) -> None:
     """Train on pairs of seen drivers, fix the threshold on validation days, test on seen and unseen drivers."""
     from common import checkpoints, plots

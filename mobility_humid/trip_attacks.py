@@ -129,12 +129,13 @@ def attack(
     return out
 
 
+FIXED = "--traj-type serve: where a served trip goes is the passenger's choice; an attack needs seek trips"
+
+
 def check_movable(layout: Layout) -> None:
     """Errors: `UserError` when passengers fix all trips of a sample."""
     if layout.moving is None:
-        raise UserError(
-            "--traj-type serve: where a served trip goes is the passenger's choice; an attack needs seek trips"
-        )
+        raise UserError(FIXED)
 
 
 def attack_batch(

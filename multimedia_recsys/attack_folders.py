@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -61,15 +61,22 @@ def picture_paths(folder: Path, shop: Shop, items: np.ndarray) -> dict[int, Path
     return {int(item): inside(folder, names[item]) for item in items}
 
 
+def check_attack(run: Path) -> dict[str, Any]:
+    """The results of a run of classify_extract_attack.py. Errors: `UserError` for one that is not finished, and for
+    another run."""
+    results = read_results(run)
+    if "images" not in results["artifacts"]:
+        raise UserError(f"{run}: holds no attack; make it by classify_extract_attack.py")
+    return results
+
+
 def read_attack(run: Path, file_names: Sequence[str]) -> Attack:
     """The attack of a finished run of classify_extract_attack.py on a shop whose items' pictures have these names.
 
     Errors: `UserError` for one that is not finished or of another shop.
     """
-    results = read_results(run)
+    results = check_attack(run)
     metrics = results["metrics"]
-    if "images" not in results["artifacts"]:
-        raise UserError(f"{run}: holds no attack; make it by classify_extract_attack.py")
     folder = run / results["artifacts"]["images"]
     looks: Looks = read_looks(folder, file_names)
     try:

@@ -39,9 +39,14 @@ def ncdcg_at(lists: np.ndarray, label: np.ndarray, classes: int, k: int) -> np.n
 
 
 def _top(lists: np.ndarray, k: int) -> np.ndarray:
-    if lists.shape[1] < k:
-        raise UserError(f"lists of {lists.shape[1]} items; CHR@{k} needs {k}: make longer ones or lower --top-k")
+    check_length(lists.shape[1], k)
     return lists[:, :k]
+
+
+def check_length(length: int, k: int) -> None:
+    """Errors: `UserError` for lists of `length` that have no top `k`."""
+    if length < k:
+        raise UserError(f"lists of {length} items; CHR@{k} needs {k}: make longer ones or lower --top-k")
 
 
 def propose(chr_of: np.ndarray, label: np.ndarray, features: np.ndarray, *, fewest: int = 10) -> tuple[Pair, Pair]:

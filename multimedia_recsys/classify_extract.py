@@ -6,7 +6,15 @@ from pathlib import Path
 from common.cli import script
 from common.runs import Run
 from multimedia_recsys.catalogues import SHOP_FIELDS, ShopOptions, load_shop
-from multimedia_recsys.looks import ClassifierOptions, classifier, see, write_looks
+from multimedia_recsys.looks import (
+    ClassifierOptions,
+    check_classifier,
+    check_looks,
+    classifier,
+    needs,
+    see,
+    write_looks,
+)
 
 
 @dataclass(kw_only=True)
@@ -14,7 +22,7 @@ class Options(ClassifierOptions):
     """What looks at the pictures."""
 
 
-@script(app="multimedia_recsys", name="classify_extract")
+@script(app="multimedia_recsys", name="classify_extract", refusals=check_classifier, needs=needs)
 def classify_extract(options: Options, run: Run) -> None:
     """Look at all pictures; writes `original_images/classes.csv` and `original_images/features.npy`."""
     import numpy as np
@@ -38,7 +46,17 @@ def classify_extract(options: Options, run: Run) -> None:
 
 def produced(given: Path | None, options: ShopOptions, run: Run, *also: str) -> Path:
     """The folder of looks that another script works on: `given`, a run or such a folder, or that of the same name."""
-    path = classify_extract.produce(given, options, (*SHOP_FIELDS, *also), say=run.say)
+    return _looks_in(classify_extract.produce(given, options, (*SHOP_FIELDS, *also), say=run.say))
+
+
+def expected(given: Path | None, options: ShopOptions, *also: str) -> None:
+    """What `produced` would refuse, and a folder that holds no looks."""
+    classify_extract.expect(given, options, (*SHOP_FIELDS, *also))
+    if given is not None:
+        check_looks(_looks_in(given))
+
+
+def _looks_in(path: Path) -> Path:
     return path / "original_images" if (path / "original_images").is_dir() else path
 
 

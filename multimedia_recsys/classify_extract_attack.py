@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from common.cli import Budget, Count, LinfBudget, alias, script
 from common.errors import UserError
 from common.runs import Run
-from multimedia_recsys import classify_extract, rec_generator, results_analyzer
+from multimedia_recsys import classify_extract, looks, rec_generator, results_analyzer
 from multimedia_recsys.catalogues import load_shop
-from multimedia_recsys.looks import ClassifierOptions, classifier
+from multimedia_recsys.looks import ClassifierOptions, check_classifier, classifier
 
 if TYPE_CHECKING:
     from multimedia_recsys.categories import Pair
@@ -58,7 +58,32 @@ class Options(ClassifierOptions):
     """cw: the weight that the search begins with."""
 
 
-@script(app="multimedia_recsys", name="classify_extract_attack")
+def refusals(options: Options) -> None:
+    """What is refused before anything is read or trained."""
+    check_classifier(options)
+    given = (options.origin_class, options.target_class)
+    if (given[0] is None) != (given[1] is None):
+        raise UserError("--origin-class, --target-class: give both or neither")
+    if given[0] is not None and given[0] == given[1]:
+        raise UserError(f"--target-class: {given[1]} is the origin too; choose another")
+
+
+def needs(options: Options) -> None:
+    """What the scripts before this one would refuse, where they are to be run."""
+    looks.needs(options)
+    classify_extract.expected(options.features, options, *_alike(options))
+    if options.origin_class is None:
+        results_analyzer.expected(options.analysis, options)
+    if options.attack_type == "insa":
+        rec_generator.expected(options.recommendations, options, f"{options.recommender}.npz")
+
+
+def _alike(options: Options) -> tuple[str, ...]:
+    """What a run of classify_extract.py that was not named must have in common with this one."""
+    return ("model", "input_scale", "input_offset") if options.features is None else ()
+
+
+@script(app="multimedia_recsys", name="classify_extract_attack", refusals=refusals, needs=needs)
 def classify_extract_attack(options: Options, run: Run) -> None:
     """Writes `<attack>_<origin>_<target>_<budget>_images/` with `images/`, `classes.csv` and `features.npy`."""
     import numpy as np
@@ -73,8 +98,8 @@ def classify_extract_attack(options: Options, run: Run) -> None:
     shop = load_shop(options)
     run.data(shop.name, shop.sha256)
     model, names = classifier(options, shop, run)
-    also = ("model",) if options.features is None else ()
-    clean = read_looks(classify_extract.produced(options.features, options, run, *also), shop.file_names)
+    looked = classify_extract.produced(options.features, options, run, *_alike(options))
+    clean = read_looks(looked, shop.file_names)
     pair = _pair(options, run, names)
     items = np.flatnonzero(clean.label == pair.origin)
     if not len(items):
@@ -133,8 +158,6 @@ def _pair(options: Options, run: Run, names: tuple[str, ...]) -> "Pair":
     from multimedia_recsys.categories import Pair, named
 
     given = (options.origin_class, options.target_class)
-    if (given[0] is None) != (given[1] is None):
-        raise UserError("--origin-class, --target-class: give both or neither")
     if given[0] is None:
         return results_analyzer.proposed(options.analysis, options, run)[options.pair]
     pair = Pair(named(given[0], names, "--origin-class"), named(given[1], names, "--target-class"))

@@ -10,7 +10,7 @@ import tensorflow as tf
 from common.attacks import inference, logits_of
 from common.attacks.calls import compiled
 from common.errors import UserError
-from common.models import halves
+from common.models import flat, halves, places
 from common.progress import blocks
 from common.training import as_float
 
@@ -55,7 +55,12 @@ def _look(model: keras.Model, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _halves(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     """`model` up to the features, and from there on: one pass serves both answers."""
-    dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense) and len(layer.input.shape) == 2]
+    model = flat(model)
+    dense = [
+        place
+        for place in places(model)
+        if isinstance(place.layer, keras.layers.Dense) and len(place.inputs[0].shape) == 2
+    ]
     if not dense:
         raise UserError(f"{model.name}: no dense layer that reads a vector; give a classifier with pooled features")
-    return halves(model, dense[-1].input)
+    return halves(model, dense[-1].inputs[0])

@@ -27,7 +27,21 @@ class Options(ShopOptions):
     """Looks at the clean pictures, a run of classify_extract.py; by default that of the same name."""
 
 
-@script(app="multimedia_recsys", name="evaluate_visual_images")
+def refusals(options: Options) -> None:
+    """What is refused before anything is read or trained."""
+    from multimedia_recsys.attack_folders import check_attack
+
+    if options.attacked is not None:
+        check_attack(options.attacked)
+
+
+def needs(options: Options) -> None:
+    """What the scripts before this one would refuse, where they are to be run."""
+    classify_extract.expected(options.features, options)
+    classify_extract_attack.expect(options.attacked, options, SHOP_FIELDS)
+
+
+@script(app="multimedia_recsys", name="evaluate_visual_images", refusals=refusals, needs=needs)
 def evaluate_visual_images(options: Options, run: Run) -> None:
     """Measure the stored pictures of an attack, all of them and the successful ones apart."""
     import numpy as np

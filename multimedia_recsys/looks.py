@@ -1,7 +1,6 @@
 """What a network made of all pictures of a shop, as files; and which network that is."""
 
 import csv
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from common.cli import alias
 from common.errors import UserError
+from common.model_input import InputOptions, check_input, look_at, reading
 from common.progress import blocks
 from common.runs import Run
 from multimedia_recsys.catalogues import Pictures, Shop, ShopOptions
@@ -25,13 +26,15 @@ CLASSES, FEATURES = "classes.csv", "features.npy"
 _COLUMNS = ("ImageID", "ClassStr", "ClassNum", "Prob")
 # Pictures that are read and looked at together.
 _BLOCK = 256
+# Pictures that a network of others is tried on.
+_TRIED = 128
 
 
 @dataclass(kw_only=True)
-class ClassifierOptions(ShopOptions):
+class ClassifierOptions(InputOptions, ShopOptions):
     """Which network looks at the pictures."""
 
-    model: Path | None = None
+    model: Path | None = alias(default=None, known=(RESNET50,))
     """Classifier: a .keras file, a run of train_cnn.py, or resnet50 (ImageNet weights, downloaded once); by default
     that of train_cnn.py, trained if need be."""
 
@@ -51,36 +54,48 @@ class Looks(NamedTuple):
         return max(float(np.abs(self.features).max()), 1e-12)
 
 
+def check_classifier(options: ClassifierOptions) -> None:
+    """Refuse what can be refused before a picture is read. Errors: as `classifier`."""
+    from common.classifiers import load_classifier
+
+    check_input(options, [options.model], [RESNET50])
+    if options.model not in (None, Path(RESNET50)):
+        look_at(options.model, lambda: load_classifier(options.model, **reading(options, options.model)))
+
+
+def needs(options: ClassifierOptions) -> None:
+    """What train_cnn.py would refuse, where it is to be run."""
+    from multimedia_recsys.train_cnn import train_cnn
+
+    if options.model != Path(RESNET50):
+        train_cnn.expect(*_needed(options))
+
+
 def classifier(options: ClassifierOptions, shop: Shop, run: Run) -> "tuple[keras.Model, tuple[str, ...]]":
     """The network that `options` name, and the names of its classes.
 
     Errors: `UserError` for one that is not there or does not take the shop's pictures.
     """
-    from common.checkpoints import check_pictures
+    from common.classifiers import class_count, load_classifier
     from common.models import imagenet_classifier, imagenet_names
     from multimedia_recsys.train_cnn import train_cnn
 
     if options.model == Path(RESNET50):
         return imagenet_classifier(RESNET50, size=shop.pictures.shape[0]), imagenet_names()
+    path = train_cnn.produce(*_needed(options), say=run.say)
+    arguments = {**reading(options, path), "say": run.say}
+    classes = class_count(load_classifier(path, **arguments))
+    known = shop.category is not None and len(shop.category_names) == classes
+    rows = np.unique(np.linspace(0, len(shop.pictures) - 1, min(len(shop.pictures), _TRIED)).astype(int))
+    labels = shop.category[rows] if known else None
+    model = load_classifier(path, shop.pictures.read(rows), labels, **arguments)
+    return model, shop.category_names if known else tuple(map(str, range(classes)))
+
+
+def _needed(options: ClassifierOptions) -> tuple[Path | None, ClassifierOptions, tuple[str, ...]]:
+    """Arguments of `train_cnn.produce`."""
     # A model that is named may have learnt elsewhere; one found by default must be that of this shop.
-    must_match = ("dataset", "seed", "image_size") if options.model is None else ()
-    path = train_cnn.produce(options.model, options, must_match, say=run.say)
-    path = path / "model.keras" if path.is_dir() else path
-    model = _loaded(path, path.stat().st_mtime_ns if path.exists() else 0)
-    if len(model.input_shape) != 4 or len(model.output_shape) != 2:
-        raise UserError(f"{path}: maps {model.input_shape} to {model.output_shape}; expected a picture classifier")
-    check_pictures(model, path, shop.pictures.shape)
-    classes = model.output_shape[1]
-    names = shop.category_names if len(shop.category_names) == classes else tuple(map(str, range(classes)))
-    return model, names
-
-
-@functools.lru_cache(maxsize=4)
-def _loaded(path: Path, stamp: int) -> "keras.Model":
-    """The model in `path`, of that time: one and the same for many attacks, which compile for it only once."""
-    from common.checkpoints import load_model
-
-    return load_model(path)
+    return options.model, options, ("dataset", "seed", "image_size") if options.model is None else ()
 
 
 def see(model: "keras.Model", pictures: Pictures) -> "Seen":
@@ -150,6 +165,13 @@ def read_looks(folder: Path, file_names: Sequence[str]) -> Looks:
         raise UserError(f"{folder / CLASSES}: class {label.min()}; expected numbers from 0")
     names = {int(number): text for number, text in zip(label, table["ClassStr"], strict=True)}
     return Looks(label, prob, features, tuple(names.get(n, str(n)) for n in range(max(names) + 1)))
+
+
+def check_looks(folder: Path) -> None:
+    """Errors: `UserError` for a folder without the files of `write_looks`."""
+    for name in (CLASSES, FEATURES):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: no such file; make it by classify_extract.py")
 
 
 def read_features(path: Path) -> np.ndarray:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from common.cli import Budget, Count, Natural, alias, script
+from common.errors import UserError
 from common.runs import Run, read_config
 from multimedia_recsys.catalogues import SHOP_FIELDS, ShopOptions, load_shop
 from multimedia_recsys.settings import KINDS, Kind, Settings
@@ -56,7 +57,14 @@ class Options(RecommenderOptions):
     """Length of the lists; 1000 in the original."""
 
 
-@script(app="multimedia_recsys", name="rec_generator")
+def needs(options: Options) -> None:
+    """What classify_extract.py would refuse, where it is to be run."""
+    from multimedia_recsys import classify_extract
+
+    classify_extract.expected(options.features, options)
+
+
+@script(app="multimedia_recsys", name="rec_generator", needs=needs)
 def rec_generator(options: Options, run: Run) -> None:
     """Writes `<model>.npz`, the weights, and `top_<model>.npz`, the lists, of each recommender."""
     import numpy as np
@@ -108,6 +116,19 @@ def settings_in(folder: Path) -> Settings:
 def produced(given: Path | None, options: ShopOptions, run: Run) -> Path:
     """The run of recommenders that another script works on: `given`, or that of the same name."""
     return rec_generator.produce(given, options, SHOP_FIELDS, say=run.say)
+
+
+def expected(given: Path | None, options: ShopOptions, *files: str, longest: int = 0) -> None:
+    """What `produced` would refuse; a run without one of its `files`, and, where one is to be made, lists that are
+    shorter than `longest`."""
+    from multimedia_recsys.categories import check_length
+
+    rec_generator.expect(given, options, SHOP_FIELDS)
+    for name in files if given is not None else ():
+        if not (given / name).is_file():
+            raise UserError(f"{given / name}: no such file; make it by rec_generator.py")
+    if (planned := rec_generator.planned(given, options, SHOP_FIELDS)) is not None:
+        check_length(planned.top_k, longest)
 
 
 def _record(run: Run, kind: str, per_user: "dict[str, np.ndarray]", cold: "np.ndarray", *, headline: bool) -> None:

@@ -40,7 +40,28 @@ class Options(ShopOptions):
     """Measure also what a recommender does that is trained anew, from the same seed, on the attacked features."""
 
 
-@script(app="multimedia_recsys", name="results_analyzer")
+def refusals(options: Options) -> None:
+    """What is refused before anything is read or trained."""
+    from multimedia_recsys.attack_folders import check_attack
+
+    if options.attacked is not None:
+        if options.recommender not in VISUAL:
+            raise UserError(
+                f"--attacked: {options.recommender} does not look at pictures; choose {' or '.join(VISUAL)}"
+            )
+        check_attack(options.attacked)
+
+
+def needs(options: Options) -> None:
+    """What the scripts before this one would refuse, where they are to be run."""
+    classify_extract.expected(options.features, options)
+    files = [f"top_{options.recommender}.npz"]
+    if options.attacked is not None:
+        files.append(f"{options.recommender}.npz")
+    rec_generator.expected(options.recommendations, options, *files, longest=options.top_k)
+
+
+@script(app="multimedia_recsys", name="results_analyzer", refusals=refusals, needs=needs)
 def results_analyzer(options: Options, run: Run) -> None:
     """CHR@K and nCDCG@K of each class; proposes a near and a far pair of origin and target; measures an attack."""
     import numpy as np
@@ -97,6 +118,15 @@ def proposed(given: Path | None, options: ShopOptions, run: Run) -> "dict[str, P
     return {name: Pair(int(found[f"{name}_origin"]), int(found[f"{name}_target"])) for name in ("near", "far")}
 
 
+def expected(given: Path | None, options: ShopOptions) -> None:
+    """What `proposed` would refuse."""
+    from common.runs import read_results
+
+    results_analyzer.expect(given, options, SHOP_FIELDS)
+    if given is not None and "near_origin" not in read_results(given)["metrics"]:
+        raise UserError(f"{given}: proposes no pair of classes; give a run of results_analyzer.py")
+
+
 def _measure(options: Options, run: Run, shop: "Shop", looks: "Looks", place: Path) -> None:
     """What an attack does with the recommender."""
     import numpy as np
@@ -104,8 +134,6 @@ def _measure(options: Options, run: Run, shop: "Shop", looks: "Looks", place: Pa
     from multimedia_recsys import effects, recommendations
     from multimedia_recsys.attack_folders import read_attack
 
-    if options.recommender not in VISUAL:
-        raise UserError(f"--attacked: {options.recommender} does not look at pictures; choose {' or '.join(VISUAL)}")
     attack = read_attack(options.attacked, shop.file_names)
     model, scale = recommendations.load(place / f"{options.recommender}.npz", shop.feedback, looks.features.shape[1])
     before = effects.standing(

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from common.cli import Count, LinfBudget, Parts, script
+from common.cli import Count, LinfBudget, Parts, Script, part_options, script
 from common.errors import UserError
+from common.model_input import InputOptions, check_input, is_run
 from common.runs import Run, read_results, read_table
 from multimedia_recsys import rec_generator
 from multimedia_recsys.catalogues import SHOP_FIELDS, ShopOptions, load_shop
@@ -32,7 +33,7 @@ TRAINED = {STANDARD: "standard", "robust": "pgd"}
 
 
 @dataclass(kw_only=True)
-class Options(ShopOptions):
+class Options(InputOptions, ShopOptions):
     """What is tried; the settings of each script stand in its section of --config."""
 
     without: ClassVar[tuple[str, ...]] = ("strategy", "precision", "n_train", "n_test")
@@ -45,7 +46,7 @@ class Options(ShopOptions):
     """Pairs of classes: near, far."""
     cnns: tuple[str, ...] = (STANDARD,)
     """Networks that look at pictures: standard and robust, which are trained, the latter on PGD examples; resnet50 with
-    ImageNet weights; or .keras files."""
+    ImageNet weights; or .keras files, for which --input-scale is."""
     retrain: Literal["none", "headline", "first", "all"] = "headline"
     """After which attacks recommenders are also trained anew: PGD at the headline budget on the near pair and its
     controls; all on the first network; or all."""
@@ -77,10 +78,12 @@ class Outcome(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A network, what it made of the clean pictures, and the recommenders that were trained on that."""
+    """A network, how it takes pictures, what it made of the clean ones, and the recommenders that were trained on
+    that."""
 
     name: str
     model: Path | None
+    reading: dict[str, Any]
     features: Path
     recommendations: Path
     looks: "Looks"
@@ -88,10 +91,44 @@ class Stage(NamedTuple):
     settings: "Settings"
 
 
-@script(app="multimedia_recsys", name="run_all")
+def refusals(options: Options) -> None:
+    """What is refused before anything is read or trained."""
+    from multimedia_recsys.categories import check_length
+    from multimedia_recsys.looks import RESNET50
+
+    if len({Path(cnn).stem for cnn in options.cnns}) < len(options.cnns):
+        raise UserError("--cnns: expected one or more networks of different names")
+
+    def part(producer: Script, **settings: Any) -> Any:
+        wanted = part_options(options, producer, shared=SHOP_FIELDS, **settings)
+        producer.check(wanted, alone=True)
+        return wanted
+
+    files = [Path(cnn) for cnn in options.cnns if cnn not in (*TRAINED, RESNET50)]
+    check_input(options, files)
+    for path in files:
+        if not path.exists():
+            raise UserError(f"--cnns: {path}: no such file; choose {', '.join((*TRAINED, RESNET50))} or a .keras file")
+        part(classify_extract, model=path, **_reading(options, path))
+    for cnn in TRAINED:
+        if cnn in options.cnns:
+            part(train_cnn, method=TRAINED[cnn])
+    lists = part(generator)
+    for top_k in (options.top_k, part(results_analyzer).top_k):
+        check_length(lists.top_k, top_k)
+    for attempt in _attempts(options):
+        part(classify_extract_attack, attack_type=attempt.kind, eps=attempt.eps)
+    part(evaluate_visual_images)
+
+
+def _reading(options: Options, path: Path) -> dict[str, Any]:
+    """Options of a part for how the network in `path` takes pictures."""
+    return {} if is_run(path) else {"input_scale": options.input_scale, "input_offset": options.input_offset}
+
+
+@script(app="multimedia_recsys", name="run_all", refusals=refusals)
 def run_all(options: Options, run: Run) -> None:
     """Run what is not there yet and join the tables; with --force, run all of it anew."""
-    _check(options)
     shop = load_shop(options)
     run.data(shop.name, shop.sha256)
     part = Parts(options, run, shared=SHOP_FIELDS)
@@ -128,25 +165,27 @@ def _place(cnn: str) -> tuple[str, ...]:
 
 def _stage(cnn: str, shop: "Shop", part: Parts, run: Run) -> Stage:
     from multimedia_recsys import recommendations
-    from multimedia_recsys.looks import read_looks
+    from multimedia_recsys.looks import RESNET50, read_looks
 
     place, name = _place(cnn), Path(cnn).stem
     # A run's own default is the run of the same name, which the standard network's are.
     model: Path | None = None
+    how: dict[str, Any] = {}
     if cnn in TRAINED:
         trained = part(train_cnn, *place, method=TRAINED[cnn])
         _copy(run, trained, name)
         model = None if cnn == STANDARD else trained
     else:
         model = Path(cnn)
-    features = part(classify_extract, *place, model=model)
+        how = {} if cnn == RESNET50 else _reading(part.options, model)
+    features = part(classify_extract, *place, model=model, **how)
     lists = part(generator, *place, features=None if cnn == STANDARD else features)
     _copy(run, lists, name)
     looks = read_looks(features / "original_images", shop.file_names)
     loaded = {
         kind: recommendations.load(lists / f"{kind}.npz", shop.feedback, looks.features.shape[1])[0] for kind in VISUAL
     }
-    return Stage(name, model, features, lists, looks, loaded, rec_generator.settings_in(lists))
+    return Stage(name, model, how, features, lists, looks, loaded, rec_generator.settings_in(lists))
 
 
 def _attempts(options: Options) -> "Iterator[Attempt]":
@@ -179,6 +218,7 @@ def _try(
         attack_type=attempt.kind,
         eps=attempt.eps,
         model=stage.model or train_cnn.folder(train_cnn.options_from(options)),
+        **stage.reading,
         features=stage.features,
         recommendations=stage.recommendations,
         recommender=attempt.recommender or VISUAL[0],
@@ -276,11 +316,6 @@ def _draw(options: Options, run: Run, headline: dict[str, Outcome]) -> None:
         top=None,
     )
     run.artifact("chr", run.folder / "chr.png")
-
-
-def _check(options: Options) -> None:
-    if len({Path(cnn).stem for cnn in options.cnns}) < len(options.cnns):
-        raise UserError("--cnns: expected one or more networks of different names")
 
 
 if __name__ == "__main__":

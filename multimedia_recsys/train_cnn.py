@@ -1,13 +1,18 @@
 """Train the network that looks at pictures: plainly, or adversarially."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from common import fitting
 from common.cli import Budget, Count, LinfBudget, script
 from common.errors import UserError
 from common.runs import Run
 from multimedia_recsys.catalogues import ShopOptions, load_training
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from common.models import Builder
 
 
 @dataclass(kw_only=True)
@@ -30,10 +35,25 @@ class Options(ShopOptions, fitting.FittingOptions):
     """Learning rate at its highest."""
 
 
-@script(app="multimedia_recsys", name="train_cnn")
+def networks() -> "Mapping[str, Builder]":
+    """The networks that there are."""
+    import functools
+
+    from common.models import NETWORKS, small_cnn
+
+    return {"product_cnn": functools.partial(small_cnn, blocks=4), **NETWORKS}
+
+
+def refusals(options: Options) -> None:
+    """What is refused before anything is read."""
+    if options.method == "pgd" and not options.eps > 0:
+        raise UserError(f"--eps: must be above 0; received {options.eps:g}")
+    fitting.check(options, networks())
+
+
+@script(app="multimedia_recsys", name="train_cnn", refusals=refusals)
 def train_cnn(options: Options, run: Run) -> None:
     """Train on the shop's categories, test on other pictures, save `model.keras`."""
-    import functools
     import hashlib
 
     import numpy as np
@@ -41,15 +61,12 @@ def train_cnn(options: Options, run: Run) -> None:
     from common import checkpoints, plots
     from common.adversarial_training import named
     from common.evaluation import accuracy
-    from common.models import NETWORKS, small_cnn
 
     data = load_training(options)
     digest = hashlib.sha256()
     for array in (data.x_train, data.y_train, data.x_test, data.y_test):
         digest.update(np.ascontiguousarray(array).data)
     run.data(options.dataset, digest.hexdigest())
-    if options.method == "pgd" and not options.eps > 0:
-        raise UserError(f"--eps: must be above 0; received {options.eps:g}")
     model, history = fitting.fit(
         options,
         run,
@@ -60,7 +77,7 @@ def train_cnn(options: Options, run: Run) -> None:
         title=f"{options.method} classifier",
         seed=options.seed,
         method=named(options.method, eps=options.eps, steps=options.pgd_steps),
-        networks={"product_cnn": functools.partial(small_cnn, blocks=4), **NETWORKS},
+        networks=networks(),
     )
     right = history[-1]["test_accuracy"]
     run.metrics(test_accuracy=right, test_accuracy_n=len(data.y_test))

@@ -85,6 +85,11 @@ class Arrays:
         return dataclasses.replace(self, **y, class_names=names, file_labels=None)
 
 
+def class_count(name: str) -> int:
+    """Classes of a data set in `NAMES`, which needs no download."""
+    return len(CLASS_NAMES if name == "scenes" else NAMED[name].class_names)
+
+
 def load(
     dataset: str,
     *,

@@ -2,9 +2,10 @@
 
 from common.models.assembly import Assembly
 from common.models.backbones import cifar_resnet, imagenet_resnet, preactivation_block, small_cnn
+from common.models.graph import flat, has_graph, places, rewired
 from common.models.halves import halves
 from common.models.imagenet import IMAGENET, imagenet_classifier, imagenet_names
-from common.models.registry import NETWORKS, Builder, build
+from common.models.registry import NETWORKS, Builder, build, check_name
 
 __all__ = [
     "IMAGENET",
@@ -12,11 +13,16 @@ __all__ = [
     "Assembly",
     "Builder",
     "build",
+    "check_name",
     "cifar_resnet",
+    "flat",
     "halves",
+    "has_graph",
     "imagenet_classifier",
     "imagenet_names",
     "imagenet_resnet",
+    "places",
     "preactivation_block",
+    "rewired",
     "small_cnn",
 ]

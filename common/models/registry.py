@@ -35,6 +35,11 @@ def build(
 
     Errors: `UserError` for a name that is not in `networks`, and for a shape the network cannot take.
     """
+    check_name(name, networks)
+    return networks[name](input_shape, classes, mean=mean, std=std, seed=seed)
+
+
+def check_name(name: str, networks: Mapping[str, Builder] = NETWORKS) -> None:
+    """Errors: `UserError` for a name that is not in `networks`."""
     if name not in networks:
         raise UserError(f"network {name!r}: unknown; choose one of {', '.join(networks)}")
-    return networks[name](input_shape, classes, mean=mean, std=std, seed=seed)

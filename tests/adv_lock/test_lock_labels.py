@@ -26,7 +26,7 @@ def recipe_of(maps, targets):
     def answers(images):
         return images[:, 0, 0, 0].astype(np.int32) % maps.shape[1]
 
-    return Recipe("basic", 0.5, 0.5, maps, 5.0, 0, Attack(towards, answers, 1, "toy"))
+    return Recipe("basic", 0.5, 0.5, maps, 5.0, 0, Attack(towards, answers, 1, lambda: "toy"))
 
 
 def dataset(path, labels):

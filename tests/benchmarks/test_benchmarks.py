@@ -284,7 +284,10 @@ def test_a_library_may_raise_anything():
     [
         ({"rows": ["robust_linf"]}, "--robust-model: .*adversarial_training.py --arch resnet20 --method pgd"),
         ({"rows": ["mnist_linf"], "mnist": "nowhere.npz"}, "nowhere.npz: .*; --rows scenes_linf"),
-        ({"rows": ["cifar_linf"], "cifar_model": "m.keras", "cifar10": "nowhere.npz"}, "nowhere.npz: "),
+        (
+            {"rows": ["cifar_linf"], "cifar_model": "m.keras", "cifar10": "nowhere.npz"},
+            "m.keras: no such file",
+        ),
     ],
 )
 def test_what_is_missing_is_named(alone, options, words):

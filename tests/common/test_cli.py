@@ -304,6 +304,7 @@ def test_print_config_prints_what_config_takes(capsys):
 
 
 def test_the_config_of_a_run_repeats_it():
+    Path("m").touch()
     lock(lock.options(eps=0.1, model="m", name="first"))
     options = lock.parse(["--config", "runs/adv_lock/lock/first/config.yaml"])
     assert options.eps == 0.1 and options.model == Path("m")

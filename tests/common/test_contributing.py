@@ -47,5 +47,5 @@ def test_the_script_of_the_walk_through_is_one(sixth, capsys):
     with pytest.raises(SystemExit) as end:
         sixth.main(["--help"])
     assert end.value.code == 0 and "--eps" in capsys.readouterr().out
-    with pytest.raises(UserError, match="no such model file"):
+    with pytest.raises(UserError, match="no such file or folder"):
         sixth(sixth.options(model="none.keras", n_test=20, name="missing"))
