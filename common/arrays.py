@@ -83,11 +83,13 @@ def _some(values: np.ndarray) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def label_column(labels: Tensor, classes: int | None = None) -> Tensor:
+def label_column(labels: Any, classes: int | None = None) -> Tensor:
     """`to_labels` inside a graph: int32 (B,) of `labels` (B,) or (B, 1), whole numbers, below `classes` if given.
 
     Errors: `UserError` for another shape and for text; for other numbers what `require` raises.
     """
+    if not tf.is_tensor(labels):
+        labels = tf.constant(to_labels(labels))
     if labels.dtype == tf.string:
         raise UserError("labels: class numbers are wanted; received text")
     if labels.shape.rank == 2 and labels.shape[1] == 1:

@@ -400,7 +400,7 @@ def test_a18_the_check_passes_and_kills_its_mutant(mutant, monkeypatch):
     check()
     mutant(monkeypatch)
     # What was compiled for the check's model before knows no mutant.
-    monkeypatch.setattr(calls, "_compiled", weakref.WeakKeyDictionary())
+    monkeypatch.setattr(calls, "_compiled", calls.PerModel())
     with pytest.raises(AssertionError):
         check()
 
