@@ -41,7 +41,9 @@ def predict(model: keras.Model, x: np.ndarray, *, batch_size: int = 500, progres
 
 
 def _count_classes(model: keras.Model, x: np.ndarray, *, order_only: bool = True) -> int:
-    return check_logits(model, as_float(tf.convert_to_tensor(x[:8])), order_only=order_only)
+    # Not every network takes a batch of none, such as the examples that an attack has left.
+    some = x[:8] if len(x) else np.zeros((1, *x.shape[1:]), x.dtype)
+    return check_logits(model, as_float(tf.convert_to_tensor(some)), order_only=order_only)
 
 
 def _classes(model: keras.Model, batch: tf.Tensor) -> tf.Tensor:

@@ -1,5 +1,7 @@
 """Accuracy, perturbation sizes and picture quality against plain formulas."""
 
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
@@ -81,3 +83,18 @@ def test_robustness_counts_example_by_example_on_what_is_stored():
     assert (tiny.linf == 0).all()
     kept = evaluation.robustness(model, x, y, fgsm(0.4 / 255), eight_bit=False)
     assert kept.linf[0] == pytest.approx(0.4 / 255, rel=1e-4)
+
+
+def test_no_examples_are_robust_in_no_way_and_no_network_is_asked_about_them():
+    """What an attack has left may be nothing, of which not every layer can make something."""
+
+    class Strict(keras.layers.Layer):
+        def call(self, x):
+            if x.shape[0] == 0:
+                raise ValueError("a batch of none")
+            return x
+
+    model = keras.Sequential([keras.Input((6,)), Strict(), keras.layers.Dense(3)])
+    attack = partial(attacks.pgd, model, eps=0.1, alpha=0.05, steps=2, stop=True)
+    found = evaluation.robustness(model, np.zeros((0, 6), np.float32), np.zeros(0, np.int32), attack)
+    assert found.robust.shape == (0,) and evaluation.predict(model, np.zeros((0, 6), np.float32)).shape == (0,)
