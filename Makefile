@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 # Files stay whole, for toy models and their compiled functions live in one process.
-WORKERS := -n 2 --dist loadfile
+WORKERS := -n 2 --dist loadfile --durations 20
 
 .PHONY: setup demo demo-full test test-slow test-all clean
 
