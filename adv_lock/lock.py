@@ -1,5 +1,6 @@
 """Lock pictures with a small wrong-class signal, so that whoever trains on them learns the signal, not the content."""
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -13,7 +14,7 @@ from common.progress import track
 from common.runs import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable
 
     import numpy as np
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from common.datasets import FileLabels
 
 _EXAMPLES = 8
-# Pictures that a base classifier is looked at with.
-_TRIED = 128
+# Pictures that a base classifier is looked at with; a few where its range is known, or each may be a full photograph.
+_TRIED, _FEW = 128, 8
 
 
 @dataclass(kw_only=True)
@@ -94,16 +95,15 @@ def lock(options: Options, run: Run) -> None:
 
 
 def _lock_arrays(options: Options, run: Run) -> "tuple[Report, dict]":
-    import numpy as np
 
     from adv_lock import locking
     from common.datasets.readers import NpzStream
 
     data = load(options)
     run.data(data.name, data.sha256)
-    rows = np.unique(np.linspace(0, len(data.y_test) - 1, min(len(data.y_test), _TRIED)).astype(int))
-    some = list(data.x_test[rows]), data.y_test[rows]
-    recipe = _recipe(options, run, data.classes, lambda: some, data.file_labels)
+    rows = _tried(options, len(data.y_test))
+    some = (data.x_test[row] for row in rows), data.y_test[rows]
+    recipe = _recipe(options, run, data.classes, some, data.file_labels)
     # A base classifier from elsewhere may know the classes by the labels of the file.
     data = data.for_outputs(recipe.class_maps.shape[1])
     report = locking.lock_arrays(data, recipe, run.folder, options.attack_store, run.say)
@@ -132,14 +132,11 @@ def _lock_folder(options: Options, run: Run) -> "tuple[Report, dict]":
     for picture in track(pictures, "hashing", units="files"):
         digest.update(os.fsencode(picture.path.relative_to(root)) + f"\0{files.sha256(picture.path)}\n".encode())
     run.data(root.name, digest.hexdigest())
-    rows = np.unique(np.linspace(0, len(pictures) - 1, min(len(pictures), _TRIED)).astype(int))
+    rows = _tried(options, len(pictures))
     some = [pictures[row] for row in rows]
-    recipe = _recipe(
-        options,
-        run,
-        len(class_names),
-        lambda: ([read_picture(one.path).rgb for one in some], np.array([one.label for one in some], np.int32)),
-    )
+    labels = np.array([one.label for one in some], np.int32)
+    # One at a time: photographs may be large.
+    recipe = _recipe(options, run, len(class_names), ((read_picture(one.path).rgb for one in some), labels))
     size = None if options.image_size == "keep" else int(options.image_size)
     report = locking.lock_pictures(
         root,
@@ -247,15 +244,23 @@ def _check(options: Options) -> None:
             raise UserError(f"--{name}: is a share and at most 1; received {getattr(options, name)}")
 
 
+def _tried(options: Options, count: int) -> "np.ndarray":
+    """Rows of `count` pictures, int (N,), that the base classifier is looked at with."""
+    import numpy as np
+
+    # That of train_base.py takes pictures in [0, 1].
+    return np.unique(np.linspace(0, count - 1, min(count, _FEW if options.model is None else _TRIED)).astype(int))
+
+
 def _recipe(
     options: Options,
     run: Run,
     classes: int,
-    some: "Callable[[], tuple[list[np.ndarray], np.ndarray]]",
+    some: "tuple[Iterable[np.ndarray], np.ndarray]",
     file_labels: "FileLabels | None" = None,
 ) -> "Recipe":
-    """What pictures of `classes` are locked by; `some` of them, uint8 (H, W, C) each, with their labels, show how the
-    base classifier takes them."""
+    """What pictures of `classes` are locked by; `some` of them, uint8 (H, W, C) each, read one by one, with their
+    labels, show how the base classifier takes them."""
     from adv_lock.class_maps import MAPS_NEEDED, by_label, class_maps
     from adv_lock.locking import Recipe
     from adv_lock.targeted import at_size, targeted_attack
@@ -266,13 +271,15 @@ def _recipe(
     path = train_base.produce(*_needed(options), say=run.say)
     arguments = {**reading(options, path), "say": run.say}
     model = load_classifier(path, **arguments)
-    pictures, labels = some()
+    pictures, labels = some
     told = class_count(model)
     if file_labels is not None and told == len(file_labels.names) != classes:
         maps, labels, classes = by_label(maps, file_labels.values, told), file_labels.values[labels], told
-    # Pictures of another size than the network's are locked too.
-    seen = at_size(pictures, model)
-    model = load_classifier(path, seen, labels, classes=classes, remedy="give another --model", **arguments)
+    # Pictures of another size than the network's are locked too. One that takes any size is tried on a few.
+    seen = at_size(itertools.islice(pictures, _FEW if None in model.input_shape[1:3] else None), model)
+    model = load_classifier(
+        path, seen, labels[: len(seen)], classes=classes, remedy="give another --model", **arguments
+    )
     attack = targeted_attack(model, eps=options.eps, alpha=options.attack_lr, steps=options.attack_steps)
     return Recipe(options.lock_method, options.alpha, options.lambd, maps, options.eps, options.seed, attack)
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -95,14 +95,15 @@ def targeted_attack(base: keras.Model, *, eps: float, alpha: float, steps: int) 
     return Attack(towards, answers, steps, fingerprint)
 
 
-def at_size(pictures: Sequence[np.ndarray], base: keras.Model) -> np.ndarray:
-    """`pictures`, uint8 (H, W, C) each, as the classifier `base` sees them: float32 (N, height, width, C) in [0, 1],
-    those of any size at the size of the first where `base` takes any."""
-    size = tuple(side or own for side, own in zip(base.input_shape[1:3], pictures[0].shape[:2], strict=True))
-    images = [tf.cast(picture, tf.float32) / 255.0 for picture in pictures]
-    return np.stack(
-        [x.numpy() if tuple(x.shape[:2]) == size else tf.image.resize(x, size, antialias=True).numpy() for x in images]
-    )
+def at_size(pictures: Iterable[np.ndarray], base: keras.Model) -> np.ndarray:
+    """`pictures`, uint8 (H, W, C) each, taken one by one, as the classifier `base` sees them: float32 (N, height,
+    width, C) in [0, 1], those of any size at the size of the first where `base` takes any."""
+    size, images = tuple(base.input_shape[1:3]), []
+    for picture in pictures:
+        x = tf.cast(picture, tf.float32) / 255.0
+        size = tuple(side or own for side, own in zip(size, picture.shape[:2], strict=True))
+        images.append(x if picture.shape[:2] == size else tf.image.resize(x, size, antialias=True))
+    return np.stack([x.numpy() for x in images])
 
 
 class Store:

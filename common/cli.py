@@ -193,9 +193,8 @@ class Script:
         options = self.options(**{name: getattr(options, name) for name in self.fields})
         if options.resume and options.force:
             raise UserError("--resume and --force exclude each other: go on, or start anew")
-        folder, name = self.folder(options), run_name(options)
-        config = {k: _plain(getattr(options, k)) for k in self.fields if k not in STEERING} | {"name": name}
-        identity = runs.Identity(self.app, self.name, command or self.command(options))
+        name = run_name(options)
+        folder, identity, config = self._place(options, command)
         rules = {
             "uncompared": options.unhashed,
             "force": options.force,
@@ -252,6 +251,12 @@ class Script:
         if Path(name).is_absolute() or {"", ".", ".."} & set(name.split("/")) or "\0" in name:
             raise UserError(f"--name: {name!r} would leave runs/{self.app}/{self.name}; use --out for another place")
         return Path("runs", self.app, self.name, name)
+
+    def _place(self, options: CommonOptions, command: str | None = None) -> tuple[Path, runs.Identity, dict[str, Any]]:
+        """Folder, identity and stored config of a run with `options`."""
+        config = {k: _plain(getattr(options, k)) for k in self.fields if k not in STEERING}
+        identity = runs.Identity(self.app, self.name, command or self.command(options))
+        return self.folder(options), identity, config | {"name": run_name(options)}
 
     def command(self, options: CommonOptions) -> str:
         """The command line of `options`: what differs from the defaults."""
@@ -335,6 +340,8 @@ class Script:
         `needs` of another script. Errors: as `produce`."""
         wanted = self.planned(given, options, must_match, **overrides)
         if wanted is not None:
+            # Its folder may be of another run, or lie where a file does.
+            runs.settle(*self._place(wanted), uncompared=wanted.unhashed, resume=wanted.resume)
             self.check(wanted)
 
     def planned(

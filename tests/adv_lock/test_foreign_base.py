@@ -1,5 +1,7 @@
 """Base classifiers of others: of any size of pictures, and in any range."""
 
+import weakref
+
 import keras
 import numpy as np
 from keras import layers
@@ -45,3 +47,19 @@ def test_kept_attacks_are_those_of_one_reading_and_one_network():
     }
     assert len(prints) == 4
     assert targeted_attack(base, eps=0.5, alpha=0.2, steps=3).fingerprint() in prints
+
+
+def test_photographs_are_looked_at_one_by_one():
+    """All of them in memory at their own size would be gigabytes."""
+    read, alive = [], []
+
+    def photographs():
+        for _ in range(6):
+            photograph = np.zeros((300, 200, 3), np.uint8)
+            read.append(weakref.ref(photograph))
+            yield photograph
+            del photograph
+            alive.append(sum(reference() is not None for reference in read))
+
+    assert at_size(photographs(), convolutional((8, 8))).shape == (6, 8, 8, 3)
+    assert max(alive) <= 2

@@ -1,6 +1,7 @@
 """What can be refused is refused before anything is read, made, trained, downloaded or written, in every script."""
 
 import importlib
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -202,3 +203,22 @@ def test_what_a_script_before_it_would_refuse(nothing_happens, name, config, mes
     """Else the first scripts of a chain would run for minutes before the one that refuses."""
     Path("chain.yaml").write_text(config)
     refused(SCRIPTS[name], {"config": "chain.yaml"} | SCRIPTS[name]._filed(Path("chain.yaml")), message)
+
+
+@pytest.mark.parametrize(
+    ("script", "earlier", "message"),
+    [
+        ("adv_lock/lock.py", "adv_lock/train_base/demo", "is a file; choose another --out"),
+        ("adv_lock/train.py", "adv_lock/lock/demo", "is a file; choose another --out"),
+        ("mobility_humid/siamese_attack.py", "mobility_humid/train/demo", "is a file; choose another --out"),
+        ("adv_lock/lock.py", "adv_lock/train_base/demo/notes.txt", "holds notes.txt but no config.yaml of a run"),
+    ],
+)
+def test_a_folder_that_a_run_before_it_could_not_use(nothing_happens, script, earlier, message):
+    """Else what comes before that run would be trained first."""
+    blocked = Path("runs", earlier)
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("mine")
+    refused(SCRIPTS[script], {}, message)
+    assert [path for path in Path("runs").rglob("*") if path.is_file()] == [blocked]
+    shutil.rmtree("runs")
