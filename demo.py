@@ -13,11 +13,12 @@ from adv_lock.train import train as train_on_locked
 from adv_lock.train_base import train_base
 from attention_defense.attack import attack as attack_classifier
 from attention_defense.train import train as train_classifier
-from common.cli import CommonOptions, Parts, script
 from common.errors import UserError
-from common.intervals import Measured, unpaired_difference
-from common.report import aligned, interval, percent, picker
-from common.runs import ROOT, Run, read_results, read_table, wilson
+from common.evaluation.statistics import Measured, unpaired_difference, wilson
+from common.runs.options import CommonOptions
+from common.runs.record import ROOT, Run, read_results, read_table
+from common.runs.report import aligned, interval, percent, picker
+from common.runs.script import Parts, script
 from face_mter.ad_face import ad_face
 from face_mter.attack import attack as attack_faces
 from face_mter.train import train as train_faces

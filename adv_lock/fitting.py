@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import fitting
-from common.cli import CommonOptions, Count
 from common.errors import UserError
+from common.runs.options import CommonOptions, Count
+from common.training import fit
 
 FOLDER_SIZE = 32
 """Side, in pixels, at which the pictures of a folder are learnt from unless --image-size says otherwise."""
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class FittingOptions(fitting.FittingOptions):
+class FittingOptions(fit.FittingOptions):
     """How a network is trained."""
 
     arch: str = "small_cnn"

@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from adv_lock.fitting import is_folder, load
 from adv_lock.train_base import train_base
-from common.cli import Budget, CommonOptions, Count, alias, script
 from common.errors import UserError
-from common.model_input import InputOptions, check_input, look_at, reading
 from common.progress import track
-from common.runs import Run
+from common.runs.model_input import InputOptions, check_input, look_at, reading
+from common.runs.options import Budget, CommonOptions, Count, alias
+from common.runs.record import Run
+from common.runs.script import script
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import numpy as np
 
-    from adv_lock.locking import Recipe, Report
+    from adv_lock.attacks.locking import Recipe, Report
     from common.datasets import FileLabels
 
 _EXAMPLES = 8
@@ -64,7 +65,7 @@ class Options(InputOptions, CommonOptions):
 
 def refusals(options: Options) -> None:
     """What is refused before anything is read or trained."""
-    from common.classifiers import load_classifier
+    from common.evaluation.classifiers import load_classifier
 
     _check(options)
     check_input(options, [options.model])
@@ -80,8 +81,8 @@ def needs(options: Options) -> None:
 @script(app="adv_lock", name="lock", refusals=refusals, needs=needs)
 def lock(options: Options, run: Run) -> None:
     """Lock train and test pictures; writes `locked/` to share and `key.npz` to keep."""
-    from adv_lock import locking
-    from common import plots
+    from adv_lock.attacks import locking
+    from common.evaluation import plots
 
     if is_folder(options.dataset):
         report, examples = _lock_folder(options, run)
@@ -96,8 +97,8 @@ def lock(options: Options, run: Run) -> None:
 
 def _lock_arrays(options: Options, run: Run) -> "tuple[Report, dict]":
 
-    from adv_lock import locking
-    from common.datasets.readers import NpzStream
+    from adv_lock.attacks import locking
+    from common.datasets.npz import NpzStream
 
     data = load(options)
     run.data(data.name, data.sha256)
@@ -117,9 +118,9 @@ def _lock_folder(options: Options, run: Run) -> "tuple[Report, dict]":
 
     import numpy as np
 
-    from adv_lock import locking
+    from adv_lock.attacks import locking
     from common import datasets, files
-    from common.datasets.readers import read_picture
+    from common.datasets.images import read_picture
 
     root = Path(options.dataset)
     counts = {"n_train": options.n_train, "n_test": options.n_test}
@@ -261,10 +262,10 @@ def _recipe(
 ) -> "Recipe":
     """What pictures of `classes` are locked by; `some` of them, uint8 (H, W, C) each, read one by one, with their
     labels, show how the base classifier takes them."""
-    from adv_lock.class_maps import MAPS_NEEDED, by_label, class_maps
-    from adv_lock.locking import Recipe
-    from adv_lock.targeted import at_size, targeted_attack
-    from common.classifiers import class_count, load_classifier
+    from adv_lock.attacks.class_maps import MAPS_NEEDED, by_label, class_maps
+    from adv_lock.attacks.locking import Recipe
+    from adv_lock.attacks.targeted import at_size, targeted_attack
+    from common.evaluation.classifiers import class_count, load_classifier
 
     # Before the base classifier is trained: a method that the class count forbids need not cost those minutes.
     maps = class_maps(options.class_maps, classes, MAPS_NEEDED[options.lock_method], options.seed)

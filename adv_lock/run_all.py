@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from adv_lock.class_maps import METHODS, Method
+from adv_lock.attacks.class_maps import METHODS, Method
 from adv_lock.lock import lock
 from adv_lock.train import train
 from adv_lock.train_base import train_base
-from common.cli import CommonOptions, Natural, Parts, part_options, script
 from common.errors import UserError
-from common.runs import Run, read_table
+from common.runs.options import CommonOptions, Natural
+from common.runs.record import Run, read_table
+from common.runs.script import Parts, part_options, script
 
 MEASURED = ("original_accuracy", "original_accuracy_peak", "locked_accuracy", "inverse_map_rate")
 
@@ -42,7 +43,7 @@ def refusals(options: Options) -> None:
 @script(app="adv_lock", name="run_all", refusals=refusals)
 def run_all(options: Options, run: Run) -> None:
     """Run what is not there yet and join the tables; with --force, run all of it anew."""
-    from common import plots
+    from common.evaluation import plots
 
     part = Parts(options, run)
     results = {}

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from adv_lock.fitting import FOLDER_SIZE, FittingOptions
 from adv_lock.lock import expected, produced
-from common.cli import CommonOptions, script
 from common.errors import UserError
-from common.runs import Run, read_results
+from common.runs.options import CommonOptions
+from common.runs.record import Run, read_results
+from common.runs.script import script
 
 if TYPE_CHECKING:
-    from adv_lock.locked_data import LockedData
+    from adv_lock.data.locked import LockedData
 
 
 # The owner's and the thief's networks must not start from the same weights: of one architecture, seed and recipe they
@@ -35,10 +36,10 @@ class Options(FittingOptions):
 
 def refusals(options: Options) -> None:
     """What is refused before anything is read, locked or trained."""
-    from adv_lock.networks import NETWORKS
-    from common import fitting
+    from adv_lock.models.networks import NETWORKS
+    from common.training import fit
 
-    fitting.check(options, NETWORKS)
+    fit.check(options, NETWORKS)
     if options.train_on == "locked" and options.reference is not None:
         _check_recipe(options, read_results(options.reference)["config"])
 
@@ -51,9 +52,10 @@ def needs(options: Options) -> None:
 @script(app="adv_lock", name="train", refusals=refusals, needs=needs)
 def train(options: Options, run: Run) -> None:
     """Train a fresh network on locked (or original) pictures with their true labels."""
-    from adv_lock.locked_data import read_locked
-    from adv_lock.networks import NETWORKS
-    from common import checkpoints, evaluation, fitting, plots
+    from adv_lock.data.locked import read_locked
+    from adv_lock.models.networks import NETWORKS
+    from common.evaluation import plots, predictions
+    from common.training import checkpoints, fit
 
     source = produced(options.lock_data, options, run)
     data = read_locked(source, options.image_size or FOLDER_SIZE)
@@ -63,13 +65,13 @@ def train(options: Options, run: Run) -> None:
 
     def evaluate(model) -> dict[str, float]:
         return {
-            "original_accuracy": evaluation.accuracy(model, data.original_test, data.y_test, progress=True),
-            "locked_accuracy": evaluation.accuracy(model, data.locked_test, data.y_test, progress=True),
+            "original_accuracy": predictions.accuracy(model, data.original_test, data.y_test, progress=True),
+            "locked_accuracy": predictions.accuracy(model, data.locked_test, data.y_test, progress=True),
         }
 
     pictures = data.locked_train if on_locked else data.original_train()
     title = f"training on {options.train_on} pictures"
-    model, history = fitting.fit(
+    model, history = fit.fit(
         options,
         run,
         pictures,
@@ -114,10 +116,10 @@ def train(options: Options, run: Run) -> None:
 def _metrics(options: Options, model, history: list[dict[str, float]], data: "LockedData") -> dict[str, float]:
     import numpy as np
 
-    from adv_lock.class_maps import inverse
-    from common import evaluation
+    from adv_lock.attacks.class_maps import inverse
+    from common.evaluation import predictions
 
-    seen = evaluation.predict(model, data.original_test, progress=True)
+    seen = predictions.predict(model, data.original_test, progress=True)
     last = history[-1]
     metrics = {
         # The last epoch is what a thief has who cannot see clean pictures; the peak is what an oracle would pick.
@@ -130,7 +132,7 @@ def _metrics(options: Options, model, history: list[dict[str, float]], data: "Lo
         # Does a network that never met the lock see the wrong class in it?
         wanted = data.class_maps[0][data.y_test]
         metrics["transfer_success"] = float(
-            np.mean(evaluation.predict(model, data.locked_test, progress=True) == wanted)
+            np.mean(predictions.predict(model, data.locked_test, progress=True) == wanted)
         )
     return metrics
 
@@ -140,15 +142,16 @@ def _share_of_reference(run: Run, model, reference: Path, data: "LockedData") ->
     the lock protects nothing."""
     import numpy as np
 
-    from common import checkpoints, evaluation, intervals
+    from common.evaluation import predictions, statistics
+    from common.training import checkpoints
 
     try:
         other = checkpoints.load_model(reference / "model.keras")
     except UserError as error:
         raise UserError(f"--reference: {error}") from error
-    right = [evaluation.predict(of, data.original_test, progress=True) == data.y_test for of in (model, other)]
+    right = [predictions.predict(of, data.original_test, progress=True) == data.y_test for of in (model, other)]
     if right[1].any():
-        share = intervals.relative(*right, np.arange(len(data.y_test)))
+        share = statistics.relative(*right, np.arange(len(data.y_test)))
         run.row(
             metric="share_of_reference", split="test", attack=data.method, norm="l2", eps=data.eps, **share._asdict()
         )

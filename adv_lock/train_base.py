@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from adv_lock.fitting import FittingOptions, load
-from common.cli import script
-from common.runs import Run
+from common.runs.record import Run
+from common.runs.script import script
 
 
 @dataclass(kw_only=True)
@@ -14,27 +14,28 @@ class Options(FittingOptions):
 
 def refusals(options: Options) -> None:
     """What is refused before anything is read."""
-    from adv_lock.networks import NETWORKS
-    from common import fitting
+    from adv_lock.models.networks import NETWORKS
+    from common.training import fit
 
-    fitting.check(options, NETWORKS)
+    fit.check(options, NETWORKS)
 
 
 @script(app="adv_lock", name="train_base", refusals=refusals)
 def train_base(options: Options, run: Run) -> None:
     """Train F and save it as `model.keras`."""
-    from adv_lock.networks import NETWORKS
-    from common import checkpoints, evaluation, fitting
+    from adv_lock.models.networks import NETWORKS
+    from common.evaluation import predictions
+    from common.training import checkpoints, fit
 
     data = load(options, options.image_size)
     run.data(data.name, data.sha256)
-    model, history = fitting.fit(
+    model, history = fit.fit(
         options,
         run,
         data.x_train,
         data.y_train,
         data.classes,
-        lambda model: {"test_accuracy": evaluation.accuracy(model, data.x_test, data.y_test, progress=True)},
+        lambda model: {"test_accuracy": predictions.accuracy(model, data.x_test, data.y_test, progress=True)},
         title="base classifier",
         seed=options.seed,
         networks=NETWORKS,

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from adv_lock.lock import expected, produced
-from common.cli import CommonOptions, script
 from common.errors import UserError
 from common.progress import track
-from common.runs import Run
+from common.runs.options import CommonOptions
+from common.runs.record import Run
+from common.runs.script import script
 
 if TYPE_CHECKING:
-    from adv_lock.locked_data import Key
+    from adv_lock.data.locked import Key
 
 
 @dataclass(kw_only=True)
@@ -30,7 +31,7 @@ class Options(CommonOptions):
 
 def refusals(options: Options) -> None:
     """What is refused before anything is read or locked."""
-    from adv_lock import locked_data
+    from adv_lock.data import locked as locked_data
 
     if options.key is not None:
         locked_data.read_key(options.key)
@@ -44,7 +45,8 @@ def needs(options: Options) -> None:
 @script(app="adv_lock", name="unlock", refusals=refusals, needs=needs)
 def unlock(options: Options, run: Run) -> None:
     """Write the originals to `original/` and check them against the hashes in the key."""
-    from adv_lock import locked_data, locking
+    from adv_lock.attacks import locking
+    from adv_lock.data import locked as locked_data
 
     source = produced(options.lock_data, options, run)
     source = source.parent if source.name == locking.LOCKED else source
@@ -68,9 +70,9 @@ def unlock(options: Options, run: Run) -> None:
 def _arrays(locked: Path, key: "Key", manifest: dict, out: Path) -> int:
     import numpy as np
 
-    from adv_lock.locked_data import original_blocks
-    from adv_lock.locking import ARRAYS, SPLITS
-    from common.datasets.readers import NpzStream, NpzWriter
+    from adv_lock.attacks.locking import ARRAYS, SPLITS
+    from adv_lock.data.locked import original_blocks
+    from common.datasets.npz import NpzStream, NpzWriter
 
     count = 0
     with NpzWriter(out / "original.npz") as writer:
@@ -91,9 +93,9 @@ def _arrays(locked: Path, key: "Key", manifest: dict, out: Path) -> int:
 
 
 def _pictures(locked: Path, key: "Key", manifest: dict, out: Path) -> int:
-    from adv_lock import mixing
+    from adv_lock.attacks import mixing
     from common import files
-    from common.datasets.readers import read_picture, write_png
+    from common.datasets.images import read_picture, write_png
 
     differing = 0
     originals = key.about["originals_sha256"]

@@ -3,19 +3,20 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from attention_defense.models import check_models, chosen, needs
-from attention_defense.pictures import AttackName, TestedOptions, load_tested
-from common.cli import Count, LinfBudget, script
+from attention_defense.data.images import AttackName, TestedOptions, load_tested
+from attention_defense.models.victim import check_models, chosen, needs
 from common.errors import UserError
-from common.runs import Run
+from common.runs.options import Count, LinfBudget
+from common.runs.record import Run
+from common.runs.script import script
 
 if TYPE_CHECKING:
     import keras
     import numpy as np
 
-    from attention_defense.analysis import Looked, Table
-    from attention_defense.attacks import Attack
-    from attention_defense.models import Chosen
+    from attention_defense.attacks.table import Attack
+    from attention_defense.evaluation.analysis import Looked, Table
+    from attention_defense.models.victim import Chosen
 
 # Numbers of steps at which O3 is looked at.
 STEPS = (1, 2, 3, 4, 8)
@@ -45,14 +46,14 @@ class Case(NamedTuple):
     options: Options
 
     def look(self, x: "np.ndarray") -> "Looked":
-        from attention_defense import analysis
+        from attention_defense.evaluation import analysis
 
         model, layer = self.chosen.model, self.chosen.layer
         return analysis.look(model, x, self.y, layer=layer, batch_size=self.options.batch_size, progress=True)
 
     def attacked(self, kind: str, eps: float) -> "np.ndarray":
         """The pictures under the attack `kind`, at 8 bits; successes and failures alike take all steps."""
-        from attention_defense import attacks
+        from attention_defense.attacks import table as attacks
 
         model, _, layer, training = self.chosen
         attack = attacks.named(kind, model, eps=eps, layer=layer, training=training, seed=self.options.seed)
@@ -60,14 +61,14 @@ class Case(NamedTuple):
 
     def changed(self, attack: "Attack") -> "np.ndarray":
         """What `attack` makes of the pictures, at 8 bits."""
-        from common.evaluation import attacked
+        from common.evaluation.robustness import attacked
 
         return attacked(attack, self.x, self.y, batch_size=self.options.batch_size, progress=True)
 
 
 def refusals(options: Options) -> None:
     """What is refused before anything is read or trained."""
-    from attention_defense.attacks import whole_levels
+    from attention_defense.attacks.table import whole_levels
 
     whole_levels(options.eps)
     check_models(options)
@@ -78,10 +79,10 @@ def analyse(options: Options, run: Run) -> None:
     """Attack what is answered rightly, and compare attention before and after, by outcome."""
     import numpy as np
 
-    from attention_defense import analysis, figures
-    from common.classifiers import class_count
-    from common.evaluation import predict
-    from common.training import as_float
+    from attention_defense.evaluation import analysis, figures
+    from common.arrays import as_float
+    from common.evaluation.classifiers import class_count
+    from common.evaluation.predictions import predict
 
     tested = load_tested(options, run)
     picked = chosen(options, tested, run)
@@ -130,7 +131,7 @@ def _outcomes(
     case: Case, table: "Table", kind: str, after: "Looked", success: "np.ndarray", *, headline: bool
 ) -> "np.ndarray":
     """Attention of successes beside that of failures, and O1; the IoU of clean and attacked attention (N,)."""
-    from attention_defense import analysis
+    from attention_defense.evaluation import analysis
 
     seed = case.options.seed
     overlap = analysis.moved(case.seen.area, after.area)
@@ -164,7 +165,7 @@ def _outcomes(
 
 
 def _entropy(looked: "Looked") -> "np.ndarray":
-    from attention_defense import analysis
+    from attention_defense.evaluation import analysis
 
     return analysis.entropy(looked.attention)
 
@@ -180,7 +181,7 @@ def _controls(
 ) -> None:
     """O2 beside what moves attention without fooling anyone: noise of the same budget, which gave the IoU `noise` (N,),
     and the same pictures seen by `stranger`, the same network with its weights shuffled (Adebayo et al. 2018)."""
-    from attention_defense import analysis
+    from attention_defense.evaluation import analysis
 
     seed, everything = stranger.options.seed, success | ~success
     paired = analysis.bootstrap(lambda rows: (overlap - noise)[rows].mean(), len(noise), seed=seed)
@@ -209,8 +210,8 @@ def _shuffled(model: "keras.Model", seed: int) -> "keras.Model":
 def _iterated(case: Case, table: "Table") -> "dict[str, dict[int, tuple[float, float]]]":
     """O3: success and IoU by the number of steps, within the ball and, as in the original, with a budget that grows
     by eps at each step."""
-    from attention_defense import analysis
-    from attention_defense.attacks import whole_levels
+    from attention_defense.attacks.table import whole_levels
+    from attention_defense.evaluation import analysis
     from common.attacks import bim, least_likely
 
     step = whole_levels(table.eps)

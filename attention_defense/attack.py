@@ -4,18 +4,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from attention_defense.models import check_models, chosen, needs, source_of
-from attention_defense.pictures import AttackName, TestedOptions, load_tested
-from common.cli import Budget, Count, LinfBudget, script
+from attention_defense.data.images import AttackName, TestedOptions, load_tested
+from attention_defense.models.victim import check_models, chosen, needs, source_of
 from common.errors import UserError
-from common.runs import Run
+from common.runs.options import Budget, Count, LinfBudget
+from common.runs.record import Run
+from common.runs.script import script
 
 if TYPE_CHECKING:
     import keras
     import numpy as np
 
-    from attention_defense.attacks import Attack
-    from attention_defense.models import Chosen
+    from attention_defense.attacks.table import Attack
+    from attention_defense.models.victim import Chosen
 
 # Of the others only rows are written; these are also the headline.
 HEADLINE = ("fgsm", "step_ll", "pgd20", "attention")
@@ -45,7 +46,7 @@ class Options(TestedOptions):
 
 def refusals(options: Options) -> None:
     """What is refused before anything is read or trained."""
-    from attention_defense.attacks import whole_levels
+    from attention_defense.attacks.table import whole_levels
 
     for eps in (*options.budgets, *options.curve):
         whole_levels(eps)
@@ -54,7 +55,7 @@ def refusals(options: Options) -> None:
 
 def _looks(options: Options) -> bool:
     """Whether attention is looked at."""
-    from attention_defense.attention_attacks import KINDS
+    from attention_defense.attacks.attention import KINDS
 
     return options.layer is not None or not set(KINDS).isdisjoint(options.attack)
 
@@ -64,9 +65,9 @@ def attack(options: Options, run: Run) -> None:
     """Accuracy under every attack, what all of them leave, and accuracy against the budget."""
     import numpy as np
 
-    from attention_defense import figures
-    from common.classifiers import class_count
-    from common.training import as_float
+    from attention_defense.evaluation import figures
+    from common.arrays import as_float
+    from common.evaluation.classifiers import class_count
 
     tested = load_tested(options, run)
     # It was named; the other one may be trained first.
@@ -91,7 +92,8 @@ class Judged:
     """One model under one attack after the other, on the same pictures `x` float32 (N, H, W, C), `y` int32 (N,)."""
 
     def __init__(self, options: Options, run: Run, chosen: "Chosen", x: "np.ndarray", y: "np.ndarray") -> None:
-        from common.evaluation import gradient_rows, predict
+        from common.evaluation.predictions import predict
+        from common.evaluation.robustness import gradient_rows
 
         self.options, self.run, self.chosen, self.x, self.y = options, run, chosen, x, y
         self.right = predict(chosen.model, x, batch_size=options.batch_size, progress=True) == y
@@ -121,10 +123,10 @@ class Judged:
 
     def transferred(self, source: "keras.Model", eps: float) -> None:
         """Accuracy on what PGD-20 makes for another model."""
-        from attention_defense import attacks
+        from attention_defense.attacks import table
 
         # All steps: pictures that had just crossed the border of their own model would cross no other's.
-        attack = attacks.named("pgd20", source, eps=eps, seed=self.options.seed)
+        attack = table.named("pgd20", source, eps=eps, seed=self.options.seed)
         self.standing["transfer", eps] = held = self._robust(attack, len(self.y), "transfer", eps)
         self._write("transfer", eps, held, self.right)
 
@@ -145,18 +147,20 @@ class Judged:
         return min(self.options.n_strongest, len(self.y))
 
     def _attack(self, kind: str, eps: float, *, stop: bool = True) -> "Attack":
-        from attention_defense import attacks
+        from attention_defense.attacks import table
 
         model, _, layer, training = self.chosen
         seed, key = self.options.seed, self.options.iou_key
         # Only success counts here.
-        return attacks.named(kind, model, eps=eps, stop=stop, layer=layer, training=training, iou_key=key, seed=seed)
+        return table.named(kind, model, eps=eps, stop=stop, layer=layer, training=training, iou_key=key, seed=seed)
 
     def _robust(self, attack: "Attack", count: int, kind: str, eps: float) -> "np.ndarray":
         import numpy as np
 
-        from attention_defense.attacks import STOPPING
-        from common.evaluation import attacked, predict, rounded
+        from attention_defense.attacks.table import STOPPING
+        from common.evaluation.predictions import predict
+        from common.evaluation.quality import rounded
+        from common.evaluation.robustness import attacked
 
         self.run.say(f"{kind}, eps {255 * eps:.5g}/255, {count} pictures")
         x, y = self.x[:count], self.y[:count]

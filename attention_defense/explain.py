@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from attention_defense.models import check_models, chosen, needs
-from attention_defense.pictures import AttackName, TestedOptions, load_tested
-from common.cli import Count, LinfBudget, script
+from attention_defense.data.images import AttackName, TestedOptions, load_tested
+from attention_defense.models.victim import check_models, chosen, needs
 from common.progress import track
-from common.runs import Run
+from common.runs.options import Count, LinfBudget
+from common.runs.record import Run
+from common.runs.script import script
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +36,7 @@ class Options(TestedOptions):
 
 def refusals(options: Options) -> None:
     """What is refused before anything is read or trained."""
-    from attention_defense.attacks import whole_levels
+    from attention_defense.attacks.table import whole_levels
 
     whole_levels(options.eps)
     check_models(options)
@@ -48,12 +49,13 @@ def explain(options: Options, run: Run) -> None:
 
     import numpy as np
 
-    from attention_defense import analysis, attacks
-    from attention_defense.superpixels import lime_area
-    from common import plots
-    from common.classifiers import class_count
-    from common.evaluation import attacked
-    from common.training import as_float
+    from attention_defense.attacks import table as attacks
+    from attention_defense.evaluation import analysis
+    from attention_defense.evaluation.superpixels import lime_area
+    from common.arrays import as_float
+    from common.evaluation import plots
+    from common.evaluation.classifiers import class_count
+    from common.evaluation.robustness import attacked
 
     tested = load_tested(options, run)
     model, name, layer, training = chosen(options, tested, run)
@@ -119,7 +121,7 @@ def _heats(*attention: "np.ndarray") -> "list[np.ndarray]":
 
 def _strip(clean: tuple, attacked: tuple, eps: float) -> "list[np.ndarray]":
     """The drawings of one example; its sides are picture (H, W, C), heat and LIME's area (H, W) each."""
-    from attention_defense.figures import overlay
+    from attention_defense.evaluation.figures import overlay
 
     drawings = [
         drawing

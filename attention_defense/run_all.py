@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from attention_defense.attack import attack
-from attention_defense.pictures import PictureOptions
+from attention_defense.data.images import PictureOptions
 from attention_defense.train import MethodName, train
-from common.cli import Count, LinfBudget, Parts, part_options, script
 from common.errors import UserError
-from common.runs import Run, read_results, read_table
+from common.runs.options import Count, LinfBudget
+from common.runs.record import Run, read_results, read_table
+from common.runs.script import Parts, part_options, script
 
 STANDARD, PGD = "standard", "pgd"
 SHARED = ("image_size",)
@@ -59,7 +60,7 @@ def refusals(options: Options) -> None:
 @script(app="attention_defense", name="run_all", refusals=refusals)
 def run_all(options: Options, run: Run) -> None:
     """Run what is not there yet and join the tables; with --force, run all of it anew."""
-    from attention_defense import figures
+    from attention_defense.evaluation import figures
 
     part = Parts(options, run, shared=SHARED)
     source: Path | None = None

@@ -3,17 +3,18 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from attention_defense.pictures import PictureOptions, load
-from common import fitting
-from common.cli import Budget, Count, LinfBudget, Natural, script
+from attention_defense.data.images import PictureOptions, load
 from common.errors import UserError
-from common.runs import Run
+from common.runs.options import Budget, Count, LinfBudget, Natural
+from common.runs.record import Run
+from common.runs.script import script
+from common.training import fit
 
 if TYPE_CHECKING:
     import keras
     import numpy as np
 
-    from common.adversarial_training import Method
+    from common.training.methods import Method
 
 MethodName = Literal["standard", "step_ll", "fast", "pgd", "trades", "aad", "aad_two_step", "aad_iou"]
 # Pictures on which the terms' gradients are measured after every epoch.
@@ -21,7 +22,7 @@ _MEASURED = 64
 
 
 @dataclass(kw_only=True)
-class Options(PictureOptions, fitting.FittingOptions):
+class Options(PictureOptions, fit.FittingOptions):
     """The network and how it is defended."""
 
     arch: str = "small_cnn"
@@ -61,20 +62,21 @@ class Options(PictureOptions, fitting.FittingOptions):
 
 def refusals(options: Options) -> None:
     """What is refused before anything is read."""
-    from attention_defense.networks import NETWORKS
+    from attention_defense.models.networks import NETWORKS
 
     _check(options)
-    fitting.check(options, NETWORKS)
+    fit.check(options, NETWORKS)
 
 
 @script(app="attention_defense", name="train", refusals=refusals)
 def train(options: Options, run: Run) -> None:
     """Train, watch the accuracy under PGD, save `model.keras`."""
-    from attention_defense import defence
-    from attention_defense.attention import Attention
-    from attention_defense.networks import NETWORKS
-    from common import checkpoints, evaluation, plots
+    from attention_defense.models.grad_cam import Attention
+    from attention_defense.models.networks import NETWORKS
+    from attention_defense.training import defence
+    from common.evaluation import plots, predictions
     from common.models import build
+    from common.training import checkpoints
 
     data = load(options, run, n_train=options.n_train)
     count = min(options.n_validation, len(data.x_train) // 2)
@@ -86,14 +88,14 @@ def train(options: Options, run: Run) -> None:
         Attention(build(options.arch, data.x_train.shape[1:], data.classes, networks=NETWORKS), options.layer)
 
     def evaluate(model: "keras.Model") -> dict[str, float]:
-        found = {"test_accuracy": evaluation.accuracy(model, data.x_test, data.y_test, progress=True)}
+        found = {"test_accuracy": predictions.accuracy(model, data.x_test, data.y_test, progress=True)}
         if count:
             found["validation_pgd"] = _under_pgd(options, model, *watched)
         if options.method in defence.ATTENTIVE:
             found |= _gradient_norms(model, way, data.x_train[:_MEASURED], data.y_train[:_MEASURED])
         return found
 
-    model, history = fitting.fit(
+    model, history = fit.fit(
         options,
         run,
         data.x_train[kept],
@@ -122,9 +124,9 @@ def train(options: Options, run: Run) -> None:
 
 
 def _way(options: Options) -> "Method":
-    from attention_defense import defence
-    from attention_defense.losses import Weights
-    from common.adversarial_training import named
+    from attention_defense.models.losses import Weights
+    from attention_defense.training import defence
+    from common.training.methods import named
 
     if options.method not in get_args(defence.Name):
         return named(options.method, eps=options.eps, steps=options.pgd_steps, beta=options.trades_beta)
@@ -142,8 +144,8 @@ def _way(options: Options) -> "Method":
 def _gradient_norms(model: "keras.Model", way: "Method", x: "np.ndarray", y: "np.ndarray") -> dict[str, float]:
     import tensorflow as tf
 
-    from attention_defense.defence import gradient_norms
-    from common.training import as_float
+    from attention_defense.training.defence import gradient_norms
+    from common.arrays import as_float
 
     seed, turn = tf.zeros([2], tf.int32), [tf.ones([len(x)], tf.int32)] * (way.turns > 1)
     batch = way.adversary(model, (as_float(tf.constant(x)), tf.constant(y), *turn), seed)
@@ -155,9 +157,9 @@ def _under_pgd(options: Options, model: "keras.Model", x: "np.ndarray", y: "np.n
 
     import numpy as np
 
+    from common.arrays import as_float
     from common.attacks import attack_dataset, pgd
-    from common.evaluation import accuracy
-    from common.training import as_float
+    from common.evaluation.predictions import accuracy
 
     attack = functools.partial(pgd, model, eps=options.eps, alpha=options.eps / 4, steps=10, stop=True)
     moved = attack_dataset(attack, np.asarray(as_float(x)), y, batch_size=100, progress=True).x

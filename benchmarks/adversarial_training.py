@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from common.cli import Budget, Count, LinfBudget, script
-from common.fitting import FittingOptions, check
-from common.runs import Run
+from common.runs.options import Budget, Count, LinfBudget
+from common.runs.record import Run
+from common.runs.script import script
+from common.training.fit import FittingOptions, check
 
 if TYPE_CHECKING:
     import keras
@@ -38,8 +39,10 @@ class Options(FittingOptions):
 @script(app="benchmarks", name="adversarial_training", refusals=check)
 def adversarial_training(options: Options, run: Run) -> None:
     """Train by one method, save `model.keras`, and measure accuracy on clean and attacked test images."""
-    from common import checkpoints, datasets, evaluation, fitting, plots
-    from common.adversarial_training import named
+    from common import datasets
+    from common.evaluation import plots, predictions, robustness
+    from common.training import checkpoints, fit
+    from common.training.methods import named
 
     data = datasets.load(
         options.dataset,
@@ -54,13 +57,13 @@ def adversarial_training(options: Options, run: Run) -> None:
     def evaluate(model: "keras.Model") -> dict[str, float]:
         watched = slice(options.n_watch)
         attack = _pgd(options, model, steps=10)
-        kept = evaluation.robustness(model, x_test[watched], data.y_test[watched], attack, progress=True)
+        kept = robustness.robustness(model, x_test[watched], data.y_test[watched], attack, progress=True)
         return {
-            "test_accuracy": evaluation.accuracy(model, data.x_test, data.y_test, progress=True),
+            "test_accuracy": predictions.accuracy(model, data.x_test, data.y_test, progress=True),
             "test_accuracy_pgd10": float(kept.robust.mean()),
         }
 
-    model, history = fitting.fit(
+    model, history = fit.fit(
         options,
         run,
         data.x_train,
@@ -97,8 +100,8 @@ def _attack(options: Options, run: Run, model: "keras.Model", data: "Arrays", x_
 
     import numpy as np
 
-    from common import evaluation
     from common.attacks import fgsm
+    from common.evaluation import predictions, robustness
 
     y = data.y_test
 
@@ -109,10 +112,10 @@ def _attack(options: Options, run: Run, model: "keras.Model", data: "Arrays", x_
 
     def robust(rows: np.ndarray, attack, title: str) -> np.ndarray:
         run.say(f"{title}, {len(rows)} images")
-        return evaluation.robustness(model, x_test[rows], y[rows], attack, progress=True).robust
+        return robustness.robustness(model, x_test[rows], y[rows], attack, progress=True).robust
 
     every = np.arange(len(y))
-    measure("clean", evaluation.predict(model, data.x_test, progress=True) == y)
+    measure("clean", predictions.predict(model, data.x_test, progress=True) == y)
     measure("fgsm", robust(every, partial(fgsm, model, eps=options.eps), "FGSM"))
     measure("pgd20", robust(every, _pgd(options, model, steps=20), "PGD-20"))
     # Cross-entropy is blind where the logits are far apart, the margin is not: an example has to withstand both.

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from common.cli import Budget, CommonOptions, Count, script
 from common.errors import UserError
-from common.runs import Run, wilson
+from common.evaluation.statistics import wilson
+from common.runs.options import Budget, CommonOptions, Count
+from common.runs.record import Run
+from common.runs.script import script
 
 if TYPE_CHECKING:
-    from benchmarks.peers import Peer, Timed
-    from benchmarks.subjects import Subject
+    from benchmarks.peers.libraries import Peer, Timed
+    from benchmarks.peers.subjects import Subject
     from common.datasets import Arrays
 
 SUBJECTS = {
@@ -138,7 +140,7 @@ class Options(CommonOptions):
 
 def refusals(options: Options) -> None:
     """What is refused before anything is read or trained."""
-    from benchmarks.subjects import open_subject
+    from benchmarks.peers.subjects import open_subject
 
     _check_models(options, {ROWS[name].subject for name in ROWS if name in options.rows})
     for path in (options.mnist_model, options.cifar_model, options.robust_model):
@@ -149,8 +151,7 @@ def refusals(options: Options) -> None:
 @script(app="benchmarks", name="attacks", refusals=refusals)
 def attacks(options: Options, run: Run) -> None:
     """Time every contender of every row, judge what it returned, and compare with the targets."""
-    from benchmarks import peers as libraries
-    from benchmarks import subjects
+    from benchmarks.peers import libraries, subjects
 
     wanted = [(name, ROWS[name]) for name in ROWS if name in options.rows]
     data = _Data(options)
@@ -229,7 +230,7 @@ def _check_models(options: Options, wanted: Iterable[str]) -> None:
 
 
 def _subject(options: Options, run: Run, key: str, data: "_Data") -> "Subject":
-    from benchmarks import subjects
+    from benchmarks.peers import subjects
 
     given = {"mnist": options.mnist_model, "cifar10": options.cifar_model, "robust": options.robust_model}.get(key)
     images = data["cifar10" if key == "robust" else key]
@@ -271,8 +272,8 @@ def _measure(
     """All that is known of one row, as rows of `table.csv`."""
     import tensorflow as tf
 
-    from benchmarks import timing
-    from benchmarks.peers import PEERS, LeftOutError
+    from benchmarks.peers import timing
+    from benchmarks.peers.libraries import PEERS, LeftOutError
     from common.progress import Progress
 
     row = ROWS[name]
@@ -325,11 +326,11 @@ def _measure(
 
 def _images(row: Row, subject: "Subject", count: int) -> tuple[np.ndarray, np.ndarray]:
     """The first test images; for minimal attacks the first that are answered rightly: the others are there already."""
-    from common import evaluation
+    from common.evaluation import predictions
 
     x, y = subject.x, subject.y
     if row.minimal:
-        right = evaluation.predict(subject.model, x) == y
+        right = predictions.predict(subject.model, x) == y
         x, y = x[right], y[right]
     if not len(x):
         raise UserError(f"{subject.path}: answers no test image rightly; train it longer")
@@ -340,7 +341,7 @@ def _contenders(
     options: Options, row: Row, subject: "Subject", peers: Mapping[str, "Peer"], x: np.ndarray, y: np.ndarray
 ) -> dict[str, Callable[[Mapping[str, Any]], "Timed"]]:
     """By name, functions of the attack's settings; what is not installed is not among them."""
-    from benchmarks import suite_side
+    from benchmarks.peers import suite_side
 
     own = {"seed": options.seed} if row.attack == "pgd" else {}
     theirs = {"random_start": True} if row.attack == "pgd" else {}
@@ -381,19 +382,19 @@ def _judge(
     options: Options,
 ) -> None:
     """What each contender's arrays are worth, by the model that all of them attacked, and the targets."""
-    from benchmarks import timing
-    from common import evaluation
+    from benchmarks.peers import timing
+    from common.evaluation import predictions, quality
 
     robust, distance = {}, {}
-    clean = evaluation.predict(subject.model, x) == y
+    clean = predictions.predict(subject.model, x) == y
     for contender, answer in answers.items():
         if contender.startswith("bare") or contender not in seconds:
             continue
-        still = evaluation.predict(subject.model, answer.x) == y
+        still = predictions.predict(subject.model, answer.x) == y
         if row.minimal:
             report.rate(contender, "success", ~still)
             # A failure is infinitely far away, so that no median gains by it.
-            away = np.where(still, np.inf, evaluation.perturbation_sizes(x, answer.x)["l2"])
+            away = np.where(still, np.inf, quality.perturbation_sizes(x, answer.x)["l2"])
             if np.isfinite(np.median(away)):
                 distance[contender] = float(np.median(away))
                 report.add(contender, "median_distance", distance[contender])
@@ -444,7 +445,7 @@ def _oracle(
 
     To see a success takes one look more than to reach it; with that look counted as a gradient it is `with_look`.
     """
-    from benchmarks import oracle, timing
+    from benchmarks.peers import oracle, timing
 
     counts = oracle.gradients_to_success(
         subject.model, x, y, seed=options.seed, batch_size=options.batch_size, **row.settings
@@ -463,8 +464,8 @@ def _oracle(
 
 def _one_constant(report: _Report, row: Row, subject: "Subject", peer: "Peer", x: np.ndarray, y: np.ndarray) -> None:
     """What torchattacks' CW does with its one constant, in as many gradients: why it is no contender."""
-    from benchmarks.peers import LeftOutError
-    from common import evaluation
+    from benchmarks.peers.libraries import LeftOutError
+    from common.evaluation import predictions
 
     settings = {"c": 1.0, "steps": row.gradients, "learning_rate": row.settings["learning_rate"]}
     try:
@@ -472,7 +473,7 @@ def _one_constant(report: _Report, row: Row, subject: "Subject", peer: "Peer", x
     except LeftOutError as reason:
         report.add("torchattacks_c1", f"left out: {reason}", 0)
         return
-    report.rate("torchattacks_c1", "success", evaluation.predict(subject.model, answer.x) != y)
+    report.rate("torchattacks_c1", "success", predictions.predict(subject.model, answer.x) != y)
     ends = (x == 0) | (x == 1)
     if ends.any():
         moved = np.abs(answer.x - x)[ends] > 1e-6

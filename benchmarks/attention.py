@@ -5,8 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from common.cli import CommonOptions, Count, LinfBudget, script
-from common.runs import Run
+from common.runs.options import CommonOptions, Count, LinfBudget
+from common.runs.record import Run
+from common.runs.script import script
 
 if TYPE_CHECKING:
     import keras
@@ -34,7 +35,7 @@ class Options(CommonOptions):
 
 def refusals(options: Options) -> None:
     """What is refused before anything is measured."""
-    from attention_defense.networks import NETWORKS
+    from attention_defense.models.networks import NETWORKS
     from common.models import check_name
 
     for arch in options.archs:
@@ -49,7 +50,7 @@ def attention(options: Options, run: Run) -> None:
     import numpy as np
     import tensorflow as tf
 
-    from benchmarks import subjects, timing
+    from benchmarks.peers import subjects, timing
     from common.datasets.scenes import scenes
     from common.progress import Progress
 
@@ -85,11 +86,11 @@ def _parts(options: Options, arch: str, x: "tf.Tensor", y: "tf.Tensor") -> "dict
     import keras
     import tensorflow as tf
 
-    from attention_defense import losses
-    from attention_defense.attention import Attention, resized, spread
-    from attention_defense.defence import method
-    from attention_defense.networks import NETWORKS
-    from common.training import compiled_step
+    from attention_defense.models import losses
+    from attention_defense.models.grad_cam import Attention, resized, spread
+    from attention_defense.models.networks import NETWORKS
+    from attention_defense.training.defence import method
+    from common.training.loop import compiled_step
 
     mean, std = [0.5] * 3, [0.25] * 3
 

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar, get_args
 
 from benchmarks.adversarial_training import MethodName, adversarial_training
-from common.cli import CommonOptions, Parts, part_options, script
-from common.runs import Run, read_curves, read_table
+from common.runs.options import CommonOptions
+from common.runs.record import Run, read_curves, read_table
+from common.runs.script import Parts, part_options, script
 
 ATTACKS = ("clean", "fgsm", "pgd20", "strong")
 
@@ -29,7 +30,7 @@ def refusals(options: Options) -> None:
 @script(app="benchmarks", name="compare_training", refusals=refusals)
 def compare_training(options: Options, run: Run) -> None:
     """Train what is not there yet and join the tables."""
-    from common import plots
+    from common.evaluation import plots
 
     part = Parts(options, run)
     results, curves = {}, {}

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.cli import Budget, CommonOptions, Count, script
 from common.errors import UserError
-from common.runs import Run
-from mobility_humid.layout import Layout
-from mobility_humid.trips import SEEK, SERVE, SLOT, SLOTS, X, Y
+from common.runs.options import Budget, CommonOptions, Count
+from common.runs.record import Run
+from common.runs.script import script
+from mobility_humid.data.layout import Layout
+from mobility_humid.data.trips import SEEK, SERVE, SLOT, SLOTS, X, Y
 
 if TYPE_CHECKING:
     import keras
 
-    from mobility_humid.networks import Siamese
+    from mobility_humid.models.networks import Siamese
 
 GRID = (50, 93)
 # Log-odds of both, in the one order that the original knows; more is another network.
@@ -67,7 +68,7 @@ def mobility(options: Options, run: Run) -> None:
     """Time training steps, attacks and gradients of both structures in turn, and compare with the targets."""
     import hashlib
 
-    from benchmarks import subjects
+    from benchmarks.peers import subjects
 
     if len(options.units) != 3:
         raise UserError(f"--units: expected three numbers, for LSTM, LSTM and dense layer; got {len(options.units)}")
@@ -115,7 +116,7 @@ def random_pairs(layout: Layout, count: int, seed: int) -> np.ndarray:
 
 def both(layout: Layout, units: tuple[int, ...], x: np.ndarray, seed: int) -> tuple["Siamese", "keras.Model"]:
     """The suite's network, untrained but undecided about the pairs `x`, and the original's with the same weights."""
-    from mobility_humid.networks import Siamese
+    from mobility_humid.models.networks import Siamese
 
     arguments = {"place_spacing": 4.0, "dropout": 0.0, "profile_scale": ()}
     ours = Siamese(head="concat", layout=layout, grid=GRID, encoder="lstm", units=units, seed=seed, **arguments)
@@ -209,7 +210,7 @@ def unstopped_attack(model: "Siamese", *, eta: float, alpha: float, steps: int) 
     import tensorflow as tf
 
     from common.attacks import bim
-    from mobility_humid import trip_attacks
+    from mobility_humid.attacks import trips
 
     layout = model.layout
     signature = [tf.TensorSpec([None, *layout.shape], tf.float32), tf.TensorSpec([None], tf.int32)]
@@ -217,15 +218,15 @@ def unstopped_attack(model: "Siamese", *, eta: float, alpha: float, steps: int) 
     @tf.function(input_signature=signature, autograph=False)
     def attack(x, y):
         rows = layout.moving
-        ground = trip_attacks.stand(x[:, rows], GRID, eta)
-        victim = trip_attacks.fixed_but_moving(model, layout, x)
+        ground = trips.stand(x[:, rows], GRID, eta)
+        victim = trips.fixed_but_moving(model, layout, x)
 
         def seen(moving):
-            return victim(moving + tf.stop_gradient(trip_attacks.snap(moving) - moving))
+            return victim(moving + tf.stop_gradient(trips.snap(moving) - moving))
 
         box = {"mask": ground.mask, "low": ground.low, "high": ground.high}
         moved = bim(seen, ground.x, y, eps=eta, alpha=alpha, steps=steps, norm="linf", stop=False, **box)
-        return tf.concat([x[:, : rows.start], trip_attacks.snap(moved), x[:, rows.stop :]], axis=1)
+        return tf.concat([x[:, : rows.start], trips.snap(moved), x[:, rows.stop :]], axis=1)
 
     return attack
 
@@ -234,7 +235,7 @@ def _attacks(
     options: Options, ours: "Siamese", original: "keras.Model", x: np.ndarray, y: np.ndarray
 ) -> dict[str, Callable[[], Any]]:
     """What takes turns: attacks of equal numbers of gradients, and single compiled gradients."""
-    from mobility_humid import trip_attacks
+    from mobility_humid.attacks import trips
 
     layout, unit_x, movable = ours.layout, in_unit_box(x), ours.layout.movable(x)
     alpha = 2.5 * options.eta / options.steps
@@ -247,9 +248,9 @@ def _attacks(
 
     def stopping_attack() -> np.ndarray:
         size = {"batch_size": options.batch_size, "seed": options.seed}
-        return trip_attacks.attack("st_ifgsm_linf", ours, layout, x, y, GRID, **settings, **size)
+        return trips.attack("st_ifgsm_linf", ours, layout, x, y, GRID, **settings, **size)
 
-    victim = trip_attacks.fixed_but_moving(ours, layout, x)
+    victim = trips.fixed_but_moving(ours, layout, x)
     gradients = {
         "sliced_gradient": _gradient(lambda x: original(x, training=False), unit_x, y, probabilities=True),
         "folded_gradient": _gradient(lambda x: ours(x, training=False), x, y),
@@ -289,8 +290,8 @@ def _trainings(
     """What takes turns: `train_steps` steps of each side, on the same batch."""
     import keras
 
-    from common.training import compiled_step
-    from mobility_humid.verification import same_driver_loss
+    from common.training.loop import compiled_step
+    from mobility_humid.training.verification import same_driver_loss
 
     unit_x, targets = in_unit_box(x), same[:, None].astype(np.float32)
     step = compiled_step(ours, same_driver_loss, keras.optimizers.Adam(LEARNING_RATE), seed=options.seed)
@@ -309,7 +310,7 @@ def _trainings(
 
 def _in_turn(options: Options, run: Run, contenders: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
     """The seconds of each contender's repetitions, after one that compiles, if anything does."""
-    from benchmarks import timing
+    from benchmarks.peers import timing
     from common.progress import Progress
 
     run.say(f"{options.batch_size} pairs; {', '.join(contenders)}")
@@ -341,7 +342,7 @@ def _in_turn(options: Options, run: Run, contenders: dict[str, Callable[[], Any]
 
 def _report(run: Run, seconds: dict[str, list[float]]) -> None:
     """Rows and metrics of the ratios, and which targets were met."""
-    from benchmarks import timing
+    from benchmarks.peers import timing
 
     met = []
     for metric, one, other in RATIOS:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from common.cli import CommonOptions, Count, script
-from common.runs import Run
+from common.runs.options import CommonOptions, Count
+from common.runs.record import Run
+from common.runs.script import script
 
 if TYPE_CHECKING:
-    from benchmarks.peers import Peer
-    from benchmarks.subjects import Subject
+    from benchmarks.peers.libraries import Peer
+    from benchmarks.peers.subjects import Subject
 
 TOLERANCE = 1e-5
 """Largest difference of any pixel of images in [0, 1] that counts as equal."""
@@ -65,7 +66,7 @@ class Options(CommonOptions):
 
 def refusals(options: Options) -> None:
     """What is refused before anything is read or trained."""
-    from benchmarks.subjects import open_subject
+    from benchmarks.peers.subjects import open_subject
 
     if options.model is not None:
         open_subject(options.model)
@@ -74,8 +75,7 @@ def refusals(options: Options) -> None:
 @script(app="benchmarks", name="parity", refusals=refusals)
 def parity(options: Options, run: Run) -> None:
     """Compare every attack with every installed library; ends with status 1 if one differs that must not."""
-    from benchmarks import peers as libraries
-    from benchmarks import subjects
+    from benchmarks.peers import libraries, subjects
     from common import datasets
 
     data = datasets.load(
@@ -136,7 +136,7 @@ def settings_of(case: Case, steps: int) -> dict[str, Any]:
 
 def _compare(case: Case, options: Options, subject: "Subject", peer: "Peer | None") -> dict[str, float]:
     """Differences, and one `verdict: ...` worth 1 (equal), 0 (differs, explained, or not offered) or -1 (must not)."""
-    from benchmarks.peers import LeftOutError
+    from benchmarks.peers.libraries import LeftOutError
 
     if peer is None:
         return {"verdict: not installed": 0}
@@ -194,7 +194,7 @@ def _unexplained(
     Where a rectifier or a pool switches, two implementations that agree to the last roundings part, and both are right.
     It is looked for at the step before they part: there both stand at one place, and the gradient is not the same.
     """
-    from benchmarks.suite_side import compiled_gradient
+    from benchmarks.peers.suite_side import compiled_gradient
 
     gradient = compiled_gradient(subject.model)
     left = gap > TOLERANCE
@@ -225,9 +225,9 @@ def _ours(case: Case, subject: "Subject", **settings: Any) -> np.ndarray:
 
 def _worth(subject: "Subject", ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
     """What the difference does to the accuracy under attack."""
-    from common import evaluation
+    from common.evaluation import predictions
 
-    accuracy = evaluation.accuracy
+    accuracy = predictions.accuracy
     return {
         "accuracy_ours": accuracy(subject.model, ours, subject.y),
         "accuracy_theirs": accuracy(subject.model, theirs, subject.y),
@@ -255,7 +255,7 @@ def box_first(subject: "Subject", *, eps, alpha, steps, norm, random_start) -> n
 
 def dense_l1(subject: "Subject", *, eps, alpha, steps, norm, random_start) -> np.ndarray:
     """Foolbox's PGD in L1: along the whole gradient over its L1 norm, shortened and clipped."""
-    from common.attacks.geometry import unit
+    from common.attacks.tensors import unit
 
     return _walk(subject, eps, alpha, steps, lambda g: unit(g, 1), lambda shift: _shortened(shift, eps, 1))
 
@@ -277,7 +277,7 @@ def sign_momentum(subject: "Subject", *, eps, alpha, steps, norm, momentum=1.0) 
 def _walk(subject: "Subject", eps, alpha, steps, direction: Callable, shorten: Callable) -> np.ndarray:
     import tensorflow as tf
 
-    from benchmarks.suite_side import compiled_gradient
+    from benchmarks.peers.suite_side import compiled_gradient
 
     gradient, x, y = compiled_gradient(subject.model), tf.constant(subject.x), tf.constant(subject.y)
     point = x

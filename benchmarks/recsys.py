@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.cli import Budget, CommonOptions, Count, script
 from common.progress import Progress
-from common.runs import Run
+from common.runs.options import Budget, CommonOptions, Count
+from common.runs.record import Run
+from common.runs.script import script
 
 if TYPE_CHECKING:
-    from multimedia_recsys.interactions import Interactions
-    from multimedia_recsys.recommenders import Factors
+    from multimedia_recsys.data.interactions import Interactions
+    from multimedia_recsys.models.recommenders import Factors
 
 BOUNDS = {"auc": -0.005, "ndcg_at_10": -0.005, "epoch_speedup": 2.0}
 # A shop of the size of Amazon Men, of which lists are made.
@@ -61,8 +62,8 @@ def recsys(options: Options, run: Run) -> None:
     """Quality and seconds an epoch of both, and seconds and memory of the lists of a large shop."""
     import hashlib
 
-    from benchmarks import subjects
-    from multimedia_recsys import ranking
+    from benchmarks.peers import subjects
+    from multimedia_recsys.evaluation import ranking
 
     feedback, features = _shop(options)
     run.data("drawn products", hashlib.sha256(features.tobytes() + feedback.item.tobytes()).hexdigest())
@@ -98,8 +99,8 @@ def recsys(options: Options, run: Run) -> None:
 
 
 def _shop(options: Options) -> "tuple[Interactions, np.ndarray]":
-    from multimedia_recsys.products import CATEGORIES, COLOURS, STYLES
-    from multimedia_recsys.shoppers import simulated
+    from multimedia_recsys.data.interactions import simulated
+    from multimedia_recsys.data.products import CATEGORIES, COLOURS, STYLES
 
     rng = np.random.default_rng([options.seed, 0xBE])
     kinds = (len(CATEGORIES), len(COLOURS), len(STYLES))
@@ -115,8 +116,8 @@ def _ours(
     """What the suite's VBPR learns, and the seconds of each epoch."""
     import keras
 
-    from multimedia_recsys.recommenders import fit
-    from multimedia_recsys.settings import Settings
+    from multimedia_recsys.models.recommenders import fit
+    from multimedia_recsys.models.settings import Settings
 
     class Watch(keras.callbacks.Callback):
         def on_train_begin(self, logs=None):
@@ -146,7 +147,7 @@ def _cornac(
 
     import cornac
 
-    from multimedia_recsys.recommenders import Factors
+    from multimedia_recsys.models.recommenders import Factors
 
     # Cornac numbers users and items as they come: given all of them in order first, its numbers are ours.
     names = [(u, i, 1.0) for u, i in zip(feedback.user().tolist(), feedback.item.tolist(), strict=True)]
@@ -183,7 +184,7 @@ def _cornac(
 
 def _seconds(options: Options, run: Run, sides: dict) -> dict[str, float]:
     """Median seconds of an epoch; the first one of each fit compiles and is left out."""
-    from benchmarks import timing
+    from benchmarks.peers import timing
 
     def timed(train):
         return lambda: float(np.median(train(options.timed_epochs + 1)[1][1:]))
@@ -201,9 +202,9 @@ def _lists(options: Options, run: Run) -> dict[str, float]:
     """Top-100 lists of the large shop: seconds, the memory they add, and how much faster than a full sort."""
     import resource
 
-    from multimedia_recsys import ranking
-    from multimedia_recsys.interactions import interactions
-    from multimedia_recsys.recommenders import Factors
+    from multimedia_recsys.data.interactions import interactions
+    from multimedia_recsys.evaluation import ranking
+    from multimedia_recsys.models.recommenders import Factors
 
     users, items = options.large_users, options.large_items
     rng = np.random.default_rng(options.seed)

@@ -6,15 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from common.cli import Budget, CommonOptions, Count, LinfBudget, script
 from common.errors import UserError
-from common.runs import Run
+from common.runs.options import Budget, CommonOptions, Count, LinfBudget
+from common.runs.record import Run
+from common.runs.script import script
 
 if TYPE_CHECKING:
     import keras
 
     from common.datasets import Arrays
-    from common.training import Adversary
+    from common.training.loop import Adversary
 
 
 @dataclass(kw_only=True)
@@ -44,7 +45,7 @@ class Options(CommonOptions):
 @script(app="benchmarks", name="training")
 def training(options: Options, run: Run) -> None:
     """Time the same batches in every loop and compare with the targets."""
-    from benchmarks import subjects
+    from benchmarks.peers import subjects
     from common import datasets
 
     wanted = options.batches * options.batch_size
@@ -67,11 +68,11 @@ def _measure(options: Options, run: Run, arch: str, data: "Arrays") -> list[bool
     """Rows and metrics of one network; which targets were met."""
     import tensorflow as tf
 
-    from benchmarks import timing
-    from benchmarks.suite_side import compiled_gradient
-    from common.adversarial_training import pgd_training
+    from benchmarks.peers import timing
+    from benchmarks.peers.suite_side import compiled_gradient
     from common.progress import Progress
-    from common.training import batches
+    from common.training.batches import batches
+    from common.training.methods import pgd_training
 
     epoch = batches(data.x_train, data.y_train, batch_size=options.batch_size, seed=options.seed)(0)
     classes, shape = data.classes, data.x_train.shape[1:]
@@ -217,7 +218,7 @@ def _suite(
     adversary: "Adversary | None" = None,
     jit_compile: bool = False,
 ) -> None:
-    from common.training import cross_entropy, train
+    from common.training.loop import cross_entropy, train
 
     train(
         model,

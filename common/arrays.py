@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.errors import UserError, one_line
+from common.training.loop import Tensor
 
 Tensor = tf.Tensor
 _MARK = "bad input: "
@@ -139,3 +140,8 @@ def user_error(error: Exception) -> UserError | None:
 
 def _received(values: Sequence[str]) -> str:
     return f"; received {' to '.join(values)}" if values else ""
+
+
+def as_float(images: Tensor) -> Tensor:
+    """8-bit images as float32 in [0, 1]; floats as they are."""
+    return tf.cast(images, tf.float32) / 255.0 if images.dtype == tf.uint8 else tf.cast(images, tf.float32)

@@ -11,11 +11,14 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.errors import UserError
+from common.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    pass
 
 # Above this many declared bytes an array is refused before it is read: 64 GiB is more than any data set named here.
 MAX_DECLARED_BYTES = 64 * 2**30
@@ -227,3 +230,15 @@ def _sync(path: Path | str) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def _refusing_damage(where: str) -> Iterator[None]:
+    try:
+        yield
+    except UserError:
+        raise
+    except (*DAMAGE, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{where}: cannot be read ({one_line(error)}); the file is damaged or hostile, get it anew"
+        ) from error

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from common.cli import Budget, Count, LinfBudget, alias, script
 from common.errors import UserError
-from common.runs import Run
-from face_mter.fitting import FaceFittingOptions, HeadOptions, fit_faces
-from face_mter.people import (
+from common.runs.options import Budget, Count, LinfBudget, alias
+from common.runs.record import Run
+from common.runs.script import script
+from face_mter.evaluation.people import (
     Cast,
     NetworkOptions,
     check_networks,
@@ -23,6 +23,7 @@ from face_mter.people import (
     watch,
 )
 from face_mter.train import train
+from face_mter.training.fit import FaceFittingOptions, HeadOptions, fit_faces
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,9 +77,9 @@ class Options(RegulariserOptions, NetworkOptions, FaceFittingOptions):
 
 def refusals(options: Options) -> None:
     """What is refused before a picture is read or a base model trained."""
-    from common import fitting
+    from common.training import fit
 
-    fitting.check_momentum(options)
+    fit.check_momentum(options)
     check_people(options)
     check_networks(options, [options.pretrained])
     if options.pretrained is None and (options.loss_type is not None or options.margin_s is not None):
@@ -93,8 +94,10 @@ def needs(options: Options) -> None:
 @script(app="face_mter", name="ad_face", refusals=refusals, needs=needs)
 def ad_face(options: Options, run: Run) -> None:
     """Train on from the base model on pairs of different people; save `model.keras`."""
-    from common import checkpoints, plots
-    from face_mter import mter, networks
+    from common.evaluation import plots
+    from common.training import checkpoints
+    from face_mter.models import networks
+    from face_mter.training import mter
 
     cast = load_cast(options, run)
     path = train.produce(*needed(options.pretrained, options), say=run.say)
@@ -143,7 +146,7 @@ def _beginning(
 ) -> "Callable[[], keras.Model]":
     """What makes the network that training begins with: that in `path` with the `head` that it has or, where that is
     None, a new one for so many `people`."""
-    from face_mter import networks
+    from face_mter.models import networks
 
     if head is not None:
         if options.loss_type is not None or options.margin_s is not None:
@@ -166,8 +169,9 @@ def _beginning(
 def _hit_rate(model: "keras.Model", cast: Cast, seed: int) -> float:
     """How often IFTGSM of 10/255 hits among people of the calibration half, at a FAR of 1e-3: what a recipe may be
     chosen by, since the attack half is kept for the end."""
-    from face_mter import faces, verification
-    from face_mter.feature_attacks import Attacker
+    from face_mter.attacks.features import Attacker
+    from face_mter.data import faces
+    from face_mter.evaluation import verification
 
     attacker, strangers = Attacker(model, progress=True), cast.faces.of(cast.people.calibration)
     embeddings = attacker.embeddings(strangers.images)

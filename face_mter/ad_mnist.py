@@ -4,19 +4,20 @@ import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from common import fitting
-from common.cli import Budget, Count, LinfBudget, Natural, alias, script
 from common.errors import UserError
-from common.runs import Run
+from common.runs.options import Budget, Count, LinfBudget, Natural, alias
+from common.runs.record import Run
+from common.runs.script import script
+from common.training import fit
 from face_mter.ad_face import RegulariserOptions
-from face_mter.fitting import HeadOptions
+from face_mter.training.fit import HeadOptions
 
 if TYPE_CHECKING:
     import keras
     import numpy as np
 
     from common.datasets import Arrays
-    from face_mter.feature_attacks import Attacker
+    from face_mter.attacks.features import Attacker
 
 BUDGETS = (0.1, 0.2, 0.3)
 # How many ways of attacks, and how many of their steps, are drawn into the plane.
@@ -24,7 +25,7 @@ _WAYS, _POINTS = 5, 1000
 
 
 @dataclass(kw_only=True)
-class Options(RegulariserOptions, HeadOptions, fitting.FittingOptions):
+class Options(RegulariserOptions, HeadOptions, fit.FittingOptions):
     """How digits are trained, in two phases."""
 
     dataset: str = "digits"
@@ -77,18 +78,18 @@ class Subject(NamedTuple):
 
 def refusals(options: Options) -> None:
     """What is refused before a picture is read."""
-    from face_mter import networks
+    from face_mter.models import networks
 
     networks.check_name(options.arch)
-    fitting.check_momentum(options)
+    fit.check_momentum(options)
 
 
 @script(app="face_mter", name="ad_mnist", refusals=refusals)
 def ad_mnist(options: Options, run: Run) -> None:
     """Train a plain model and one by `--method`, attack both alike, save them."""
-    from common import checkpoints, devices
-    from face_mter.digits import load_digit_pictures
-    from face_mter.feature_attacks import Attacker
+    from common.training import checkpoints, devices
+    from face_mter.attacks.features import Attacker
+    from face_mter.data.digits import load_digit_pictures
 
     data = load_digit_pictures(options)
     run.data(data.name, data.sha256)
@@ -114,12 +115,13 @@ def ad_mnist(options: Options, run: Run) -> None:
 
 def _trained(options: Options, run: Run, strategy, data: "Arrays", name: str) -> "keras.Model":
     """The model of one method, after both phases."""
-    from common import devices
-    from face_mter import mter, networks
-    from face_mter.pair_epochs import pair_epochs
+    from common.training import devices
+    from face_mter.data.pair_batches import pair_epochs
+    from face_mter.models import networks
+    from face_mter.training import mter
 
     devices.check_batch_size(strategy, options.batch_size)
-    mean, std = fitting.channel_statistics(data.x_train)
+    mean, std = fit.channel_statistics(data.x_train)
     batches = pair_epochs(data.x_train, data.y_train, batch_size=options.batch_size, seed=options.seed)
 
     def build() -> "keras.Model":
@@ -142,7 +144,7 @@ def _trained(options: Options, run: Run, strategy, data: "Arrays", name: str) ->
             continue
         step = 2.5 * options.adv_sigma / rounds if options.adv_step is None else options.adv_step
         search = mter.exploit(radius=options.adv_sigma, sigma=step, rounds=rounds, threshold=options.adv_thd)
-        model, history = fitting.fit_network(
+        model, history = fit.fit_network(
             replace(options, epochs=epochs, learning_rate=options.learning_rate * slower),
             run,
             strategy,
@@ -174,10 +176,10 @@ def _attack_labels(options: Options, run: Run, data: "Arrays", subject: Subject,
     """Accuracy on the test pictures, and on the first of them under attacks on the label."""
     import numpy as np
 
-    from common import evaluation
     from common.attacks import bim, fgsm, pgd
+    from common.evaluation import predictions, robustness
 
-    right = evaluation.predict(subject.model, data.x_test, progress=True) == data.y_test
+    right = predictions.predict(subject.model, data.x_test, progress=True) == data.y_test
     run.rate("clean_accuracy", float(right.mean()), len(right), model=subject.name, split="test")
     x = data.x_test[: options.n_attack].astype(np.float32) / 255
     y, measured = data.y_test[: options.n_attack], {"clean_accuracy": (float(right.mean()), len(right))}
@@ -190,7 +192,7 @@ def _attack_labels(options: Options, run: Run, data: "Arrays", subject: Subject,
         robust = {}
         for name, attack in attacks.items():
             run.say(f"{name}, eps {eps:g}, {len(x)} pictures")
-            robust[name] = evaluation.robustness(subject.model, x, y, attack, progress=True).robust
+            robust[name] = robustness.robustness(subject.model, x, y, attack, progress=True).robust
         # What no attack takes, picture by picture; the strongest is spared those that have fallen.
         standing = np.logical_and.reduce(list(robust.values()))
         rows = np.flatnonzero(standing)
@@ -208,7 +210,7 @@ def _attack_labels(options: Options, run: Run, data: "Arrays", subject: Subject,
         )
         if len(rows):
             run.say(f"the margin from 3 starts, eps {eps:g}, the {len(rows)} pictures that still stand")
-            standing[rows] = evaluation.robustness(subject.model, x[rows], y[rows], strongest, progress=True).robust
+            standing[rows] = robustness.robustness(subject.model, x[rows], y[rows], strongest, progress=True).robust
         robust["all"] = standing
         for name, held in robust.items():
             columns = {"model": subject.name, "attack": name, "norm": "linf", "eps": eps, "split": "test"}
@@ -221,7 +223,7 @@ def _attack_labels(options: Options, run: Run, data: "Arrays", subject: Subject,
 
 def _attack_embeddings(options: Options, run: Run, data: "Arrays", subject: Subject, *, headline: bool) -> None:
     """How often a digit is taken for the digit it is aimed at, at the threshold of the pictures not attacked."""
-    from face_mter import verification
+    from face_mter.evaluation import verification
 
     order = data.y_test[options.n_attack :].argsort(kind="stable")
     rest = subject.embeddings[options.n_attack :][order]
@@ -261,8 +263,8 @@ def _draw(run: Run, data: "Arrays", subjects: list[Subject]) -> None:
     from sklearn.decomposition import PCA
 
     from common.attacks import iftgsm
-    from face_mter import figures
-    from face_mter.verification import normalised
+    from face_mter.evaluation import figures
+    from face_mter.evaluation.verification import normalised
 
     eps = BUDGETS[1]
     pairs = digit_pairs(data.y_test[:200], 0)[:_WAYS]

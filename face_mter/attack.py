@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from common.cli import Count, LinfBudget, alias, script
 from common.errors import UserError
-from common.runs import Run
+from common.runs.options import Count, LinfBudget, alias
+from common.runs.record import Run
+from common.runs.script import script
 from face_mter.ad_face import ad_face
-from face_mter.people import (
+from face_mter.evaluation.people import (
     Cast,
     JudgeOptions,
     Verified,
@@ -25,14 +26,14 @@ from face_mter.people import (
     verify,
     write_verified,
 )
+from face_mter.evaluation.verification import FoldedPairs
 from face_mter.train import train
-from face_mter.verification import FoldedPairs
 
 if TYPE_CHECKING:
     import keras
     import numpy as np
 
-    from face_mter.feature_attacks import Attacker, Outcome
+    from face_mter.attacks.features import Attacker, Outcome
 
 BASE, HARDENED = "base", "hardened"
 # (attack, eps in 1/255) of the headline: those of the paper's table, the stronger check, and the control.
@@ -100,7 +101,7 @@ def needs(options: Options) -> None:
 @script(app="face_mter", name="attack", refusals=refusals, needs=needs)
 def attack(options: Options, run: Run) -> None:
     """Attack every model on the same lists; judge at its own threshold, at the base model's, and at equal TAR."""
-    from face_mter import figures
+    from face_mter.evaluation import figures
 
     cast = load_cast(options, run)
     folded = folded_pairs(options, cast)
@@ -126,7 +127,7 @@ def attack(options: Options, run: Run) -> None:
 
 def _subjects(options: Options, run: Run, cast: Cast, folded: FoldedPairs) -> list[Subject]:
     """The base model, the hardened one and the others, each verified."""
-    from face_mter.feature_attacks import Attacker
+    from face_mter.attacks.features import Attacker
 
     paths = {BASE: options.base_model, HARDENED: options.model, **_others(options)}
     models: dict[str, keras.Model] = {}
@@ -176,7 +177,8 @@ def _lists(options: Options, cast: Cast) -> Lists:
     """The lists, drawn or read."""
     import numpy as np
 
-    from face_mter import faces, verification
+    from face_mter.data import faces
+    from face_mter.evaluation import verification
 
     people, rng = cast.people, np.random.default_rng([options.seed, 11])
     if options.attack_pairs is not None:
@@ -198,7 +200,7 @@ def _lists(options: Options, cast: Cast) -> Lists:
 
 def _store(run: Run, cast: Cast, lists: Lists) -> None:
     """Write the lists into the run."""
-    from face_mter import faces
+    from face_mter.data import faces
 
     if run.chief:
         faces.save_pairs(run.folder / "pairs.csv", cast.faces, lists.pairs)
@@ -213,8 +215,8 @@ def _attack(
     """All attacks on one model, with their rows: outcomes by (attack, eps in 1/255)."""
     import numpy as np
 
-    from face_mter.feature_attacks import Outcome
-    from face_mter.verification import cosines
+    from face_mter.attacks.features import Outcome
+    from face_mter.evaluation.verification import cosines
 
     images, e, attacker = cast.faces.images, subject.embeddings, subject.attacker
     sources, targets = images[lists.pairs[:, 0]], e[lists.pairs[:, 1]]
@@ -246,8 +248,8 @@ def _record(
     """Rows for one attack on one model: at its own threshold after and before rounding, and at two others."""
     import numpy as np
 
-    from common.intervals import rate
-    from face_mter.verification import threshold_at_tar
+    from common.evaluation.statistics import rate
+    from face_mter.evaluation.verification import threshold_at_tar
 
     of = subject.verified
     base_tar = float(np.mean(base.verified.calibration.positives >= np.float64(base.verified.threshold)))
@@ -280,7 +282,7 @@ def _hits(name: str, cosine: "np.ndarray", threshold: float) -> "np.ndarray":
 
 
 def _known(subject: Subject, lists: Lists, threshold: float) -> "np.ndarray":
-    from face_mter.verification import pair_scores
+    from face_mter.evaluation.verification import pair_scores
 
     return pair_scores(subject.embeddings, lists.own) >= threshold
 
@@ -293,7 +295,7 @@ def _transfers(
     outcomes: "dict[str, dict[tuple[str, float], Outcome]]",
 ) -> None:
     """Rows for what IFTGSM and PGD make against one model and another one sees: `attack` is "<attack> on <model>"."""
-    from common.intervals import rate
+    from common.evaluation.statistics import rate
 
     person = cast.faces.person[lists.pairs]
     for subject in subjects:
@@ -315,7 +317,7 @@ def _differences(
     outcomes: "dict[str, dict[tuple[str, float], Outcome]]",
 ) -> None:
     """Rows for each model less the base model, and less the hardened one, on the same pairs."""
-    from common.intervals import difference
+    from common.evaluation.statistics import difference
 
     for place, subject in enumerate(subjects):
         for other in subjects[: min(place, 2)]:
@@ -338,7 +340,7 @@ def _differences(
 def _headline(
     run: Run, cast: Cast, lists: Lists, subject: Subject, found: "dict[tuple[str, float], Outcome]", ending: str
 ) -> None:
-    from common.intervals import rate
+    from common.evaluation.statistics import rate
 
     of = subject.verified
     measured = {f"verification_accuracy{ending}": of.accuracy}

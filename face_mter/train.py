@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from common.cli import script
-from common.runs import Run
-from face_mter.fitting import FaceFittingOptions, HeadOptions, fit_faces
-from face_mter.people import check_people, load_cast, watch
+from common.runs.record import Run
+from common.runs.script import script
+from face_mter.evaluation.people import check_people, load_cast, watch
+from face_mter.training.fit import FaceFittingOptions, HeadOptions, fit_faces
 
 
 @dataclass(kw_only=True)
@@ -15,23 +15,25 @@ class Options(HeadOptions, FaceFittingOptions):
 
 def refusals(options: Options) -> None:
     """What is refused before a picture is read."""
-    from common import fitting
-    from face_mter import networks
+    from common.training import fit
+    from face_mter.models import networks
 
     networks.check_name(options.arch)
-    fitting.check_momentum(options)
+    fit.check_momentum(options)
     check_people(options)
 
 
 @script(app="face_mter", name="train", refusals=refusals)
 def train(options: Options, run: Run) -> None:
     """Train on some people, watch how well strangers are told apart, save `model.keras`."""
-    from common import checkpoints, fitting, plots
-    from face_mter import mter, networks
+    from common.evaluation import plots
+    from common.training import checkpoints, fit
+    from face_mter.models import networks
+    from face_mter.training import mter
 
     cast = load_cast(options, run)
     faces = cast.faces.of(cast.people.train)
-    mean, std = fitting.channel_statistics(faces.images)
+    mean, std = fit.channel_statistics(faces.images)
     model, history = fit_faces(
         options,
         run,

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.cli import alias, script
 from common.errors import UserError
-from common.runs import Run
+from common.runs.options import alias
+from common.runs.record import Run
+from common.runs.script import script
 from face_mter.ad_face import ad_face
-from face_mter.people import (
+from face_mter.evaluation.people import (
     JudgeOptions,
     check_judged,
     check_networks,
@@ -38,7 +39,7 @@ class Options(JudgeOptions):
 
 def refusals(options: Options) -> None:
     """What is refused before a picture is read or a model trained."""
-    from face_mter.faces import people_in
+    from face_mter.data.faces import people_in
 
     check_judged(options)
     if options.evaluate_only and options.model is None:
@@ -56,8 +57,8 @@ def needs(options: Options) -> None:
 @script(app="face_mter", name="verify", refusals=refusals, needs=needs)
 def verify_model(options: Options, run: Run) -> None:
     """Ten-fold accuracy on pairs; threshold from the calibration half; TAR, FAR and ROC on the attack half."""
-    from common.classifiers import model_file
-    from face_mter import figures
+    from common.evaluation.classifiers import model_file
+    from face_mter.evaluation import figures
 
     cast = load_cast(options, run, all_held_back=options.evaluate_only)
     # Before a model that is not there yet is trained for minutes.
@@ -82,9 +83,9 @@ def _clips(options: Options, run: Run, model, threshold: float):
     """Clips by the mean embeddings of their frames: ten-fold accuracy, and their ROC curve."""
     import numpy as np
 
-    from common.intervals import rate
-    from face_mter import verification
-    from face_mter.faces import load_clips
+    from common.evaluation.statistics import rate
+    from face_mter.data.faces import load_clips
+    from face_mter.evaluation import verification
 
     clips = load_clips(options.clips, image_size=options.image_size or model.input_shape[1], progress=True)
     _, first = np.unique(clips.clip, return_index=True)

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from common.cli import Budget, Count, script
-from common.runs import Run
-from mobility_humid.fitting import FittingOptions, fit, network_arguments, refusals
-from mobility_humid.samples import TEST, TRAIN, VALIDATION, load_fleet, needs
+from common.runs.options import Budget, Count
+from common.runs.record import Run
+from common.runs.script import script
+from mobility_humid.data.samples import TEST, TRAIN, VALIDATION, load_fleet, needs
+from mobility_humid.training.fit import FittingOptions, fit, network_arguments, refusals
 
 # Samples a driver that the baselines are fitted to.
 _BASELINE_SAMPLES = 100
@@ -31,9 +32,11 @@ def classification(options: Options, run: Run) -> None:
     """Train on the trips of a few drivers, test on later days of theirs."""
     import numpy as np
 
-    from common import checkpoints, evaluation, intervals, plots, training
-    from mobility_humid import baselines, naming
-    from mobility_humid.networks import Classifier
+    from common.evaluation import plots, predictions, statistics
+    from common.training import checkpoints, loop
+    from mobility_humid.models import baselines
+    from mobility_humid.models.networks import Classifier
+    from mobility_humid.training import naming
 
     fleet = load_fleet(options, run.say, sides=1)
     run.data(options.dataset, fleet.trips.sha256)
@@ -45,17 +48,17 @@ def classification(options: Options, run: Run) -> None:
         run,
         lambda: Classifier(classes=classes, **network_arguments(options, fleet)),
         fleet.epochs(options.n_train, options.batch_size, lambda drawn: drawn.driver),
-        training.cross_entropy,
+        loop.cross_entropy,
         lambda model: naming.watch(model, x_validation, validation.driver),
         title=f"{options.encoder} encoder, {classes} drivers",
     )
-    answers = {"network": evaluation.predict(model, fleet.samples(test))}
+    answers = {"network": predictions.predict(model, fleet.samples(test))}
     run.say("baselines: heat maps with logistic regression, trees on whole days")
     fitted = fleet.sampler(TRAIN).singles(_BASELINE_SAMPLES * classes, [options.seed, 99])
     (answers["heat_map"],) = baselines.heat_map_names(fleet.trips, fitted, [test])
     (answers["whole_day"],) = baselines.whole_day_names(fleet.trips, fitted, [test], progress=True)
     for name, answer in answers.items():
-        rate = intervals.rate(answer == test.driver, test.driver)
+        rate = statistics.rate(answer == test.driver, test.driver)
         run.row(model=name, split=TEST, metric="accuracy", **rate._asdict())
         run.intervals({"accuracy" if name == "network" else f"{name}_accuracy": rate})
     run.metrics(

@@ -3,11 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from common.cli import Budget, Count, script
 from common.errors import UserError
-from common.intervals import difference, rate
-from common.runs import Run
-from mobility_humid.attacking import (
+from common.evaluation.statistics import difference, rate
+from common.runs.options import Budget, Count
+from common.runs.record import Run
+from common.runs.script import script
+from mobility_humid.data.samples import VALIDATION, Fleet, load_fleet
+from mobility_humid.evaluation.outcomes import (
     Attacker,
     AttackOptions,
     Outcome,
@@ -18,8 +20,7 @@ from mobility_humid.attacking import (
     record,
     victim_needs,
 )
-from mobility_humid.samples import VALIDATION, Fleet, load_fleet
-from mobility_humid.tasks import TASKS, Samples, Task
+from mobility_humid.training.tasks import TASKS, Samples, Task
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,7 +88,7 @@ def needs(options: Options) -> None:
 @script(app="mobility_humid", name="fast_adversarial_train", refusals=refusals, needs=needs)
 def fast_adversarial_train(options: Options, run: Run) -> None:
     """Train on from a model with each method; attack all of them on the same test samples."""
-    from common import plots
+    from common.evaluation import plots
 
     task = TASKS[options.task]
     fleet = load_fleet(options, run.say, sides=task.sides)
@@ -172,9 +173,9 @@ def _hardened(
 
     While it trains, `stand_in`, a model like it, is given its weights and attacked in its place.
     """
-    from common import checkpoints
-    from mobility_humid import hardening
-    from mobility_humid.fitting import fit
+    from common.training import checkpoints
+    from mobility_humid.training import hardening
+    from mobility_humid.training.fit import fit
 
     grid = fleet.trips.grid.size
     settings = {"eta": options.eta, "alpha": options.adv_alpha or options.eta / 2, "rounds": options.rounds}

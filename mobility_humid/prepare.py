@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from common.cli import Budget, CommonOptions, Count, Natural, script
 from common.errors import UserError
 from common.progress import track
-from common.runs import Run
+from common.runs.options import Budget, CommonOptions, Count, Natural
+from common.runs.record import Run
+from common.runs.script import script
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from mobility_humid.preparation import Fleet, Rules
-    from mobility_humid.tracks import Track
-    from mobility_humid.trips import Grid, TripSet
+    from mobility_humid.data.gps import Track
+    from mobility_humid.data.preparation import Fleet, Rules
+    from mobility_humid.data.trips import Grid, TripSet
 
 # Below this the places of a day hardly tell drivers apart, so a network has little to learn either.
 WEAK_SIGNAL = 0.6
@@ -83,7 +84,7 @@ def prepare(options: Options, run: Run) -> None:
     import tempfile
     import time
 
-    from mobility_humid.preparation import prepare_fleet
+    from mobility_humid.data.preparation import prepare_fleet
 
     rules = _rules(options)
     source = _source(options, run)
@@ -106,9 +107,9 @@ def identity_signal(trips: "TripSet", seed: int) -> float:
 
     Errors: `UserError` when there are too few drivers or days for that.
     """
-    from common.intervals import auc
-    from mobility_humid.baselines import heat_map_scores
-    from mobility_humid.pairs import Sampler, split_drivers
+    from common.evaluation.statistics import auc
+    from mobility_humid.data.pairs import Sampler, split_drivers
+    from mobility_humid.models.baselines import heat_map_scores
 
     test_days = max(2, round(len(trips.days) / 4))
     split = split_drivers(trips, seed=seed, unseen_share=_UNSEEN_SHARE, test_days=test_days, validation_days=0)
@@ -141,7 +142,7 @@ class _City:
         self.counts: Counter[str] = Counter(points=0)
 
     def __iter__(self) -> "Iterator[Track]":
-        from mobility_humid.city import city
+        from mobility_humid.data.city import city
 
         drivers = self._options.city_drivers
         tracks = city(self._options.seed, drivers=drivers, days=self._options.city_days)
@@ -160,8 +161,8 @@ class _City:
 def _source(options: Options, run: Run) -> "Iterable[Track]":
     if options.dataset == "city":
         return _City(options)
-    from mobility_humid.preparation import find_zone
-    from mobility_humid.readers import Reader
+    from mobility_humid.data.gps import Reader
+    from mobility_humid.data.preparation import find_zone
 
     columns = _columns(options.columns)
     return Reader(options.dataset, columns=columns, zone=find_zone(options.time_zone), spool=run.folder, progress=True)
@@ -180,7 +181,7 @@ def _columns(text: str | None) -> dict[str, str]:
 def _rules(options: Options) -> "Rules":
     import dataclasses
 
-    from mobility_humid.preparation import Rules, find_zone
+    from mobility_humid.data.preparation import Rules, find_zone
 
     find_zone(options.time_zone)
     if options.day_start > 23:
@@ -192,7 +193,7 @@ def _rules(options: Options) -> "Rules":
 
 
 def _record(fleet: "Fleet", counts: Counter[str], seconds: float, run: Run) -> None:
-    from mobility_humid.trips import KINDS
+    from mobility_humid.data.trips import KINDS
 
     kept = 1 - sum(counts[name] for name in ("duplicates", "speed_jumps", "out_of_map")) / max(counts["points"], 1)
     kinds, days = fleet.kinds(), len(fleet.days())
@@ -241,8 +242,8 @@ def _draw(grid: "Grid", density: "dict[int, np.ndarray]", path: Path) -> None:
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
-    from common import plots
-    from mobility_humid.trips import KINDS
+    from common.evaluation import plots
+    from mobility_humid.data.trips import KINDS
 
     # No more cells than the eye can tell apart.
     shrink = -(-max(grid.width, grid.height) // _FIGURE_CELLS)

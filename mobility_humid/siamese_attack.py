@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from common.cli import script
-from common.runs import Run
-from mobility_humid.attacking import AttackOptions, attack_task, check_victim, victim_needs
-from mobility_humid.tasks import SIAMESE
+from common.runs.record import Run
+from common.runs.script import script
+from mobility_humid.evaluation.outcomes import AttackOptions, attack_task, check_victim, victim_needs
+from mobility_humid.training.tasks import SIAMESE
 
 
 @dataclass(kw_only=True)

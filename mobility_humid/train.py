@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from common.cli import script
-from common.runs import Run
-from mobility_humid.fitting import FittingOptions, fit, network_arguments, refusals
-from mobility_humid.samples import SEEN, TRAIN, UNSEEN, VALIDATION, Fleet, load_fleet, needs
+from common.runs.record import Run
+from common.runs.script import script
+from mobility_humid.data.samples import SEEN, TRAIN, UNSEEN, VALIDATION, Fleet, load_fleet, needs
+from mobility_humid.training.fit import FittingOptions, fit, network_arguments, refusals
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from mobility_humid.networks import Siamese
+    from mobility_humid.models.networks import Siamese
 
 # Pairs that the baselines are fitted to: their features have no use for more.
 _BASELINE_PAIRS = 4000
@@ -29,9 +29,10 @@ class Options(FittingOptions):
 @script(app="mobility_humid", name="train", refusals=refusals, needs=needs)
 def train(options: Options, run: Run) -> None:
     """Train on pairs of seen drivers, fix the threshold on validation days, test on seen and unseen drivers."""
-    from common import checkpoints, plots
-    from mobility_humid import verification
-    from mobility_humid.networks import Siamese
+    from common.evaluation import plots
+    from common.training import checkpoints
+    from mobility_humid.models.networks import Siamese
+    from mobility_humid.training import verification
 
     fleet = load_fleet(options, run.say, sides=2)
     run.data(options.dataset, fleet.trips.sha256)
@@ -65,18 +66,19 @@ def train(options: Options, run: Run) -> None:
 
 def _evaluate(options: Options, run: Run, fleet: Fleet, model: "Siamese", x_validation: "np.ndarray") -> None:
     """Accuracy, F1 and AUC on seen and unseen drivers, beside those of the baselines on the same pairs."""
-    from common import evaluation, intervals
-    from mobility_humid import baselines, verification
+    from common.evaluation import predictions, statistics
+    from mobility_humid.models import baselines
+    from mobility_humid.training import verification
 
     validation, *tests = (fleet.pairs(part, options.n_test) for part in (VALIDATION, SEEN, UNSEEN))
-    scores = {"network": [evaluation.outputs(model, x)[:, 0] for x in (x_validation, *map(fleet.samples, tests))]}
+    scores = {"network": [predictions.outputs(model, x)[:, 0] for x in (x_validation, *map(fleet.samples, tests))]}
     run.say("baselines: heat maps with logistic regression, gradient boosting on whole days")
     fitted = fleet.sampler(TRAIN).pairs(_BASELINE_PAIRS, [options.seed, 99])
     scores["heat_map"] = baselines.heat_map_scores(fleet.trips, fitted, [validation, *tests], progress=True)
     scores["whole_day"] = baselines.whole_day_scores(fleet.trips, fitted, [validation, *tests], progress=True)
     for name, (on_validation, *on_tests) in scores.items():
         # Everyone's threshold is fixed on the same validation pairs; the network has its own inside.
-        threshold = 0.0 if name == "network" else intervals.best_threshold(on_validation, validation.same)
+        threshold = 0.0 if name == "network" else statistics.best_threshold(on_validation, validation.same)
         prefix = "" if name == "network" else f"{name}_"
         for part, pairs, found in zip((SEEN, UNSEEN), tests, on_tests, strict=True):
             for metric, measured in verification.quality(found - threshold, pairs).items():

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.cli import script
-from common.runs import Run
-from multimedia_recsys.catalogues import SHOP_FIELDS, ShopOptions, load_shop
-from multimedia_recsys.looks import (
+from common.runs.record import Run
+from common.runs.script import script
+from multimedia_recsys.data.catalogues import SHOP_FIELDS, ShopOptions, load_shop
+from multimedia_recsys.data.looks import (
     ClassifierOptions,
     check_classifier,
     check_looks,

@@ -4,16 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from common.cli import Budget, Count, LinfBudget, alias, script
 from common.errors import UserError
-from common.runs import Run
-from multimedia_recsys import classify_extract, looks, rec_generator, results_analyzer
-from multimedia_recsys.catalogues import load_shop
-from multimedia_recsys.looks import ClassifierOptions, check_classifier, classifier
+from common.runs.options import Budget, Count, LinfBudget, alias
+from common.runs.record import Run
+from common.runs.script import script
+from multimedia_recsys import classify_extract, rec_generator, results_analyzer
+from multimedia_recsys.data import looks
+from multimedia_recsys.data.catalogues import load_shop
+from multimedia_recsys.data.looks import ClassifierOptions, check_classifier, classifier
 
 if TYPE_CHECKING:
-    from multimedia_recsys.categories import Pair
-    from multimedia_recsys.looks import Looks
+    from multimedia_recsys.data.categories import Pair
+    from multimedia_recsys.data.looks import Looks
 
 _EXAMPLES = 8
 
@@ -88,12 +90,12 @@ def classify_extract_attack(options: Options, run: Run) -> None:
     """Writes `<attack>_<origin>_<target>_<budget>_images/` with `images/`, `classes.csv` and `features.npy`."""
     import numpy as np
 
-    from common import plots
+    from common.evaluation import plots
     from common.files import write_text
-    from multimedia_recsys import attack_folders
-    from multimedia_recsys.cnn import Seen, look
-    from multimedia_recsys.looks import read_looks, write_looks
-    from multimedia_recsys.picture_attacks import BUDGETED
+    from multimedia_recsys.attacks.images import BUDGETED
+    from multimedia_recsys.data import attack_folders
+    from multimedia_recsys.data.looks import read_looks, write_looks
+    from multimedia_recsys.models.cnn import Seen, look
 
     shop = load_shop(options)
     run.data(shop.name, shop.sha256)
@@ -155,7 +157,7 @@ def classify_extract_attack(options: Options, run: Run) -> None:
 
 
 def _pair(options: Options, run: Run, names: tuple[str, ...]) -> "Pair":
-    from multimedia_recsys.categories import Pair, named
+    from multimedia_recsys.data.categories import Pair, named
 
     given = (options.origin_class, options.target_class)
     if given[0] is None:
@@ -170,9 +172,9 @@ def _change(options: Options, run: Run, shop, model, clean: "Looks", pair: "Pair
     """pictures (n, H, W, 3), items (n,) -> changed pictures."""
     import numpy as np
 
-    from multimedia_recsys import recommendations
-    from multimedia_recsys.picture_attacks import IMAGENET_STD, PictureAttack, stand_ins
-    from multimedia_recsys.recommenders import mean_score_direction
+    from multimedia_recsys.attacks.images import IMAGENET_STD, PictureAttack, stand_ins
+    from multimedia_recsys.models import recommendations
+    from multimedia_recsys.models.recommenders import mean_score_direction
 
     if options.attack_type == "swap":
         candidates = np.flatnonzero(clean.label == pair.target)

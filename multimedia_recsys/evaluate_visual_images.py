@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from common.cli import script
 from common.errors import UserError
 from common.progress import blocks
-from common.runs import Run
+from common.runs.record import Run
+from common.runs.script import script
 from multimedia_recsys import classify_extract
-from multimedia_recsys.catalogues import SHOP_FIELDS, ShopOptions, load_shop
 from multimedia_recsys.classify_extract_attack import classify_extract_attack
+from multimedia_recsys.data.catalogues import SHOP_FIELDS, ShopOptions, load_shop
 
 _BLOCK = 64
 
@@ -29,7 +29,7 @@ class Options(ShopOptions):
 
 def refusals(options: Options) -> None:
     """What is refused before anything is read or trained."""
-    from multimedia_recsys.attack_folders import check_attack
+    from multimedia_recsys.data.attack_folders import check_attack
 
     if options.attacked is not None:
         check_attack(options.attacked)
@@ -46,9 +46,9 @@ def evaluate_visual_images(options: Options, run: Run) -> None:
     """Measure the stored pictures of an attack, all of them and the successful ones apart."""
     import numpy as np
 
-    from common import evaluation
-    from multimedia_recsys import attack_folders
-    from multimedia_recsys.looks import read_looks
+    from common.evaluation import quality
+    from multimedia_recsys.data import attack_folders
+    from multimedia_recsys.data.looks import read_looks
 
     shop = load_shop(options)
     run.data(shop.name, shop.sha256)
@@ -66,7 +66,7 @@ def evaluate_visual_images(options: Options, run: Run) -> None:
         mse = (shift**2).mean(axis=(1, 2, 3))
         psm = ((attack.features[items] - clean.features[items]).astype(np.float64) ** 2).mean(axis=1)
         linf = np.abs(shift).max(axis=(1, 2, 3))
-        found.append((mse, evaluation.psnr(before, after), evaluation.ssim(before, after), psm, linf))
+        found.append((mse, quality.psnr(before, after), quality.ssim(before, after), psm, linf))
     measured = dict(
         zip(("mse", "psnr", "ssim", "psm", "linf"), map(np.concatenate, zip(*found, strict=True)), strict=True)
     )

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from common.cli import Budget, Count, Natural, alias, script
 from common.errors import UserError
-from common.runs import Run, read_config
-from multimedia_recsys.catalogues import SHOP_FIELDS, ShopOptions, load_shop
-from multimedia_recsys.settings import KINDS, Kind, Settings
+from common.runs.options import Budget, Count, Natural, alias
+from common.runs.record import Run, read_config
+from common.runs.script import script
+from multimedia_recsys.data.catalogues import SHOP_FIELDS, ShopOptions, load_shop
+from multimedia_recsys.models.settings import KINDS, Kind, Settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,8 +71,10 @@ def rec_generator(options: Options, run: Run) -> None:
     import numpy as np
 
     from common.files import write_npz
-    from multimedia_recsys import classify_extract, ranking, recommendations
-    from multimedia_recsys.looks import read_looks
+    from multimedia_recsys import classify_extract
+    from multimedia_recsys.data.looks import read_looks
+    from multimedia_recsys.evaluation import ranking
+    from multimedia_recsys.models import recommendations
 
     shop = load_shop(options)
     run.data(shop.name, shop.sha256)
@@ -121,7 +124,7 @@ def produced(given: Path | None, options: ShopOptions, run: Run) -> Path:
 def expected(given: Path | None, options: ShopOptions, *files: str, longest: int = 0) -> None:
     """What `produced` would refuse; a run without one of its `files`, and, where one is to be made, lists that are
     shorter than `longest`."""
-    from multimedia_recsys.categories import check_length
+    from multimedia_recsys.data.categories import check_length
 
     rec_generator.expect(given, options, SHOP_FIELDS)
     for name in files if given is not None else ():

@@ -4,17 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from common.cli import Count, script
 from common.errors import UserError
-from common.runs import Run
+from common.runs.options import Count
+from common.runs.record import Run
+from common.runs.script import script
 from multimedia_recsys import classify_extract, rec_generator
-from multimedia_recsys.catalogues import SHOP_FIELDS, ShopOptions, load_shop
-from multimedia_recsys.settings import VISUAL, Kind
+from multimedia_recsys.data.catalogues import SHOP_FIELDS, ShopOptions, load_shop
+from multimedia_recsys.models.settings import VISUAL, Kind
 
 if TYPE_CHECKING:
-    from multimedia_recsys.catalogues import Shop
-    from multimedia_recsys.categories import Pair
-    from multimedia_recsys.looks import Looks
+    from multimedia_recsys.data.catalogues import Shop
+    from multimedia_recsys.data.categories import Pair
+    from multimedia_recsys.data.looks import Looks
 
 # Classes that the figure shows.
 _SHOWN = 24
@@ -42,7 +43,7 @@ class Options(ShopOptions):
 
 def refusals(options: Options) -> None:
     """What is refused before anything is read or trained."""
-    from multimedia_recsys.attack_folders import check_attack
+    from multimedia_recsys.data.attack_folders import check_attack
 
     if options.attacked is not None:
         if options.recommender not in VISUAL:
@@ -66,9 +67,10 @@ def results_analyzer(options: Options, run: Run) -> None:
     """CHR@K and nCDCG@K of each class; proposes a near and a far pair of origin and target; measures an attack."""
     import numpy as np
 
-    from common import plots
-    from multimedia_recsys import categories, recommendations
-    from multimedia_recsys.looks import read_looks
+    from common.evaluation import plots
+    from multimedia_recsys.data import categories
+    from multimedia_recsys.data.looks import read_looks
+    from multimedia_recsys.models import recommendations
 
     shop = load_shop(options)
     run.data(shop.name, shop.sha256)
@@ -110,8 +112,8 @@ def results_analyzer(options: Options, run: Run) -> None:
 
 def proposed(given: Path | None, options: ShopOptions, run: Run) -> "dict[str, Pair]":
     """The near and the far pair of an analysis, `given` or of the same name."""
-    from common.runs import read_results
-    from multimedia_recsys.categories import Pair
+    from common.runs.record import read_results
+    from multimedia_recsys.data.categories import Pair
 
     place = results_analyzer.produce(given, options, SHOP_FIELDS, say=run.say)
     found = read_results(place)["metrics"]
@@ -120,7 +122,7 @@ def proposed(given: Path | None, options: ShopOptions, run: Run) -> "dict[str, P
 
 def expected(given: Path | None, options: ShopOptions) -> None:
     """What `proposed` would refuse."""
-    from common.runs import read_results
+    from common.runs.record import read_results
 
     results_analyzer.expect(given, options, SHOP_FIELDS)
     if given is not None and "near_origin" not in read_results(given)["metrics"]:
@@ -131,8 +133,9 @@ def _measure(options: Options, run: Run, shop: "Shop", looks: "Looks", place: Pa
     """What an attack does with the recommender."""
     import numpy as np
 
-    from multimedia_recsys import effects, recommendations
-    from multimedia_recsys.attack_folders import read_attack
+    from multimedia_recsys.data.attack_folders import read_attack
+    from multimedia_recsys.evaluation import effects
+    from multimedia_recsys.models import recommendations
 
     attack = read_attack(options.attacked, shop.file_names)
     model, scale = recommendations.load(place / f"{options.recommender}.npz", shop.feedback, looks.features.shape[1])

@@ -4,18 +4,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from common.cli import Count, LinfBudget, Parts, Script, part_options, script
 from common.errors import UserError
-from common.model_input import InputOptions, check_input, is_run
-from common.runs import Run, read_results, read_table
+from common.runs.model_input import InputOptions, check_input, is_run
+from common.runs.options import Count, LinfBudget
+from common.runs.record import Run, read_results, read_table
+from common.runs.script import Parts, Script, part_options, script
 from multimedia_recsys import rec_generator
-from multimedia_recsys.catalogues import SHOP_FIELDS, ShopOptions, load_shop
 from multimedia_recsys.classify_extract import classify_extract
 from multimedia_recsys.classify_extract_attack import classify_extract_attack
+from multimedia_recsys.data.catalogues import SHOP_FIELDS, ShopOptions, load_shop
 from multimedia_recsys.evaluate_visual_images import evaluate_visual_images
+from multimedia_recsys.models.settings import VISUAL
 from multimedia_recsys.rec_generator import rec_generator as generator
 from multimedia_recsys.results_analyzer import results_analyzer
-from multimedia_recsys.settings import VISUAL
 from multimedia_recsys.train_cnn import train_cnn
 
 if TYPE_CHECKING:
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from multimedia_recsys.catalogues import Shop
-    from multimedia_recsys.looks import Looks
-    from multimedia_recsys.recommenders import Bpr
-    from multimedia_recsys.settings import Settings
+    from multimedia_recsys.data.catalogues import Shop
+    from multimedia_recsys.data.looks import Looks
+    from multimedia_recsys.models.recommenders import Bpr
+    from multimedia_recsys.models.settings import Settings
 
 STANDARD = "standard"
 TRAINED = {STANDARD: "standard", "robust": "pgd"}
@@ -93,8 +94,8 @@ class Stage(NamedTuple):
 
 def refusals(options: Options) -> None:
     """What is refused before anything is read or trained."""
-    from multimedia_recsys.categories import check_length
-    from multimedia_recsys.looks import RESNET50
+    from multimedia_recsys.data.categories import check_length
+    from multimedia_recsys.data.looks import RESNET50
 
     if len({Path(cnn).stem for cnn in options.cnns}) < len(options.cnns):
         raise UserError("--cnns: expected one or more networks of different names")
@@ -164,8 +165,8 @@ def _place(cnn: str) -> tuple[str, ...]:
 
 
 def _stage(cnn: str, shop: "Shop", part: Parts, run: Run) -> Stage:
-    from multimedia_recsys import recommendations
-    from multimedia_recsys.looks import RESNET50, read_looks
+    from multimedia_recsys.data.looks import RESNET50, read_looks
+    from multimedia_recsys.models import recommendations
 
     place, name = _place(cnn), Path(cnn).stem
     # A run's own default is the run of the same name, which the standard network's are.
@@ -239,8 +240,9 @@ def _judge(
     """The effect on each recommender, frozen and retrained: rows of the table, and the frozen figures."""
     import numpy as np
 
-    from multimedia_recsys import effects, recommendations
-    from multimedia_recsys.attack_folders import read_attack
+    from multimedia_recsys.data.attack_folders import read_attack
+    from multimedia_recsys.evaluation import effects
+    from multimedia_recsys.models import recommendations
 
     attack = read_attack(place, shop.file_names)
     clean, moved = (features / np.float32(stage.looks.scale) for features in (stage.looks.features, attack.features))
@@ -302,7 +304,7 @@ def _headline(run: Run, headline: dict[str, Outcome], parts: Parts, grey: float)
 
 def _draw(options: Options, run: Run, headline: dict[str, Outcome]) -> None:
     """CHR of the origin class under each attack at the headline's budget, frozen."""
-    from common import plots
+    from common.evaluation import plots
 
     shown = {name: outcome.effects for name, outcome in headline.items() if set(outcome.effects) == set(VISUAL)}
     first = next(iter(shown.values()))

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from common import fitting
-from common.cli import Budget, Count, LinfBudget, script
 from common.errors import UserError
-from common.runs import Run
-from multimedia_recsys.catalogues import ShopOptions, load_training
+from common.runs.options import Budget, Count, LinfBudget
+from common.runs.record import Run
+from common.runs.script import script
+from common.training import fit
+from multimedia_recsys.data.catalogues import ShopOptions, load_training
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Options(ShopOptions, fitting.FittingOptions):
+class Options(ShopOptions, fit.FittingOptions):
     """The classifier of the shop's categories."""
 
     arch: str = "product_cnn"
@@ -48,7 +49,7 @@ def refusals(options: Options) -> None:
     """What is refused before anything is read."""
     if options.method == "pgd" and not options.eps > 0:
         raise UserError(f"--eps: must be above 0; received {options.eps:g}")
-    fitting.check(options, networks())
+    fit.check(options, networks())
 
 
 @script(app="multimedia_recsys", name="train_cnn", refusals=refusals)
@@ -58,16 +59,17 @@ def train_cnn(options: Options, run: Run) -> None:
 
     import numpy as np
 
-    from common import checkpoints, plots
-    from common.adversarial_training import named
-    from common.evaluation import accuracy
+    from common.evaluation import plots
+    from common.evaluation.predictions import accuracy
+    from common.training import checkpoints
+    from common.training.methods import named
 
     data = load_training(options)
     digest = hashlib.sha256()
     for array in (data.x_train, data.y_train, data.x_test, data.y_test):
         digest.update(np.ascontiguousarray(array).data)
     run.data(options.dataset, digest.hexdigest())
-    model, history = fitting.fit(
+    model, history = fit.fit(
         options,
         run,
         data.x_train,

@@ -1,12 +1,10 @@
 """Gradient attacks: one loop (`search`), what to raise, where to stand, how to move, which iterate to keep."""
 
-from common.attacks.controls import corner_noise
+from common.attacks.budget import bim, corner_noise, feature_pgd, fftgsm, fgsm, iftgsm, mi_fgsm, pgd, r_step_ll, step_ll
 from common.attacks.dataset import Attacked, attack_dataset
-from common.attacks.elimination import eliminate, salient
 from common.attacks.logits import check_logits, inference, logits_of
 from common.attacks.loop import Objective, Rank, Result, highest, merge, search, strongest
 from common.attacks.minimal import cw_l0, cw_l2, ddn, nearest, sigma_zero
-from common.attacks.named import bim, feature_pgd, fftgsm, fgsm, iftgsm, mi_fgsm, pgd, r_step_ll, step_ll
 from common.attacks.objectives import (
     cosine_to,
     divergence_from,
@@ -16,8 +14,9 @@ from common.attacks.objectives import (
     untargeted_ce,
     untargeted_margin,
 )
-from common.attacks.rules import Rule, adam, ascent, top_l1, unit_l2
-from common.attacks.spaces import Space, box, l1, l2, linf
+from common.attacks.pruning import eliminate, salient
+from common.attacks.threat_models import Space, box, l1, l2, linf
+from common.attacks.updates import Rule, adam, ascent, top_l1, unit_l2
 
 __all__ = [
     "Attacked",

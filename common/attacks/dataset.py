@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.arrays import BY_NAME, to_array
-from common.attacks import named
+from common.attacks import budget
 from common.attacks.loop import Flight, Result, advance, begin, land, merge
 from common.progress import Progress
 
@@ -65,7 +65,7 @@ def attack_dataset(
             prepared = of_rows.prepare(rows) if of_rows.named else None
             if prepared and prepared.plan.stop:
                 return _Refill(of_rows, batch_size, bar.add).run()
-            out[rows] = named.run(*prepared) if prepared else of_rows.attack(rows)
+            out[rows] = budget.run(*prepared) if prepared else of_rows.attack(rows)
             bar.add(len(rows))
     return Attacked(out)
 
@@ -80,7 +80,7 @@ class _Rows:
 
     def __init__(self, attack: Callable[..., Tensor], x, y) -> None:
         self.function, self.x, self.y = attack, x, y
-        self.named = isinstance(attack, functools.partial) and isinstance(attack.func, named.NamedAttack)
+        self.named = isinstance(attack, functools.partial) and isinstance(attack.func, budget.NamedAttack)
         self.budgets = _per_example(attack.keywords, len(x)) if self.named else {}
         self.indexed = "index" in inspect.signature(attack).parameters
 
@@ -94,7 +94,7 @@ class _Rows:
         arguments, own = self.arguments(rows)
         return self.function(*arguments, **own)
 
-    def prepare(self, rows: np.ndarray) -> named.Prepared:
+    def prepare(self, rows: np.ndarray) -> budget.Prepared:
         """Of a named attack: checked, not run."""
         arguments, own = self.arguments(rows)
         return self.function.func.prepare(*self.function.args, *arguments, **{**self.function.keywords, **own})
@@ -106,7 +106,7 @@ class _Refill:
     def __init__(self, of_rows: _Rows, batch_size: int, show: Callable) -> None:
         self.of_rows, self.batch_size, self.show = of_rows, batch_size, show
         # The fields of `Tensors` that have a row for each example.
-        self.own = tuple(name for name in named.Tensors._fields if name in {"x", "y", "index", *of_rows.budgets})
+        self.own = tuple(name for name in budget.Tensors._fields if name in {"x", "y", "index", *of_rows.budgets})
         self.out = np.empty(np.shape(of_rows.x), np.float32)
         self.score = np.full(len(self.out), -np.inf, np.float32)
         self.done = np.zeros(len(self.out), bool)
@@ -155,11 +155,11 @@ class _Refill:
         """`function` compiled, with the tensors of `under_way` and what every example shares."""
         flat = tf.nest.flatten([under_way.flight, *more])
         tensors = self.shared._replace(**under_way.own)
-        return named.call(function, self.plan, self.model, tensors, *map(tf.convert_to_tensor, flat), own=self.own)
+        return budget.call(function, self.plan, self.model, tensors, *map(tf.convert_to_tensor, flat), own=self.own)
 
     def _take_off(self, rows: np.ndarray, restart: int) -> "_Group":
         plan, model, tensors = self.of_rows.prepare(rows)
-        flight = named.call(_begin, plan, model, tensors, tf.constant(restart))
+        flight = budget.call(_begin, plan, model, tensors, tf.constant(restart))
         return _Group({name: getattr(tensors, name) for name in self.own}, flight)
 
     def _keep(self, under_way: "_Group", rows: np.ndarray, places: np.ndarray, restart: int) -> None:
@@ -221,12 +221,12 @@ class _WaitingRoom:
         self.left = fresh.flight.left.numpy()
 
 
-def _begin(plan, model, t: named.Tensors, restart: Tensor) -> Flight:
-    _, rule, space, _ = named.parts(plan, model, t)
-    return begin(rule, named.first_point(plan, space, t, restart), t.steps)
+def _begin(plan, model, t: budget.Tensors, restart: Tensor) -> Flight:
+    _, rule, space, _ = budget.parts(plan, model, t)
+    return begin(rule, budget.first_point(plan, space, t, restart), t.steps)
 
 
-def _advance(plan, model, t: named.Tensors, *flat: Tensor, own: tuple[str, ...]) -> tuple[_Group, Tensor, Tensor]:
+def _advance(plan, model, t: budget.Tensors, *flat: Tensor, own: tuple[str, ...]) -> tuple[_Group, Tensor, Tensor]:
     """Arrivals take their places, then all go on for some steps."""
 
     def arriving(old: Tensor, new: Tensor) -> Tensor:
@@ -237,18 +237,18 @@ def _advance(plan, model, t: named.Tensors, *flat: Tensor, own: tuple[str, ...])
     of_flight = len(tf.nest.flatten(before.flight))
     steps, places, sources, *ready = flat[of_flight:]
     group = tf.nest.map_structure(arriving, before, tf.nest.pack_sequence_as(before, ready))
-    objective, rule, space, rank = named.parts(plan, model, t._replace(**group.own))
+    objective, rule, space, rank = budget.parts(plan, model, t._replace(**group.own))
     flight, taken, useful = advance(objective, rule, space, group.flight, steps, rank=rank, stop=True)
     return _Group(group.own, flight), taken, useful
 
 
-def _land(plan, model, t: named.Tensors, *flat: Tensor, own: tuple[str, ...]) -> Result:
-    objective, _, _, rank = named.parts(plan, model, t)
+def _land(plan, model, t: budget.Tensors, *flat: Tensor, own: tuple[str, ...]) -> Result:
+    objective, _, _, rank = budget.parts(plan, model, t)
     return land(objective, _packed(plan, model, t, flat), rank)
 
 
-def _packed(plan, model, t: named.Tensors, flat) -> Flight:
-    empty = begin(named.parts(plan, model, t).rule, t.x, 0)
+def _packed(plan, model, t: budget.Tensors, flat) -> Flight:
+    empty = begin(budget.parts(plan, model, t).rule, t.x, 0)
     return tf.nest.pack_sequence_as(empty, flat[: len(tf.nest.flatten(empty))])
 
 

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from common.attacks.geometry import finite
-from common.attacks.rules import Rule
-from common.attacks.spaces import Space
+from common.attacks.tensors import finite
+from common.attacks.threat_models import Space
+from common.attacks.updates import Rule
 
 Tensor = tf.Tensor
 Objective = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 
-from common.attacks import objectives, rules, spaces
+from common.attacks import objectives, threat_models, updates
 from common.attacks.calls import (
     Array,
     Model,
@@ -21,9 +21,9 @@ from common.attacks.calls import (
     check_labels,
     compiled,
 )
-from common.attacks.elimination import eliminate
-from common.attacks.geometry import align, finite, per_example
 from common.attacks.loop import Objective, Rank, Result, merge, search
+from common.attacks.pruning import eliminate
+from common.attacks.tensors import align, finite, per_example
 
 Tensor = tf.Tensor
 Size = Callable[[Tensor], Tensor]
@@ -54,7 +54,7 @@ def ddn(
     (Rony et al. 2019, algorithm 1, without the rounding to 8 bits)."""
 
     def attack(model: Model, t: _Tensors) -> Result:
-        rule = rules.ddn(t.x, t.steps, gamma=t.settings[0], initial_eps=t.settings[1])
+        rule = updates.ddn(t.x, t.steps, gamma=t.settings[0], initial_eps=t.settings[1])
         objective = _cross_entropy(targeted)(model, t.y)
         return _descend(objective, rule, t, t.x, nearest(_l2_from(t.x)))
 
@@ -90,7 +90,7 @@ def sigma_zero(
             count = tf.reduce_sum(square / (square + sigma), axis=per_example(x))
             return tf.minimum(lead, 0.0) - count / size, done
 
-        rule = rules.sigma_zero(
+        rule = updates.sigma_zero(
             t.x,
             t.space.project,
             t.steps,
@@ -233,8 +233,8 @@ class _Tensors(NamedTuple):
     settings: tuple[Tensor, ...]
 
     @property
-    def space(self) -> spaces.Space:
-        return spaces.box(self.x, self.low, self.high, self.mask)
+    def space(self) -> threat_models.Space:
+        return threat_models.box(self.x, self.low, self.high, self.mask)
 
 
 def _run(key: Any, attack: Callable, model: Model, x: Array, y: Array, steps, mask, low, high, **settings) -> Tensor:
@@ -284,7 +284,7 @@ def _margin(targeted: bool) -> Callable[..., Objective]:
     return objectives.targeted_margin if targeted else objectives.untargeted_margin
 
 
-def _descend(objective: Objective, rule: rules.Rule, t: _Tensors, start: Tensor, rank: Rank) -> Result:
+def _descend(objective: Objective, rule: updates.Rule, t: _Tensors, start: Tensor, rank: Rank) -> Result:
     return search(objective, rule, t.space, start, t.steps, rank=rank)
 
 
@@ -320,7 +320,7 @@ def _carlini_wagner(
         return tf.ensure_shape(tf.where(free, x, t.x), t.x.shape)
 
     start = encode(t.x)
-    space = spaces.box(start, encode(t.low + tf.zeros_like(t.x)), encode(t.high + tf.zeros_like(t.x)))
+    space = threat_models.box(start, encode(t.low + tf.zeros_like(t.x)), encode(t.high + tf.zeros_like(t.x)))
 
     def rank(w: Tensor, score: Tensor, done: Tensor) -> Tensor:
         # A success has no hinge left: its score is minus its squared distance.
@@ -333,7 +333,7 @@ def _carlini_wagner(
             distance = tf.reduce_sum(tf.square(x - t.x), axis=per_example(x))
             return -distance - c * tf.nn.relu(confidence - lead), done
 
-        return search(objective, rules.adam(learning_rate), space, start, t.steps, rank=rank)
+        return search(objective, updates.adam(learning_rate), space, start, t.steps, rank=rank)
 
     def one_round(k: Tensor, best: Result, c: Tensor, fails: Tensor, works: Tensor):
         found = descend(c)

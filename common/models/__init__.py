@@ -1,11 +1,11 @@
 """Image classifiers shared by the papers, and how to build one by name."""
 
-from common.models.assembly import Assembly
 from common.models.backbones import cifar_resnet, imagenet_resnet, preactivation_block, small_cnn
+from common.models.builder import Assembly
 from common.models.graph import flat, has_graph, places, rewired
-from common.models.halves import halves
 from common.models.imagenet import IMAGENET, imagenet_classifier, imagenet_names
 from common.models.registry import NETWORKS, Builder, build, check_name
+from common.models.split import halves
 
 __all__ = [
     "IMAGENET",

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from common.errors import UserError
-from common.models.assembly import Assembly
+from common.models.builder import Assembly
 
 
 def small_cnn(

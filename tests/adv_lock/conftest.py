@@ -38,7 +38,7 @@ def classifier_of_two():
 @pytest.fixture(scope="session")
 def base_model(classifier, tmp_path_factory):
     """The file of the classifier of ten classes."""
-    from common import checkpoints
+    from common.training import checkpoints
 
     path = tmp_path_factory.mktemp("base") / "model.keras"
     checkpoints.save_model(classifier, path)
@@ -48,7 +48,7 @@ def base_model(classifier, tmp_path_factory):
 @pytest.fixture(scope="session")
 def base_model_of_two(classifier_of_two, tmp_path_factory):
     """The same for two classes."""
-    from common import checkpoints
+    from common.training import checkpoints
 
     path = tmp_path_factory.mktemp("base2") / "model.keras"
     checkpoints.save_model(classifier_of_two, path)
@@ -60,9 +60,9 @@ def lock_scenes(classifier, scenes):
     """Lock the scenes into a folder without a script: method, folder, store, seed -> report.
 
     One attack for all, so that it is compiled once."""
-    from adv_lock import locking
-    from adv_lock.class_maps import MAPS_NEEDED, class_maps
-    from adv_lock.targeted import targeted_attack
+    from adv_lock.attacks import locking
+    from adv_lock.attacks.class_maps import MAPS_NEEDED, class_maps
+    from adv_lock.attacks.targeted import targeted_attack
 
     usual = targeted_attack(classifier, eps=1.0, alpha=0.4, steps=3)
 

@@ -6,14 +6,17 @@ import json
 import numpy as np
 import pytest
 
-from adv_lock import locked_data, locking, mixing
+from adv_lock.attacks import locking, mixing
+from adv_lock.attacks.targeted import targeted_attack
+from adv_lock.data import locked
 from adv_lock.lock import lock
-from adv_lock.targeted import targeted_attack
 from adv_lock.train import train
 from adv_lock.train_base import train_base
 from adv_lock.unlock import unlock
-from common import checkpoints, evaluation, files
+from common import files
 from common.errors import UserError
+from common.evaluation import predictions
+from common.training import checkpoints
 
 SMALL = {"n_train": 60, "n_test": 20}
 LOCK = {**SMALL, "attack_steps": 3, "eps": 1.0, "attack_lr": 0.4}
@@ -40,14 +43,14 @@ def test_stored_pictures_keep_the_budget_and_the_reported_success(
 ):
     """F4, B13: budget and success are recomputed from the file as a stranger reads it."""
     report = lock_scenes(method, tmp_path, store)
-    key = locked_data.read_key(tmp_path / "key.npz")
+    key = locked.read_key(tmp_path / "key.npz")
     for split, x, y in (("train", scenes.x_train, scenes.y_train), ("test", scenes.x_test, scenes.y_test)):
         pictures = stored(tmp_path, f"x_{split}")
         assert pictures.dtype == np.uint8
         assert mixing.distances(x, pictures).max() <= 1.0
         assert (pictures != x).any(axis=(1, 2, 3)).all()
-        classes = y if split == "train" else evaluation.predict(classifier, x)
-        hits = (evaluation.predict(classifier, pictures) == key.class_maps[:, classes]).any(axis=0)
+        classes = y if split == "train" else predictions.predict(classifier, x)
+        hits = (predictions.predict(classifier, pictures) == key.class_maps[:, classes]).any(axis=0)
         assert (report.of("success", split) == hits).all()
         assert (stored(tmp_path, f"y_{split}") == y).all()
     assert report.of("share").max() <= 1.0
@@ -125,7 +128,7 @@ def test_an_interrupted_lock_leaves_its_attacks_and_nothing_to_share(tmp_path, l
 def test_the_thief_never_sees_the_originals(tmp_path, store, lock_scenes, scenes):
     """The training pictures are the shared ones, bit by bit; the reference's are the originals, by the key."""
     lock_scenes("basic", tmp_path, store)
-    data = locked_data.read_locked(tmp_path, 32)
+    data = locked.read_locked(tmp_path, 32)
     assert (data.locked_train == stored(tmp_path, "x_train")).all() and (data.locked_train != scenes.x_train).any()
     assert (data.original_train() == scenes.x_train).all()
     assert (data.original_test == scenes.x_test).all()
@@ -144,7 +147,7 @@ def test_another_key_and_damaged_pictures_are_refused(workplace, store, lock_sce
     with pytest.raises(UserError, match="SHA-256 differs"):
         unlock(unlock.options(lock_data=run, name="damaged"))
     with pytest.raises(UserError, match="SHA-256 differs"):
-        locked_data.read_locked(run, 32)
+        locked.read_locked(run, 32)
 
 
 def test_what_is_shared_says_nothing_about_the_key(tmp_path, store, lock_scenes):
@@ -155,7 +158,7 @@ def test_what_is_shared_says_nothing_about_the_key(tmp_path, store, lock_scenes)
     assert set(manifest) == {"method", "budget", "versions", "classes", "labels", "files"}
     assert manifest["files"] == [{"file": "locked.npz", "sha256": files.sha256(tmp_path / "locked/locked.npz")}]
     text = (tmp_path / "locked/manifest.json").read_text()
-    key = locked_data.read_key(tmp_path / "key.npz")
+    key = locked.read_key(tmp_path / "key.npz")
     assert str(key.class_maps[0].tolist())[1:-1] not in text
     assert all(digest not in text for digest in key.about["originals_sha256"].values())
     assert str(tmp_path) not in text
@@ -217,7 +220,7 @@ def test_a_reference_of_another_recipe_is_refused(workplace, store, lock_scenes,
     lock_scenes("horiz", other, store)
 
     def trained(options, run):
-        data = locked_data.read_locked(options.lock_data, 32)
+        data = locked.read_locked(options.lock_data, 32)
         run.data(data.name, data.sha256)
         run.metrics(original_accuracy=0.5, original_accuracy_n=20)
 

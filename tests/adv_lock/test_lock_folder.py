@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from adv_lock import locking, mixing
-from adv_lock.class_maps import class_maps
+from adv_lock.attacks import locking, mixing
+from adv_lock.attacks.class_maps import class_maps
+from adv_lock.attacks.targeted import Attack, targeted_attack
+from adv_lock.data.locked import read_key, read_locked
 from adv_lock.lock import lock
-from adv_lock.locked_data import read_key, read_locked
-from adv_lock.targeted import Attack, targeted_attack
 from adv_lock.unlock import unlock
 from common import datasets
-from common.datasets.readers import PicturePath, read_picture
+from common.datasets.images import PicturePath, read_picture
 from common.errors import UserError
 
 LOCK = {"attack_steps": 2, "attack_lr": 0.5, "eps": 1.0}

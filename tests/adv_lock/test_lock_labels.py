@@ -6,14 +6,14 @@ import os
 import numpy as np
 import pytest
 
-from adv_lock.class_maps import by_label, class_maps
+from adv_lock.attacks.class_maps import by_label, class_maps
+from adv_lock.attacks.locking import Recipe, lock_arrays, lock_pictures
+from adv_lock.attacks.targeted import Attack
+from adv_lock.data.locked import read_locked
 from adv_lock.lock import lock
-from adv_lock.locked_data import read_locked
-from adv_lock.locking import Recipe, lock_arrays, lock_pictures
-from adv_lock.targeted import Attack
 from adv_lock.unlock import unlock
 from common import datasets, files
-from common.datasets.readers import list_pictures, read_picture, write_png
+from common.datasets.images import list_pictures, read_picture, write_png
 
 
 def recipe_of(maps, targets):

@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 
-from adv_lock import locked_data, locking, mixing
+from adv_lock.attacks import locking, mixing
+from adv_lock.data import locked
 from adv_lock.lock import lock
 from adv_lock.train import train
 from adv_lock.train_base import train_base
 from adv_lock.unlock import unlock
-from common import checkpoints, evaluation, files
+from common import files
 from common.errors import UserError
+from common.evaluation import predictions
+from common.training import checkpoints
 
 pytestmark = pytest.mark.slow
 
@@ -52,13 +55,13 @@ def test_reported_success_and_budget_are_those_of_the_stored_pictures(runs, scen
     """F4, B13: budget and success are recomputed from the file as a stranger reads it."""
     folder, all_results, _ = runs
     run, metrics = folder / method, all_results[method]["metrics"]
-    key = locked_data.read_key(run / "key.npz")
+    key = locked.read_key(run / "key.npz")
     for split, x, y in (("train", scenes.x_train, scenes.y_train), ("test", scenes.x_test, scenes.y_test)):
         pictures = stored(run, f"x_{split}")
         assert mixing.distances(x, pictures).max() <= 1.0
         assert (pictures != x).any(axis=(1, 2, 3)).all()
-        classes = y if split == "train" else evaluation.predict(classifier, x)
-        hits = (evaluation.predict(classifier, pictures) == key.class_maps[:, classes]).any(axis=0)
+        classes = y if split == "train" else predictions.predict(classifier, x)
+        hits = (predictions.predict(classifier, pictures) == key.class_maps[:, classes]).any(axis=0)
         assert metrics[f"success_{split}"] == pytest.approx(hits.mean())
         assert (stored(run, f"y_{split}") == y).all()
     assert metrics["l2_max"] <= 1.0
@@ -145,9 +148,9 @@ def test_the_chain_makes_what_is_missing(chain, scenes, monkeypatch):
     assert {"epoch", "original_accuracy", "locked_accuracy"} <= set(curve[0].split(",")) and len(curve) == 2
     assert (run / "crossing.png").is_file() and list((run / "tensorboard").iterdir())
     model = checkpoints.load_model(run / "model.keras")
-    assert evaluation.accuracy(model, scenes.x_test, scenes.y_test) == pytest.approx(metrics["original_accuracy"])
+    assert predictions.accuracy(model, scenes.x_test, scenes.y_test) == pytest.approx(metrics["original_accuracy"])
     locked_test = stored(folder / "runs/adv_lock/lock/demo", "x_test")
-    assert evaluation.accuracy(model, locked_test, scenes.y_test) == pytest.approx(metrics["locked_accuracy"])
+    assert predictions.accuracy(model, locked_test, scenes.y_test) == pytest.approx(metrics["locked_accuracy"])
     with pytest.raises(UserError, match="seed"):
         train(train.options(**FITTING, seed=1, out=folder / "elsewhere"))
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from adv_lock import locking
+from adv_lock.attacks import locking
 from adv_lock.lock import lock
 from adv_lock.run_all import MEASURED, run_all
 from adv_lock.train import train
 from adv_lock.train_base import train_base
 from common.errors import UserError
-from common.runs import read_table
+from common.runs.record import read_table
 
 SMALLEST = """
 all: {n_train: 60, n_test: 20}

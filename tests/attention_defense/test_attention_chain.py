@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from attention_defense import analyse, analysis, attack, explain, run_all, train
+from attention_defense import analyse, attack, explain, run_all, train
+from attention_defense.evaluation import analysis
 from common.errors import UserError
 
 pytestmark = pytest.mark.slow

@@ -3,7 +3,7 @@
 import pytest
 
 from attention_defense import attack, run_all, train
-from common.runs import read_results, read_table
+from common.runs.record import read_results, read_table
 
 CONFIG = """
 train: {n_train: 400}

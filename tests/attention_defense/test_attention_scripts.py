@@ -6,13 +6,16 @@ import keras
 import numpy as np
 import pytest
 
-from attention_defense import analyse, analysis, attack, explain, models, pictures, run_all, train
-from attention_defense.attacks import Training
-from attention_defense.models import Chosen
-from attention_defense.superpixels import lime_area
-from common import checkpoints
+from attention_defense import analyse, attack, explain, run_all, train
+from attention_defense.attacks.table import Training
+from attention_defense.data import images as pictures
+from attention_defense.evaluation import analysis
+from attention_defense.evaluation.superpixels import lime_area
+from attention_defense.models import victim
+from attention_defense.models.victim import Chosen
 from common.errors import UserError
-from common.runs import read_table
+from common.runs.record import read_table
+from common.training import checkpoints
 
 EPS = 8 / 255
 
@@ -281,13 +284,13 @@ def test_what_is_attacked_knows_how_it_was_trained(trained, run):
     """Name, layer and weights of the model's own run; `train.py` is asked where none is named."""
     options = attack.attack.parse(["--config", "tiny.yaml"])
     tested = pictures.load_tested(options, run)
-    found = models.chosen(options, tested, run)
+    found = victim.chosen(options, tested, run)
     assert (found.name, found.layer, found.training) == ("aad", None, Training())
     train.train(
         train.train.options(name="own", method="step_ll", layer="block2_relu", alpha=2.0, gamma=0.0, sharpness=5.0)
     )
     options = attack.attack.options(model=Path("runs/attention_defense/train/own"), n_test=20)
-    found = models.chosen(options, tested, run, maps=False)
+    found = victim.chosen(options, tested, run, maps=False)
     weights = Training().weights._replace(classification=2.0, preservation=0.0)
     assert (found.name, found.layer) == ("step_ll", "block2_relu")
     assert found.training == Training("block2_relu", weights, 5.0)
@@ -317,9 +320,9 @@ def test_a_network_without_maps_serves_where_nobody_looks(tmp_path, monkeypatch,
     keras.Model(images, keras.layers.Dense(10)(keras.layers.Flatten()(images))).save(path)
     options = attack.attack.options(model=path, n_test=20)
     tested = pictures.load_tested(options, run)
-    assert models.chosen(options, tested, run, maps=False).name == "flat"
+    assert victim.chosen(options, tested, run, maps=False).name == "flat"
     with pytest.raises(UserError, match="no layer of its own with a map"):
-        models.chosen(options, tested, run)
+        victim.chosen(options, tested, run)
     settings = {"model": path, "n_test": 20, "n_strongest": 10, "curve": (1.0,)}
     with pytest.raises(UserError, match="no layer of its own with a map"):
         attack.attack(attack.Options(attack=("fgsm", "attention"), name="maps", **settings))

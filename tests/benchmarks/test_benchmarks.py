@@ -9,16 +9,18 @@ import keras
 import numpy as np
 import pytest
 
-from benchmarks import oracle, peers, subjects, timing
 from benchmarks import parity as comparison
 from benchmarks.attacks import EMBEDDED, ROWS, attacks
 from benchmarks.parity import TOLERANCE, Case, box_first, parity
-from benchmarks.subjects import Subject, load_subject
+from benchmarks.peers import libraries, oracle, subjects, timing
+from benchmarks.peers.subjects import Subject, load_subject
 from benchmarks.training import Paced, training
-from common import checkpoints, datasets, report, runs
+from common import datasets
 from common.attacks import attack_dataset, bim, pgd
 from common.errors import UserError
 from common.models import build
+from common.runs import record, report
+from common.training import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"n_train": 64, "n_test": 4, "epochs": 1}
@@ -28,7 +30,7 @@ SMALL = {"n_train": 64, "n_test": 4, "epochs": 1}
 def alone(monkeypatch, tmp_path):
     """An empty folder, and no library installed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(peers.Peer, "available", classmethod(lambda cls: False))
+    monkeypatch.setattr(libraries.Peer, "available", classmethod(lambda cls: False))
     return tmp_path
 
 
@@ -62,10 +64,10 @@ def rendered(name: str, folder: Path, root: Path) -> str:
 def test_attacks_without_libraries(alone):
     results = attacks(attacks.options(rows=["fgsm_scenes", "scenes_linf"], repeats=1, **SMALL))
     folder = alone / "runs/benchmarks/attacks/demo"
-    value = report.picker(runs.read_table(folder))
+    value = report.picker(record.read_table(folder))
     here = {"model": "scenes_cnn", "attack": "pgd40"}
-    assert {row["split"] for row in runs.read_table(folder) if row["metric"] == "left out: not installed"} == {
-        peer.name for peer in peers.PEERS
+    assert {row["split"] for row in record.read_table(folder) if row["metric"] == "left out: not installed"} == {
+        peer.name for peer in libraries.PEERS
     }
     assert value(metric="seconds", split="ours_stop", **here) > 0
     assert value(metric="ratio_to_bare", split="bare", **here) == 1
@@ -101,12 +103,12 @@ def test_attacks_go_on_after_the_last_row(alone, monkeypatch, model):
 def test_parity_without_libraries(alone):
     results = parity(parity.options(steps=1, **SMALL))
     assert results["metrics"] == {"compared": 0, "failed": 0}
-    table = runs.read_table(alone / "runs/benchmarks/parity/demo")
+    table = record.read_table(alone / "runs/benchmarks/parity/demo")
     assert {row["metric"] for row in table if row["attack"] == "pgd"} == {"verdict: not installed"}
     assert "not installed" in rendered("parity", alone / "runs/benchmarks/parity/demo", alone)
 
 
-class Stand(peers.Peer):
+class Stand(libraries.Peer):
     """A library that is the suite itself, or is wrong by `error`."""
 
     name, error = "cleverhans", 0.0
@@ -144,7 +146,7 @@ def test_parity_sees_what_differs(alone, monkeypatch, model, error):
     """A10: a difference that must not be ends with status 1; an attack that raises is a row."""
     stand = type("Wrong", (Stand,), {"error": error})
     monkeypatch.setattr(
-        peers, "opened", lambda model, *_, **__: contextlib.nullcontext({"cleverhans": stand(model, 4)})
+        libraries, "opened", lambda model, *_, **__: contextlib.nullcontext({"cleverhans": stand(model, 4)})
     )
     with pytest.raises(SystemExit) as ended:
         parity(parity.options(steps=2, n_train=1, n_test=4, model=model))
@@ -174,7 +176,7 @@ def test_training_at_its_smallest(alone):
     results = training(training.options(repeats=1, attack_steps=1, **options))
     assert results["metrics"]["targets"] == 2
     folder = alone / "runs/benchmarks/training/demo"
-    value = report.picker(runs.read_table(folder))
+    value = report.picker(record.read_table(folder))
     assert all(value(split=name, metric="seconds_per_step") > 0 for name in ("ours", "fit", "adversarial", "bare"))
     assert "`model.fit`" in rendered("training", folder, alone)
 
@@ -265,7 +267,7 @@ def test_repetitions_rotate_and_slow_ones_stop():
 
 
 def test_a_library_may_raise_anything():
-    class Broken(peers.Peer):
+    class Broken(libraries.Peer):
         name = "broken"
 
         def pgd(self, x, y):
@@ -273,9 +275,9 @@ def test_a_library_may_raise_anything():
 
     peer = Broken(linear(np.ones((2, 2, 1)), 0.0), 4)
     x, y = np.zeros((2, 2, 2, 1), np.float32), np.zeros(2, np.int32)
-    with pytest.raises(peers.LeftOutError, match="KeyError: 'inside'"):
+    with pytest.raises(libraries.LeftOutError, match="KeyError: 'inside'"):
         peer.timed("pgd", x, y)
-    with pytest.raises(peers.LeftOutError, match="has no ddn"):
+    with pytest.raises(libraries.LeftOutError, match="has no ddn"):
         peer.timed("ddn", x, y)
 
 

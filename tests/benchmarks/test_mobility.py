@@ -7,12 +7,12 @@ import tensorflow as tf
 
 from benchmarks import mobility as bench
 from benchmarks.mobility import mobility
-from common import report, runs
 from common.errors import UserError
-from common.training import compiled_step
-from mobility_humid.trip_attacks import attack
-from mobility_humid.trips import SLOT, X, Y
-from mobility_humid.verification import same_driver_loss
+from common.runs import record, report
+from common.training.loop import compiled_step
+from mobility_humid.attacks.trips import attack
+from mobility_humid.data.trips import SLOT, X, Y
+from mobility_humid.training.verification import same_driver_loss
 
 UNITS = (8, 8, 4)
 LAYOUT = bench.pair_layout(6, 2)
@@ -121,7 +121,7 @@ def test_mobility_at_its_smallest(monkeypatch, tmp_path):
     metrics = mobility(mobility.options(units=UNITS, **smallest))["metrics"]
     assert metrics["targets"] == 2
     assert all(metrics[name] > 0 for name, _, _ in bench.RATIOS)
-    value = report.picker(runs.read_table(tmp_path / "runs/benchmarks/mobility/demo"))
+    value = report.picker(record.read_table(tmp_path / "runs/benchmarks/mobility/demo"))
     assert value(metric="largest_difference") < bench.TOLERANCE
     for metric, one, other in bench.RATIOS:
         seconds = [value(model=name, metric="seconds") for name in (one, other)]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks import recsys
-from multimedia_recsys import ranking
+from multimedia_recsys.evaluation import ranking
 
 
 def options(**more):

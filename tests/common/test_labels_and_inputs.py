@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
-from misread_toys import CLASSES, LOGITS, PGD, X, Y, built, fitted, plain, refusal
 
-from common import attacks, evaluation, training
-from common.adversarial_training import pgd_training, standard_training, trades_training
+from common import attacks
+from common.evaluation import predictions, robustness
+from common.training import batches, loop
+from common.training.methods import pgd_training, standard_training, trades_training
+from tests.helpers.misread_toys import CLASSES, LOGITS, PGD, X, Y, built, fitted, plain, refusal
 
 ORDER = np.random.default_rng(1).permutation(40)
 LABELS = {
@@ -46,9 +48,9 @@ USES = {
     "refilled": lambda y, x=X: (
         attacks.attack_dataset(partial(attacks.pgd, LOGITS, stop=True, **PGD), x, y, batch_size=15).x
     ),
-    "accuracy": lambda y, x=X: evaluation.accuracy(LOGITS, x, y),
-    "robustness": lambda y, x=X: evaluation.robustness(LOGITS, x, y, lambda x, y: x).robust,
-    "gradients": lambda y, x=X: evaluation.gradient_rows(LOGITS, x, y).zero,
+    "accuracy": lambda y, x=X: predictions.accuracy(LOGITS, x, y),
+    "robustness": lambda y, x=X: robustness.robustness(LOGITS, x, y, lambda x, y: x).robust,
+    "gradients": lambda y, x=X: robustness.gradient_rows(LOGITS, x, y).zero,
 }
 
 
@@ -71,8 +73,8 @@ def test_what_are_no_labels_is_refused_on_one_line(form, use):
 @pytest.mark.parametrize("use", [*USES, "predict", "outputs"])
 def test_inputs_may_come_as_they_are(use):
     run = {
-        "predict": lambda y, x=X: evaluation.predict(LOGITS, x),
-        "outputs": lambda y, x=X: evaluation.outputs(LOGITS, x),
+        "predict": lambda y, x=X: predictions.predict(LOGITS, x),
+        "outputs": lambda y, x=X: predictions.outputs(LOGITS, x),
     } | USES
     wanted = run[use](Y)
     for x in (pd.DataFrame(X, index=ORDER), tf.constant(X), X.tolist(), X.astype(np.float64)):
@@ -84,15 +86,15 @@ def test_inputs_may_come_as_they_are(use):
 
 def test_8_bit_images_are_judged_in_the_unit_interval():
     grey = np.rint(255 * X).astype(np.uint8)
-    found = evaluation.robustness(LOGITS, grey, Y, partial(attacks.fgsm, LOGITS, eps=0.1))
-    wanted = evaluation.robustness(LOGITS, grey / np.float32(255), Y, partial(attacks.fgsm, LOGITS, eps=0.1))
+    found = robustness.robustness(LOGITS, grey, Y, partial(attacks.fgsm, LOGITS, eps=0.1))
+    wanted = robustness.robustness(LOGITS, grey / np.float32(255), Y, partial(attacks.fgsm, LOGITS, eps=0.1))
     for ours, theirs in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 def test_training_takes_the_same_labels():
     def batch(x, labels):
-        return next(iter(training.batches(x, labels, batch_size=20, seed=0)(0)))
+        return next(iter(batches.batches(x, labels, batch_size=20, seed=0)(0)))
 
     wanted = batch(X, Y)
     for form, labels in LABELS.items():
@@ -113,7 +115,7 @@ def test_batches_of_ones_own_are_looked_at_too():
         data = tf.data.Dataset.from_tensor_slices((x, labels)).batch(20)
         method = method or standard_training()
         model = built(plain)
-        training.train(
+        loop.train(
             model,
             lambda epoch: data,
             method.loss,
@@ -141,8 +143,8 @@ def test_batches_of_ones_own_are_looked_at_too():
 
 def test_grey_levels_are_no_floats_to_train_on():
     for x in (255 * X, np.rint(255 * X).astype(np.int64)):
-        assert "Divide by 255" in refusal(lambda: training.batches(x, Y, batch_size=20, seed=0))  # noqa: B023
-        training.batches(x, Y, batch_size=20, seed=0, high=255)
-    assert "not finite" in refusal(lambda: training.batches(X * np.nan, Y, batch_size=20, seed=0))
+        assert "Divide by 255" in refusal(lambda: batches.batches(x, Y, batch_size=20, seed=0))  # noqa: B023
+        batches.batches(x, Y, batch_size=20, seed=0, high=255)
+    assert "not finite" in refusal(lambda: batches.batches(X * np.nan, Y, batch_size=20, seed=0))
     # Standardised numbers are no images.
-    training.batches(100 * (X - 0.5), Y, batch_size=20, seed=0)
+    batches.batches(100 * (X - 0.5), Y, batch_size=20, seed=0)

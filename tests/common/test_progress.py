@@ -294,7 +294,7 @@ def test_a_dumb_terminal_gets_lines(monkeypatch, capsys, clock):
 
 
 def test_no_script_loads_the_bar_for_its_help():
-    code = "import sys, common.cli; sys.exit('tqdm' in sys.modules)"
+    code = "import sys, common.runs.script; sys.exit('tqdm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -309,7 +309,7 @@ def test_no_other_bar_is_used():
 
 
 def test_a_training_has_a_line_for_each_epoch(printed, monkeypatch, tmp_path):
-    from training_toys import fit, network
+    from tests.helpers.training_toys import fit, network
 
     # The parts of the loss are in the history, not in the line.
     measured = {"evaluate": lambda: {"test_accuracy": 0.5}, "weight_decay": 0.01}
@@ -328,24 +328,23 @@ def test_a_training_has_a_line_for_each_epoch(printed, monkeypatch, tmp_path):
 
 
 def test_quick_epochs_share_a_line(printed, monkeypatch):
-    from training_toys import fit, network
+    from common.training import loop
+    from tests.helpers.training_toys import fit, network
 
-    from common import training
-
-    monkeypatch.setattr(training, "_LINE_APART", 1e9)
+    monkeypatch.setattr(loop, "_LINE_APART", 1e9)
     fit(network(), epochs=4, verbose=True)
     assert [line.split(":")[0] for line in printed()] == ["epoch 1/4", "epoch 4/4"]
 
 
 def test_a_training_counts_steps_whose_number_nobody_knows(printed, monkeypatch):
     import tensorflow as tf
-    from training_toys import data, network, sgd
 
-    from common import training
+    from common.training import loop
+    from tests.helpers.training_toys import data, network, sgd
 
     x, y = data(32)
     batches = tf.data.Dataset.from_tensor_slices((x.astype(np.float32) / 255, y)).batch(16).filter(lambda x, y: True)
     monkeypatch.setattr(progress, "_LINE", 0.0)
-    training.train(network(), lambda epoch: batches, training.cross_entropy, sgd(), epochs=2)
+    loop.train(network(), lambda epoch: batches, loop.cross_entropy, sgd(), epochs=2)
     steps = [re.match(r"(epoch ./2: \S+)", line)[1] for line in printed()]
     assert steps == [f"epoch {at}" for at in ("1/2: 1", "1/2: 2", "1/2: loss", "2/2: 3/4", "2/2: 4/4", "2/2: loss")]

@@ -60,9 +60,13 @@ MEMORY = """
 import json, sys
 import keras, numpy as np, tensorflow as tf
 from functools import partial
-from common import attacks, evaluation, training
-from common.adversarial_training import pgd_training
-from high_water import peak
+from common import attacks
+from common.evaluation import predictions
+from common.evaluation import robustness
+from common.training import batches as batches_module
+from common.training import loop
+from common.training.methods import pgd_training
+from tests.helpers.high_water import peak
 
 SHAPE, FEW = (16, 16, 3), 2000
 found = {}
@@ -83,15 +87,15 @@ def attack(steps):
 pair("steps", attack, 10, 1000)
 
 def train(epochs):
-    training.train(model, batches, method.loss, keras.optimizers.SGD(0.01), epochs=epochs,
+    loop.train(model, batches, method.loss, keras.optimizers.SGD(0.01), epochs=epochs,
         adversary=method.adversary, verbose=False)
 method = pgd_training(eps=0.1, alpha=0.05, steps=1)
-batches = training.batches(x[:2048], y[:2048], batch_size=16, seed=0)
+batches = batches_module.batches(x[:2048], y[:2048], batch_size=16, seed=0)
 pair("training", train, 1, 12)
 
-pair("predict", lambda n: evaluation.predict(model, x[:n]), FEW, len(x))
+pair("predict", lambda n: predictions.predict(model, x[:n]), FEW, len(x))
 stopping = partial(attacks.pgd, model, eps=0.1, alpha=0.1, steps=2, stop=True)
-pair("robustness", lambda n: evaluation.robustness(model, x[:n], y[:n], stopping), FEW, len(x))
+pair("robustness", lambda n: robustness.robustness(model, x[:n], y[:n], stopping), FEW, len(x))
 found["more results"] = x[FEW:].nbytes
 print(json.dumps(found))
 """

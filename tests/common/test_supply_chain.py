@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.cli import CommonOptions, script
 from common.errors import UserError
-from common.runs import Run
+from common.runs.options import CommonOptions
+from common.runs.record import Run
+from common.runs.script import script
 
 ROOT = Path(__file__).resolve().parents[2]
 # Assembled here, so that this list is not found by the search it feeds.
@@ -162,7 +163,8 @@ class Options(CommonOptions):
 
 @script(app="tests", name="victim")
 def victim(options: Options, run: Run) -> None:
-    from common import checkpoints, datasets
+    from common import datasets
+    from common.training import checkpoints
 
     datasets.load(options.dataset, n_train=4, n_test=4)
     if options.model is not None:
@@ -239,7 +241,8 @@ def defused(folder):
     """The names of what is refused for its size, once for each function that reads it."""
     import keras
 
-    from common import checkpoints, datasets, files
+    from common import datasets, files
+    from common.training import checkpoints
 
     model = dense()
     optimizer = keras.optimizers.SGD()
@@ -268,7 +271,7 @@ def test_e3_declared_sizes_are_refused(tmp_path):
 DEFUSE = """
 import resource, sys
 from pathlib import Path
-from high_water import peak
+from tests.helpers.high_water import peak
 from test_supply_chain import defused
 
 # Should they be let through one day, they must not take the machine along.

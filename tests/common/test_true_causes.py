@@ -4,8 +4,10 @@ import keras
 import numpy as np
 import pytest
 
-from common import attacks, datasets, evaluation, training
+from common import attacks, datasets
 from common.errors import UserError
+from common.evaluation import predictions
+from common.training import batches
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +41,8 @@ def test_the_budget_that_is_none_is_shown(model, value):
 
 def test_no_examples_are_said_to_be_none(model):
     with pytest.raises(UserError, match="x: holds no examples to measure an accuracy on"):
-        evaluation.accuracy(model, X[:0], Y[:0])
+        predictions.accuracy(model, X[:0], Y[:0])
     with pytest.raises(UserError, match="x: holds no examples to train on"):
-        training.batches(X[:0], Y[:0], batch_size=4, seed=0)
-    assert evaluation.outputs(model, X[:0]).shape == (0, 3)
+        batches.batches(X[:0], Y[:0], batch_size=4, seed=0)
+    assert predictions.outputs(model, X[:0]).shape == (0, 3)
     assert attacks.pgd(model, X[:0], Y[:0], eps=0.1, alpha=0.1, steps=1).shape == (0, 4)

@@ -4,12 +4,12 @@ import csv
 
 import numpy as np
 import pytest
-from face_toys import linear_network
 
 from common.errors import UserError
 from face_mter import ad_mnist
 from face_mter.ad_mnist import digit_pairs
-from face_mter.digits import load_digit_pictures
+from face_mter.data.digits import load_digit_pictures
+from tests.helpers.face_toys import linear_network
 
 SMALLEST = {"n_train": 160, "n_test": 90, "n_attack": 30, "far": 0.05, "emb_size": 8, "batch_size": 16, "adv_round": 2}
 

@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from face_mter import ad_face, attack, train, verify
-from face_mter.faces import load_faces
+from face_mter.data.faces import load_faces
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +71,7 @@ def test_the_base_model_is_judged_the_same_at_all_three_thresholds(chain):
 
 
 def test_verify_of_pictures_and_clips(chain, monkeypatch, tmp_path):
-    from common.datasets.readers import write_png
+    from common.datasets.images import write_png
 
     folder, _ = chain
     monkeypatch.chdir(folder)

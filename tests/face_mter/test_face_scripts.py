@@ -6,18 +6,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from face_toys import drawn_faces, faces_of, linear_network
 
-from common import checkpoints
-from common.datasets.readers import write_png
+from common.datasets.images import write_png
 from common.errors import UserError
-from common.runs import Identity, Run, read_table
-from face_mter import ad_face, attack, fitting, mter, train, verify
-from face_mter.faces import load_pairs, split_people
-from face_mter.feature_attacks import Outcome
-from face_mter.people import Cast, JudgeOptions, folded_pairs
-from face_mter.people import verify as judge
-from face_mter.verification import accept_rates, all_scores, cosines, far_threshold, pair_scores, ten_fold
+from common.runs.record import Identity, Run, read_table
+from common.training import checkpoints
+from face_mter import ad_face, attack, train, verify
+from face_mter.attacks.features import Outcome
+from face_mter.data.faces import load_pairs, split_people
+from face_mter.evaluation.people import Cast, JudgeOptions, folded_pairs
+from face_mter.evaluation.people import verify as judge
+from face_mter.evaluation.verification import accept_rates, all_scores, cosines, far_threshold, pair_scores, ten_fold
+from face_mter.training import fit, mter
+from tests.helpers.face_toys import drawn_faces, faces_of, linear_network
 
 PEOPLE = {"image_size": 16, "n_train": 6, "seed": 0}
 MODELS = ("base", "hardened", "none")
@@ -26,7 +27,7 @@ MODELS = ("base", "hardened", "none")
 def few_faces(patch, folder):
     """Scripts run in `folder`, on few faces."""
     patch.chdir(folder)
-    patch.setattr("face_mter.people.load_faces", lambda *_, image_size, **__: drawn_faces(size=image_size))
+    patch.setattr("face_mter.evaluation.people.load_faces", lambda *_, image_size, **__: drawn_faces(size=image_size))
 
 
 @pytest.fixture
@@ -257,7 +258,7 @@ def test_one_step_on_all_who_train(workplace, cast, paired):
     way = mter.method("none", loss_type="softmax") if paired else mter.classification("softmax", scale=1.0, margin=0.0)
     network = linear_network((16, 16, 3), 6)
     before = network.get_weights()
-    model, history = fitting.fit_faces(
+    model, history = fit.fit_faces(
         options, run, cast, lambda: network, lambda model: {"seen": 1.0}, method=way, paired=paired, title="a step"
     )
     assert model is network and len(history) == 1 and history[0]["seen"] == 1.0

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from trip_toys import SMALLEST
 
-from mobility_humid.samples import SampleOptions, load_fleet
-from mobility_humid.trips import PROFILE_FEATURES, SEEK, SERVE, Grid, TripSet, save_trips
+from mobility_humid.data.samples import SampleOptions, load_fleet
+from mobility_humid.data.trips import PROFILE_FEATURES, SEEK, SERVE, Grid, TripSet, save_trips
+from tests.helpers.trip_toys import SMALLEST
 
 
 def walk(rng, grid, home, length):

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from mobility_humid import prepare as script
-from mobility_humid.preparation import (
+from mobility_humid.data.gps import Track
+from mobility_humid.data.preparation import (
     COUNTED,
     METRES_PER_DEGREE,
     Clock,
@@ -28,9 +29,8 @@ from mobility_humid.preparation import (
     prepare_fleet,
     prepare_trips,
 )
+from mobility_humid.data.trips import PROFILE_FEATURES, SEEK, SERVE, SLOT, SPEED, UNTYPED, X, Y, load_trips, save_trips
 from mobility_humid.prepare import prepare
-from mobility_humid.tracks import Track
-from mobility_humid.trips import PROFILE_FEATURES, SEEK, SERVE, SLOT, SPEED, UNTYPED, X, Y, load_trips, save_trips
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # A Saturday noon, and a map on the equator, where a degree is a degree: 0.01 degrees are 1112 m.
@@ -327,7 +327,7 @@ def test_one_place_is_a_map_of_one_cell():
 
 
 def test_the_map_is_taken_from_the_first_points_only(monkeypatch):
-    monkeypatch.setattr("mobility_humid.preparation.MAP_POINTS", 8)
+    monkeypatch.setattr("mobility_humid.data.preparation.MAP_POINTS", 8)
     tracks = [track(minutes(5), x=1000 + 100 * i + np.arange(5), driver=f"d{i}") for i in range(2)]
     far = [track(minutes(5), x=19_000, driver="d2"), track(minutes(5), x=1050, driver="d3")]
     trips, counts = run(*tracks, *far, bbox=None, cell_size=10.0, min_points=1)
@@ -581,7 +581,7 @@ def test_too_few_days_for_a_signal_are_said_and_no_failure(fleet, capsys):
 
 @pytest.mark.slow
 def test_the_city_is_prepared_by_default(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("mobility_humid.city")
+    pytest.importorskip("mobility_humid.data.city")
     monkeypatch.chdir(tmp_path)
     status, _, err = ended(["--city-drivers", "8", "--city-days", "3"], capsys)
     assert status == 0, err

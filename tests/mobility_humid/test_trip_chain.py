@@ -3,15 +3,15 @@
 import json
 
 import pytest
-from trip_toys import SMALLEST, answers, verifier_file
 
-from common import checkpoints
-from common.runs import read_results, read_table
+from common.runs.record import read_results, read_table
+from common.training import checkpoints
+from mobility_humid.attacks.trips import attack
 from mobility_humid.classification import classification
 from mobility_humid.classification_attack import classification_attack
 from mobility_humid.fast_adversarial_train import fast_adversarial_train
 from mobility_humid.siamese_attack import siamese_attack
-from mobility_humid.trip_attacks import attack
+from tests.helpers.trip_toys import SMALLEST, answers, verifier_file
 
 pytestmark = pytest.mark.slow
 

@@ -3,22 +3,22 @@
 import keras
 import numpy as np
 import pytest
-from trip_toys import SMALLEST, answers, verifier_file
 
-from common import checkpoints
 from common.errors import UserError
-from common.runs import read_table
-from mobility_humid.attacking import Outcome, _in_cells, _worst
+from common.runs.record import read_table
+from common.training import checkpoints
 from mobility_humid.classification import classification
 from mobility_humid.classification_attack import classification_attack
+from mobility_humid.data.trips import X, Y
+from mobility_humid.evaluation.outcomes import Outcome, _in_cells, _worst
 from mobility_humid.fast_adversarial_train import fast_adversarial_train
-from mobility_humid.fitting import FittingOptions, _best_epoch, network_arguments
-from mobility_humid.networks import Classifier
+from mobility_humid.models.networks import Classifier
 from mobility_humid.siamese_attack import siamese_attack
-from mobility_humid.tasks import CLASSIFICATION, SIAMESE, Samples
 from mobility_humid.train import train
-from mobility_humid.trips import X, Y
-from mobility_humid.verification import fix_threshold, watch
+from mobility_humid.training.fit import FittingOptions, _best_epoch, network_arguments
+from mobility_humid.training.tasks import CLASSIFICATION, SIAMESE, Samples
+from mobility_humid.training.verification import fix_threshold, watch
+from tests.helpers.trip_toys import SMALLEST, answers, verifier_file
 
 RUNS = "runs/mobility_humid"
 UNTRAINED = {"units": (8, 8, 4), "encoder": "places"}
@@ -45,7 +45,7 @@ def shifted(name, model, layout, x, y, grid, *, eta, **options):
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    monkeypatch.setattr("mobility_humid.trip_attacks.attack", shifted)
+    monkeypatch.setattr("mobility_humid.attacks.trips.attack", shifted)
     # A network that is not trained, of which three epochs are told.
     told = [{"loss": 1.0, "accuracy": 0.5, "validation_accuracy": 0.5, "validation_auc": 0.5}] * 3
 

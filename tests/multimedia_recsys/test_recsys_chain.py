@@ -10,21 +10,20 @@ from PIL import Image
 
 from common.errors import UserError
 from multimedia_recsys import (
-    catalogues,
     classify_extract,
     classify_extract_attack,
-    effects,
     evaluate_visual_images,
-    ranking,
-    recommendations,
     results_analyzer,
     run_all,
     train_cnn,
 )
-from multimedia_recsys.attack_folders import read_attack
-from multimedia_recsys.catalogues import load_shop
-from multimedia_recsys.categories import Pair
-from multimedia_recsys.looks import read_looks
+from multimedia_recsys.data import catalogues
+from multimedia_recsys.data.attack_folders import read_attack
+from multimedia_recsys.data.catalogues import load_shop
+from multimedia_recsys.data.categories import Pair
+from multimedia_recsys.data.looks import read_looks
+from multimedia_recsys.evaluation import effects, ranking
+from multimedia_recsys.models import recommendations
 
 pytestmark = pytest.mark.slow
 
@@ -188,7 +187,7 @@ def test_an_interrupted_attack_goes_on_and_ends_alike(chain, monkeypatch):
     whole = classify_extract_attack.classify_extract_attack(
         classify_extract_attack.Options(**options, name="tiny", out=folder / "whole")
     )
-    from multimedia_recsys import attack_folders
+    from multimedia_recsys.data import attack_folders
 
     monkeypatch.setattr(attack_folders, "_CHUNK", 32)
     calls, genuine = [], attack_folders.write_png

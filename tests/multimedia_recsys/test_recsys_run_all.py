@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import pytest
-from recsys_toys import QUALITY, SHOP, SUCCESS, stub
 
 from common.errors import UserError
-from common.runs import read_results, read_table
+from common.runs.record import read_results, read_table
 from multimedia_recsys import run_all
+from tests.helpers.recsys_toys import QUALITY, SHOP, SUCCESS, stub
 
 ATTACKS = {"fgsm_8", "pgd_8", "noise_8", "swap_8", "insa_8_vbpr", "insa_8_amr"}
 RETRAINED = {"pgd_8", "noise_8", "swap_8"}

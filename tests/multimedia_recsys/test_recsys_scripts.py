@@ -7,30 +7,29 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
-from recsys_toys import CLASSES, FILES, SHOP, drawn_recommender, shop, stub
 
-from common import checkpoints
 from common.errors import UserError
-from common.runs import read_results, read_table
+from common.runs.record import read_results, read_table
+from common.training import checkpoints
 from multimedia_recsys import (
-    attack_folders,
     classify_extract,
     classify_extract_attack,
-    effects,
     evaluate_visual_images,
-    ranking,
     rec_generator,
-    recommendations,
     results_analyzer,
     run_all,
     train_cnn,
 )
-from multimedia_recsys.attack_folders import picture_paths, read_attack
-from multimedia_recsys.catalogues import load_shop
-from multimedia_recsys.categories import Pair
-from multimedia_recsys.interactions import interactions
-from multimedia_recsys.looks import read_looks
-from multimedia_recsys.recommenders import Factors
+from multimedia_recsys.data import attack_folders
+from multimedia_recsys.data.attack_folders import picture_paths, read_attack
+from multimedia_recsys.data.catalogues import load_shop
+from multimedia_recsys.data.categories import Pair
+from multimedia_recsys.data.interactions import interactions
+from multimedia_recsys.data.looks import read_looks
+from multimedia_recsys.evaluation import effects, ranking
+from multimedia_recsys.models import recommendations
+from multimedia_recsys.models.recommenders import Factors
+from tests.helpers.recsys_toys import CLASSES, FILES, SHOP, drawn_recommender, shop, stub
 
 PLACE = "runs/multimedia_recsys"
 CLASS_PAIR = {"origin_class": "0", "target_class": "1"}

@@ -1,0 +1,1 @@
+"""Attacks of adv_lock."""

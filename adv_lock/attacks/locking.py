@@ -1,0 +1,349 @@
+"""Locking a data set block by block: what is shared, what the owner keeps, and how good the lock is."""
+
+import hashlib
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from adv_lock.attacks import mixing
+from adv_lock.attacks.targeted import Attack, Store, attacked
+from common import files
+from common.datasets import Arrays, scaled
+from common.datasets.images import PicturePath, read_picture, write_png
+from common.datasets.npz import NpzWriter
+from common.evaluation import quality
+from common.progress import Progress, track
+
+LOCKED, KEY, MANIFEST, ARRAYS = "locked", "key.npz", "manifest.json", "locked.npz"
+SPLITS = ("train", "test")
+
+_BLOCK = 500
+# Pixels attacked at once: some twenty float32 copies of a block live at a time, so this bounds memory near 0.5 GB
+# until a single picture is larger than that.
+_PIXELS_AT_ONCE = 2 * 2**20
+# Attacks are kept for the other lock methods while all of a set fit here; those on photographs rarely do.
+_STORE_BYTES = 4 * 2**30
+# What PSNR, infinite there, counts as for a picture that the lock left as it was.
+_PSNR_UNCHANGED = 100.0
+_TIMED_STEPS, _TIMED_SIZES = 2, 3
+
+
+class Recipe(NamedTuple):
+    """How pictures are locked: method, its shares, class maps int32 (maps, classes), L2 radius, seed and attack."""
+
+    method: str
+    alpha: float
+    lambd: float
+    class_maps: np.ndarray
+    eps: float
+    seed: int
+    attack: Attack
+
+
+class Measured(NamedTuple):
+    """Of pictures as stored, (N,): `success` bool, `psnr` in dB, `ssim`, `l2`, and `share`, that of the radius used."""
+
+    success: np.ndarray
+    psnr: np.ndarray
+    ssim: np.ndarray
+    l2: np.ndarray
+    share: np.ndarray
+
+
+@dataclass
+class Report:
+    """What locking measured, split by split, and the seconds that its attacks took."""
+
+    seconds: float = 0.0
+    measured: dict[str, list[Measured]] = field(default_factory=lambda: {split: [] for split in SPLITS})
+    base_right: list[np.ndarray] = field(default_factory=list)
+
+    def of(self, name: str, *splits: str) -> np.ndarray:
+        """One measurement over the pictures of `splits`, by default of all."""
+        return np.concatenate([getattr(part, name) for split in splits or SPLITS for part in self.measured[split]])
+
+
+def lock_arrays(data: Arrays, recipe: Recipe, folder: Path, store_folder: Path, say: Callable[[str], None]) -> Report:
+    """Lock both splits of `data` into `folder/locked/locked.npz`, with `folder/key.npz` to undo it.
+
+    The train split is locked by its labels, the test split by what the base classifier answers, as an owner must who
+    has no labels yet; the labels stored are the true ones in both, as the data set's own file has them.
+    """
+    report = Report()
+    store = Store(store_folder, recipe.attack)
+    labels = np.arange(data.classes) if data.file_labels is None else data.file_labels.values
+    labels = labels.astype(np.int32)
+    splits = {"train": (data.x_train, data.y_train), "test": (data.x_test, data.y_test)}
+    hashes = {split: hashlib.sha256() for split in splits}
+    count = len(data.x_train) + len(data.x_test)
+    say(_announcement(recipe, {data.x_train.shape[1:3]: count}, lambda size: data.x_train[:_BLOCK]))
+    with (
+        Progress(count, "locking") as progress,
+        NpzWriter(folder / LOCKED / ARRAYS) as shared,
+        NpzWriter(folder / KEY) as key,
+    ):
+        for split, (x, y) in splits.items():
+            stored_rows = shared.member(f"x_{split}", x.shape, np.uint8)
+            difference_rows = key.member(f"{split}_difference", x.shape, np.uint8)
+            for first in range(0, len(x), _BLOCK):
+                rows = slice(first, first + _BLOCK)
+                stored = _lock_block(recipe, store, split, x[rows], y[rows], report)
+                stored_rows.append(stored)
+                difference_rows.append(mixing.difference(x[rows], stored))
+                hashes[split].update(np.ascontiguousarray(x[rows]).tobytes())
+                progress.add(len(stored))
+            shared.member(f"y_{split}", y.shape, np.int32).append(labels[y])
+        _write_key(key, recipe, {split: digest.hexdigest() for split, digest in hashes.items()})
+    report.seconds = store.seconds
+    _write_manifest(folder, recipe, data.class_names, [{"file": ARRAYS}], labels)
+    return report
+
+
+def lock_pictures(
+    root: Path,
+    pictures: Sequence[PicturePath],
+    is_test: np.ndarray,
+    class_names: Sequence[str],
+    recipe: Recipe,
+    folder: Path,
+    parts: Path,
+    store_folder: Path,
+    say: Callable[[str], None],
+    *,
+    image_size: int | None,
+) -> Report:
+    """Lock `pictures` under `root` into `folder/locked/<class>/<name>.png`, with `folder/key.npz` to undo it.
+
+    What an interrupted run goes on from is kept in `parts`.
+
+    Pictures are turned upright and keep size (unless `image_size` in pixels makes them square), alpha and metadata.
+    They are read, attacked and written in blocks of one size. A picture written before an interruption is not
+    attacked again. `is_test` (N,) marks those locked by the base classifier's answer.
+    """
+    report = Report()
+    names = locked_names(root, pictures)
+    sizes = [(image_size, image_size) if image_size else (p.height, p.width) for p in pictures]
+    values = 3 * sum(height * width for height, width in sizes)
+    needed = 2 * values * len(recipe.class_maps)
+    store = Store(store_folder if needed <= _STORE_BYTES else None, recipe.attack)
+    waiting = [
+        block
+        for block in track(list(_blocks_of_one_size(sizes, is_test)), "checking what is locked", units="blocks")
+        if not all(_finished(folder, parts, names[i], pictures[i].path) for i in block)
+    ]
+    if waiting:
+        counts = Counter(sizes[i] for block in waiting for i in block)
+        examples = {sizes[block[0]]: block[:1] for block in reversed(waiting)}
+        say(_announcement(recipe, counts, lambda size: _read(pictures, examples[size], image_size)[0]))
+    with Progress(len(pictures), "locking") as progress:
+        progress.skip(len(pictures) - sum(map(len, waiting)))
+        for block in waiting:
+            _lock_files(recipe, store, pictures, block, names, folder, parts, is_test, image_size)
+            progress.add(len(block))
+    _join_parts(recipe, report, folder, parts, names, is_test)
+    _remove_strangers(folder / LOCKED, names)
+    entries = [
+        {"file": name, "split": SPLITS[int(test)], "label": int(picture.label)}
+        for name, picture, test in zip(names, pictures, is_test, strict=True)
+    ]
+    _write_manifest(folder, recipe, class_names, entries, np.arange(len(class_names)))
+    return report
+
+
+def locked_names(root: Path, pictures: Sequence[PicturePath]) -> list[str]:
+    """`<class>/<stem>.png` for each picture; where two would share that name, with a suffix that tells them apart."""
+    return files.png_names([picture.path.relative_to(root).as_posix() for picture in pictures])
+
+
+def difference_name(name: str) -> str:
+    """What the difference of a locked picture is called in the key, whose names have to be UTF-8."""
+    return f"difference/{files.printable(name)}"
+
+
+def read_pixels(path: Path, image_size: int | None) -> np.ndarray:
+    """The upright RGB pixels of a picture as they are locked, uint8 (H, W, 3)."""
+    rgb = read_picture(path).rgb
+    return scaled(rgb, image_size) if image_size else rgb
+
+
+def _lock_block(recipe: Recipe, store: Store, split: str, x: np.ndarray, y: np.ndarray, report: Report) -> np.ndarray:
+    """The stored pictures of one block, after measuring them on the way."""
+    answers = recipe.attack.answers(x)
+    if split == "test":
+        report.base_right.append(answers == y)
+    classes = answers if split == "test" else y
+    perturbations = [store.perturbation(x, g[classes]) for g in recipe.class_maps]
+    mixed = mixing.mix(recipe.method, attacked(x, perturbations), alpha=recipe.alpha, lambd=recipe.lambd)
+    radius = mixing.budget(recipe.eps, x.shape[1:])
+    stored = mixing.round_within(x, mixed, radius)
+    seen = recipe.attack.answers(stored)
+    wanted = recipe.class_maps[:, classes]
+    distances = mixing.distances(x, stored)
+    report.measured[split].append(
+        Measured(
+            # The paper's maps have fixed points: an answer that did not change is no success.
+            success=((seen == wanted) & (wanted != classes)).any(axis=0),
+            psnr=np.minimum(quality.psnr(x, stored), _PSNR_UNCHANGED),
+            ssim=quality.ssim(x, stored),
+            l2=distances,
+            share=distances / radius,
+        )
+    )
+    return stored
+
+
+def _lock_files(
+    recipe: Recipe,
+    store: Store,
+    pictures: Sequence[PicturePath],
+    block: Sequence[int],
+    names: Sequence[str],
+    folder: Path,
+    parts: Path,
+    is_test: np.ndarray,
+    image_size: int | None,
+) -> None:
+    x, alphas, metadata = _read(pictures, block, image_size)
+    labels = np.array([pictures[i].label for i in block], np.int32)
+    split = SPLITS[int(is_test[block[0]])]
+    report, before = Report(), store.seconds
+    stored = _lock_block(recipe, store, split, x, labels, report)
+    seconds = (store.seconds - before) / len(block)
+    for k, i in enumerate(block):
+        target = files.inside(folder / LOCKED, names[i])
+        write_png(target, stored[k], alphas[k], metadata[k])
+        # Success is measured on the file as a stranger reads it, not on the array that was meant to be written.
+        reloaded = read_picture(target).rgb
+        if not np.array_equal(reloaded, stored[k]):
+            raise RuntimeError(f"{target}: reads back other pixels than were written")
+        part = {name: values[k : k + 1] for name, values in report.measured[split][0]._asdict().items()}
+        part["difference"] = mixing.difference(x[k], stored[k])
+        part["original"] = _text(hashlib.sha256(x[k].tobytes()).hexdigest())
+        part["base_right"] = report.base_right[0][k : k + 1] if report.base_right else np.zeros(0, bool)
+        part["hashes"] = _text(files.sha256(pictures[i].path) + files.sha256(target))
+        part["seconds"] = np.array(seconds)
+        files.write_npz(_part(parts, names[i]), part)
+
+
+def _join_parts(
+    recipe: Recipe, report: Report, folder: Path, parts: Path, names: Sequence[str], is_test: np.ndarray
+) -> None:
+    originals = {}
+    with NpzWriter(folder / KEY) as key:
+        for name, test in track(list(zip(names, is_test, strict=True)), "writing the key"):
+            part = files.read_npz(_part(parts, name))
+            difference = part["difference"]
+            key.member(difference_name(name), difference.shape, np.uint8).append(difference)
+            originals[name] = part["original"].tobytes().decode()
+            report.measured[SPLITS[int(test)]].append(Measured(*(part[name] for name in Measured._fields)))
+            report.base_right.append(part["base_right"])
+            report.seconds += float(part["seconds"])
+        _write_key(key, recipe, originals)
+
+
+def _blocks_of_one_size(sizes: Sequence[tuple[int, int]], is_test: np.ndarray) -> Iterator[list[int]]:
+    groups: dict[tuple, list[int]] = {}
+    for i, size in enumerate(sizes):
+        groups.setdefault((size, bool(is_test[i])), []).append(i)
+    for (size, _), members in groups.items():
+        step = max(1, min(_BLOCK, _PIXELS_AT_ONCE // math.prod(size)))
+        for first in range(0, len(members), step):
+            yield members[first : first + step]
+
+
+def _read(pictures: Sequence[PicturePath], block: Sequence[int], image_size: int | None) -> tuple:
+    read = [read_picture(pictures[i].path) for i in block]
+    if image_size:
+        rgb = [scaled(picture.rgb, image_size) for picture in read]
+        alphas = [None if picture.alpha is None else scaled(picture.alpha, image_size) for picture in read]
+    else:
+        rgb, alphas = [picture.rgb for picture in read], [picture.alpha for picture in read]
+    return np.stack(rgb), alphas, [picture.metadata for picture in read]
+
+
+def _announcement(
+    recipe: Recipe, counts: Mapping[tuple[int, int], int], example: Callable[[tuple[int, int]], np.ndarray]
+) -> str:
+    """How long it will take: a few steps of the attack timed on the commonest sizes, the others by their pixels.
+
+    `counts`: pictures of each (height, width); `example`: such a size -> pictures to time.
+    """
+    pixels = seconds = 0.0
+    shown = []
+    for size in sorted(counts, key=lambda size: -counts[size])[:_TIMED_SIZES]:
+        images = example(size)
+        targets = np.zeros(len(images), np.int32)
+        recipe.attack.towards(images, targets, steps=1)
+        started = time.perf_counter()
+        recipe.attack.towards(images, targets, steps=_TIMED_STEPS)
+        step = (time.perf_counter() - started) / _TIMED_STEPS / len(images)
+        per_picture = step * recipe.attack.steps * len(recipe.class_maps)
+        shown.append(f"{size[1]} x {size[0]}: about {_duration(per_picture)} a picture")
+        pixels += math.prod(size)
+        seconds += per_picture
+    total = seconds / pixels * sum(math.prod(size) * count for size, count in counts.items())
+    if len(counts) > _TIMED_SIZES:
+        shown.append(f"and {len(counts) - _TIMED_SIZES} other sizes")
+    pictures = sum(counts.values())
+    return f"locking {pictures} pictures ({'; '.join(shown)}), about {_duration(total)} in all unless attacked before"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min"
+
+
+def _remove_strangers(locked: Path, names: Sequence[str]) -> None:
+    """What an earlier, interrupted lock of other pictures left must not be shared with these."""
+    known = {files.inside(locked, name) for name in names}
+    for path in [path for path in locked.rglob("*") if path.is_file() and path not in known]:
+        path.unlink()
+
+
+def _part(parts: Path, name: str) -> Path:
+    return files.inside(parts, name + ".npz")
+
+
+def _finished(folder: Path, parts: Path, name: str, source: Path) -> bool:
+    part, target = _part(parts, name), files.inside(folder / LOCKED, name)
+    if not (part.is_file() and target.is_file()):
+        return False
+    hashes = files.read_npz(part)["hashes"].tobytes().decode()
+    return hashes == files.sha256(source) + files.sha256(target)
+
+
+def _write_key(key: NpzWriter, recipe: Recipe, originals: dict[str, str]) -> None:
+    about = {name: getattr(recipe, name) for name in ("method", "alpha", "lambd", "eps", "seed")}
+    for name, array in {
+        "class_maps": recipe.class_maps,
+        "about": _text(json.dumps({**about, "originals_sha256": originals}, sort_keys=True)),
+    }.items():
+        key.member(name, array.shape, array.dtype).append(array)
+
+
+def _write_manifest(
+    folder: Path, recipe: Recipe, class_names: Sequence[str], entries: list[dict], labels: np.ndarray
+) -> None:
+    locked = folder / LOCKED
+    manifest = {
+        "method": recipe.method,
+        "budget": {"norm": "l2", "eps_at_32x32x3": recipe.eps, "unit": "pixel values in [0, 1]"},
+        "versions": {name: version(name) for name in ("adversarial-suite", "tensorflow", "keras")},
+        "classes": list(class_names),
+        "labels": labels.tolist(),
+        "files": [{**entry, "sha256": files.sha256(locked / entry["file"])} for entry in entries],
+    }
+    files.write_text(locked / MANIFEST, files.json_text(manifest, indent=1))
+
+
+def _text(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode(), np.uint8)

@@ -1,0 +1,1 @@
+"""What adv_lock works on."""

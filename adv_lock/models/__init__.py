@@ -1,0 +1,1 @@
+"""Networks of adv_lock."""

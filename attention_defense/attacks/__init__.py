@@ -1,0 +1,1 @@
+"""Attacks of attention_defense."""

@@ -1,0 +1,1 @@
+"""What attention_defense works on."""

@@ -1,0 +1,217 @@
+"""What attention tells about attacks, and attacks about attention: measures by picture, and the paper's claims tested.
+
+O1: pictures whose attention covers their object badly are easier to attack. O2: attacks that succeed move attention.
+O3: iterating an attack moves it further. Intervals are 95 % percentile bootstraps over pictures.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from attention_defense.models.grad_cam import Attention, area, overlap, resized, spread
+from common.arrays import as_float, to_array, to_labels
+from common.attacks import logits_of
+from common.attacks.calls import compiled
+from common.progress import blocks, track
+from common.runs.record import Run
+
+_BOOTSTRAPS = 2000
+# Of a regression, each a fit of its own.
+_REFITS = 1000
+
+
+class Looked(NamedTuple):
+    """What a model makes of N pictures: `logits` (N, classes); `attention` float32 (N, H, W) of mean about 1 for one
+    class of each; `area` bool (N, h, w), its cells above the mean."""
+
+    logits: np.ndarray
+    attention: np.ndarray
+    area: np.ndarray
+
+
+def look(
+    model: keras.Model,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    layer: str | None = None,
+    batch_size: int = 100,
+    progress: bool = False,
+) -> Looked:
+    """Answers and attention of `model` to pictures `x` (N, H, W, C), 8-bit or float in [0, 1], for the classes `y`.
+
+    `progress` is shown if it takes long.
+    """
+    x, y = to_array(x), to_labels(y, len(x))
+    signature = [tf.TensorSpec([None, *x.shape[1:]], x.dtype), tf.TensorSpec([None], tf.int32)]
+
+    def function(model: keras.Model, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        logits, cam = Attention(model, layer)(as_float(x), y)
+        return logits, resized(spread(cam), x.shape[1:3]), area(cam)
+
+    answer = compiled(model, ("attention of", layer, x.shape[1:], x.dtype.str), function, signature)
+    found = [answer(x[rows], y[rows]) for rows in blocks(len(x), batch_size, "attention", shown=progress)]
+    return Looked(*(np.concatenate([block[place].numpy() for block in found]) for place in range(3)))
+
+
+def probabilities(model: keras.Model, x: np.ndarray) -> np.ndarray:
+    """What `model` answers to `x` float (N, H, W, C) in [0, 1]: float32 (N, classes)."""
+    signature = [tf.TensorSpec([None, *x.shape[1:]])]
+    answer = compiled(
+        model, ("probabilities", x.shape[1:]), lambda model, x: tf.nn.softmax(logits_of(model)(x)), signature
+    )
+    return answer(x).numpy()
+
+
+def moved(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """IoU of two attended areas, bool (N, h, w), picture by picture: float32 (N,)."""
+    return overlap(tf.constant(before), tf.constant(after)).numpy()
+
+
+def object_overlap(attention: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """IoU of the object with as many of the most attended pixels as it has, (N,); NaN where no object is known.
+
+    Equal areas: the original's share of the object that is covered grows with the size of the attended area.
+    """
+    found = np.full(len(masks), np.nan)
+    for place, (values, mask) in enumerate(zip(attention, masks, strict=True)):
+        count = int(mask.sum())
+        if count:
+            chosen = np.zeros(mask.size, bool)
+            chosen[np.argsort(-values, axis=None, kind="stable")[:count]] = True
+            both = int((chosen & mask.ravel()).sum())
+            found[place] = both / (2 * count - both)
+    return found
+
+
+def trust(logits: np.ndarray) -> np.ndarray:
+    """The highest probability, (N,)."""
+    return softmax(logits).max(axis=1)
+
+
+def margin(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The logit of the class `y` less the highest other one, (N,)."""
+    rows = np.arange(len(y))
+    others = logits.copy()
+    others[rows, y] = -np.inf
+    return logits[rows, y] - others.max(axis=1)
+
+
+def entropy(attention: np.ndarray) -> np.ndarray:
+    """Entropy of the attention over pixels as a share of the largest possible, (N,): 1 for an even spread."""
+    flat = attention.reshape(len(attention), -1)
+    p = flat / flat.sum(axis=1, keepdims=True)
+    return -(p * np.log(np.maximum(p, 1e-30))).sum(axis=1) / np.log(flat.shape[1])
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (N, classes)."""
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+class Interval(NamedTuple):
+    """An estimate with its interval, from `n` pictures."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class Table:
+    """Rows and headlines of one model's run."""
+
+    def __init__(self, run: Run, model: str, eps: float) -> None:
+        self.run, self.model, self.eps = run, model, eps
+
+    def write(
+        self, metric: str, found: Interval | None, *, attack: str, split: str, headline: str | None = None
+    ) -> None:
+        """A row, if there is an estimate; and under `headline` a figure of the run."""
+        if found is None:
+            return
+        self.run.row(
+            model=self.model,
+            attack=attack,
+            norm="linf",
+            eps=self.eps,
+            split=split,
+            metric=metric,
+            value=found.value,
+            n=found.n,
+            low=found.low,
+            high=found.high,
+        )
+        if headline is not None:
+            self.run.intervals({headline: (found.value, found.n, found.low, found.high)})
+
+
+def bootstrap(statistic: Callable[[np.ndarray], float], count: int, *, seed: int = 0) -> Interval | None:
+    """`statistic` of all `count` rows, with an interval from rows drawn with replacement; None where it is no number.
+
+    Draws whose statistic is no number are left out.
+    """
+    value = statistic(np.arange(count))
+    if not np.isfinite(value):
+        return None
+    rng = np.random.default_rng([seed, 0xA77])
+    draws = np.array([statistic(rng.integers(count, size=count)) for _ in range(_BOOTSTRAPS)])
+    low, high = np.percentile(draws[np.isfinite(draws)], [2.5, 97.5])
+    return Interval(float(value), float(low), float(high), count)
+
+
+def mean(values: np.ndarray, chosen: np.ndarray, *, seed: int = 0) -> Interval | None:
+    """Mean of `values` (N,) over the rows `chosen` bool (N,) that are numbers."""
+    kept = values[chosen & np.isfinite(values)]
+    return bootstrap(lambda rows: kept[rows].mean(), len(kept), seed=seed) if len(kept) else None
+
+
+def difference(values: np.ndarray, first: np.ndarray, second: np.ndarray, *, seed: int = 0) -> Interval | None:
+    """Mean of `values` (N,) over the rows `first` less that over `second`, bool (N,) each."""
+    usable = np.isfinite(values)
+    if not (first & usable).any() or not (second & usable).any():
+        return None
+    kept = np.flatnonzero((first | second) & usable)
+    values, side = values[kept], first[kept]
+
+    def statistic(rows: np.ndarray) -> float:
+        one, other = values[rows][side[rows]], values[rows][~side[rows]]
+        return one.mean() - other.mean() if len(one) and len(other) else np.nan
+
+    return bootstrap(statistic, len(kept), seed=seed)
+
+
+def odds(success: np.ndarray, causes: dict[str, np.ndarray], *, seed: int = 0) -> dict[str, Interval]:
+    """Logistic regression of `success` bool (N,) on `causes` (N,) each, at mean 0 and deviation 1: by how much the
+    log-odds change with one deviation of a cause while the others stay.
+
+    Rows with a cause that is not a number are left out; empty where one outcome or a cause never varies.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
+
+    table = np.stack(list(causes.values()), axis=1)
+    kept = np.isfinite(table).all(axis=1)
+    table, success = table[kept], success[kept]
+    if len(table) < 10 or len(np.unique(success)) < 2 or (table.std(axis=0) == 0).any():
+        return {}
+    table = (table - table.mean(axis=0)) / table.std(axis=0)
+
+    def coefficients(rows: np.ndarray) -> np.ndarray:
+        if len(np.unique(success[rows])) < 2:
+            return np.full(table.shape[1], np.nan)
+        # Nearly none, but enough that outcomes which a cause tells apart without error do not run away.
+        return LogisticRegression(C=1e3, max_iter=200).fit(table[rows], success[rows]).coef_[0]
+
+    rng = np.random.default_rng([seed, 0x0DD])
+    rows = (rng.integers(len(table), size=len(table)) for _ in range(_REFITS))
+    # The fits are small: several threads would wait for one another for longer than they work.
+    with threadpool_limits(1):
+        draws = np.array([coefficients(drawn) for drawn in track(rows, "log-odds", total=_REFITS, units="draws")])
+        value = coefficients(np.arange(len(table)))
+    low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
+    return {name: Interval(*map(float, of), len(table)) for name, *of in zip(causes, value, low, high, strict=True)}

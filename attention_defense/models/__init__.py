@@ -1,0 +1,1 @@
+"""Networks of attention_defense."""

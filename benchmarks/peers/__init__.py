@@ -1,0 +1,1 @@
+"""Other libraries, and what all are measured on."""

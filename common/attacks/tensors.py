@@ -1,0 +1,118 @@
+"""One row per example: shapes, norms, and draws that depend on the example alone."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+Tensor = tf.Tensor
+
+
+def align(value: float | Tensor, x: Tensor) -> Tensor:
+    """`value` at the rank of `x` (B, ...), to broadcast against it: from a scalar, (B,) per example, or that rank.
+
+    Errors: `ValueError` for any other rank.
+    """
+    if isinstance(value, int | float):
+        # Through NumPy: three times as fast as a reshape, and five of these stand before every attack.
+        return tf.constant(np.full([1] * x.shape.rank, value, x.dtype.as_numpy_dtype))
+    value = tf.cast(value, x.dtype)
+    if value.shape.rank == x.shape.rank:
+        return value
+    if value.shape.rank > 1:
+        raise ValueError(
+            f"a budget, step, bound or mask must be a scalar, of shape (batch,), or of the input's rank {x.shape.rank};"
+            f" received shape {tuple(value.shape)}"
+        )
+    return tf.reshape(value, [-1] + [1] * (x.shape.rank - 1))
+
+
+def per_example(x: Tensor) -> list[int]:
+    """The axes of one example of `x` (B, ...)."""
+    return list(range(1, x.shape.rank))
+
+
+def total(x: Tensor) -> Tensor:
+    """Sum over each example, kept at the rank of `x`."""
+    return tf.reduce_sum(x, axis=per_example(x), keepdims=True)
+
+
+def unit(x: Tensor, order: int) -> Tensor:
+    """`x` over its L1 or L2 norm per example; zero where `x` is zero, without under- or overflow on the way."""
+    x = x * _inverse(tf.reduce_max(tf.abs(x), axis=per_example(x), keepdims=True))
+    return x * _inverse(total(tf.abs(x)) if order == 1 else tf.sqrt(total(tf.square(x))))
+
+
+def finite(gradient: Tensor) -> Tensor:
+    """`gradient` (B, ...) in numbers that a step can be made of, per example: what is infinite counts as its largest
+    finite entry, or 1 if it has none, and what is not a number as 0. The slope of x ** 0.45 is infinite at 0.
+
+    Where all is finite no bit changes.
+    """
+
+    def mended() -> Tensor:
+        usable = tf.math.is_finite(gradient)
+        largest = tf.reduce_max(tf.where(usable, tf.abs(gradient), 0.0), axis=per_example(gradient), keepdims=True)
+        steepest = tf.sign(gradient) * tf.where(largest > 0, largest, 1.0)
+        return tf.where(usable, gradient, tf.where(tf.math.is_nan(gradient), 0.0, steepest))
+
+    # One pass; where the sum of finite entries overflows, mending them changes nothing.
+    return tf.cond(tf.math.is_finite(tf.reduce_sum(gradient)), lambda: gradient, mended)
+
+
+def _inverse(size: Tensor) -> Tensor:
+    # The inverse of a denormal number overflows: such sizes count as zero.
+    return tf.where(size > 1e-37, 1.0 / size, tf.zeros_like(size))
+
+
+Tensor = tf.Tensor
+
+
+def seed_pair(seed: int | Tensor) -> Tensor:
+    """A seed as the int32 pair (2,) of TensorFlow's stateless operations; a pair passes through."""
+    seed = tf.convert_to_tensor(seed)
+    return tf.bitcast(tf.cast(seed, tf.int64), tf.int32) if seed.shape.rank == 0 else tf.cast(seed, tf.int32)
+
+
+def example_seeds(seed: Tensor, index: Tensor) -> Tensor:
+    """One seed pair per example: `seed` (2,) folded with `index` (B,), the examples' places in the data set."""
+    # Folding once with a constant spreads the seed's bits, so that neighbouring seeds share no (seed, index) pair.
+    spread = tf.random.fold_in(seed, 0x5EED)
+    index = tf.cast(index, tf.int32)
+    return tf.stack([tf.fill(tf.shape(index), spread[0]), tf.bitwise.bitwise_xor(spread[1], index)], axis=1)
+
+
+def uniform(seeds: Tensor, shape: Sequence[int] | Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Uniform draws (B, *shape) between `low` and `high`, neither of them ever drawn; row i from `seeds[i]`."""
+    bits = tf.bitwise.right_shift(_words(seeds, shape), tf.constant(9, tf.uint32))
+    # The centres of 2^23 equal cells: all of them are float32 numbers, and a logarithm of any is finite.
+    return low + (high - low) * (tf.cast(bits, tf.float32) + 0.5) * 2.0**-23
+
+
+def normal(seeds: Tensor, shape: Sequence[int] | Tensor) -> Tensor:
+    """Standard normal draws (B, *shape), row i from `seeds[i]`."""
+    return math.sqrt(2) * tf.math.erfinv(uniform(seeds, shape, -1.0, 1.0))
+
+
+def _words(seeds: Tensor, shape: Sequence[int] | Tensor) -> Tensor:
+    """Random 32-bit words (B, *shape) by hashing each coordinate's number with its example's two seed words.
+
+    TensorFlow's own generators take one seed for a whole tensor: a loop over the examples costs a GPU a launch each.
+    """
+    shape = tf.convert_to_tensor(shape, tf.int32)
+    words = tf.bitcast(seeds, tf.uint32)
+    place = tf.cast(tf.range(tf.cast(tf.reduce_prod(shape), tf.int64)), tf.uint32)
+    hashed = _mix(_mix(place + words[:, :1]) + words[:, 1:])
+    return tf.reshape(hashed, tf.concat([tf.shape(seeds)[:1], shape], axis=0))
+
+
+def _mix(word: Tensor) -> Tensor:
+    """A bijection of 32-bit words in which each input bit flips each output bit half the time (Wellons, lowbias32)."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        word = _fold(word, shift) * tf.constant(factor, tf.uint32)
+    return _fold(word, 16)
+
+
+def _fold(word: Tensor, shift: int) -> Tensor:
+    return tf.bitwise.bitwise_xor(word, tf.bitwise.right_shift(word, tf.constant(shift, tf.uint32)))

@@ -1,0 +1,1 @@
+"""How common judges."""

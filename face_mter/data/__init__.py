@@ -1,0 +1,1 @@
+"""What face_mter works on."""

@@ -1,0 +1,1 @@
+"""How face_mter judges."""

@@ -1,0 +1,498 @@
+"""Are two pictures of one person? Scores, thresholds and rates of embeddings, and how sure they are.
+
+A pair is accepted when the cosine of its embeddings is the threshold or above. Embeddings are (N, D) of any length;
+they are brought to length 1 here. `person` int (N,) is ascending, as in `Faces`.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from common.errors import UserError
+from common.evaluation.statistics import Measured, Statistic, best_threshold, bootstrap, ratio
+from common.files import read_lines
+from face_mter.data.faces import Faces, attack_pairs
+
+# Numbers held at a time beside what is returned.
+_BLOCK = 2**22
+
+
+class Scores(NamedTuple):
+    """Cosines, float32, of all pairs of pictures: `positives` in the order of `same_pairs`, `negatives` in that of
+    `cross_scores`; `person` int (N,) says who is on each picture."""
+
+    positives: np.ndarray
+    negatives: np.ndarray
+    person: np.ndarray
+
+
+class Rates(NamedTuple):
+    """The true and the false accept rate at one threshold, each with an interval by person."""
+
+    tar: Measured
+    far: Measured
+
+
+class Roc(NamedTuple):
+    """A thinned ROC curve, float64 (points,) each, from the highest threshold to the lowest."""
+
+    threshold: np.ndarray
+    far: np.ndarray
+    tar: np.ndarray
+
+
+class FoldedPairs(NamedTuple):
+    """`pairs` int32 (n, 2) of pictures, `same` int32 (n,) of 0 and 1, `fold` int32 (n,) from 0, and how many pairs of a
+    list were left out because their pictures are not there."""
+
+    pairs: np.ndarray
+    same: np.ndarray
+    fold: np.ndarray
+    left_out: int
+
+
+class TenFold(NamedTuple):
+    """`accuracy`: mean of the accuracies `folds` (k,), each at its threshold of `thresholds` (k,); `error`: the
+    standard error of that mean; `right` bool (n,): which pairs were answered rightly, for an interval by person with
+    `common.evaluation.statistics.rate`."""
+
+    accuracy: float
+    error: float
+    folds: np.ndarray
+    thresholds: np.ndarray
+    right: np.ndarray
+
+
+def normalised(embeddings: np.ndarray) -> np.ndarray:
+    """Embeddings (N, D) brought to length 1, float32.
+
+    Errors: `UserError` for one that is zero or not finite.
+    """
+    embeddings = np.asarray(embeddings, np.float32)
+    if embeddings.ndim != 2:
+        raise ValueError(f"embeddings: expected (N, D), received {embeddings.shape}")
+    length = np.sqrt(np.einsum("nd,nd->n", embeddings, embeddings, dtype=np.float64))
+    if len(bad := np.flatnonzero(~(np.isfinite(length) & (length > 0)))):
+        raise UserError(f"embeddings: row {bad[0]} has length {length[bad[0]]:g}; expected finite ones, train anew")
+    return (embeddings / length[:, None]).astype(np.float32)
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The cosine of each row of `a` with that of `b`, (N, D) both: float32 (N,) in [-1, 1]."""
+    return np.clip(np.einsum("nd,nd->n", normalised(a), normalised(b)), -1, 1)
+
+
+def pair_scores(embeddings: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """The cosines of `pairs` int (n, 2) of rows of `embeddings`: float32 (n,) in [-1, 1]."""
+    z, scores = normalised(embeddings), np.empty(len(pairs), np.float32)
+    rows = max(1, _BLOCK // z.shape[1])
+    for first in range(0, len(pairs), rows):
+        a, b = pairs[first : first + rows].T
+        scores[first : first + rows] = np.einsum("nd,nd->n", z[a], z[b])
+    return np.clip(scores, -1, 1, out=scores)
+
+
+def same_pairs(person: np.ndarray) -> np.ndarray:
+    """All pairs of pictures of one person, int32 (n, 2), the first the smaller, in lexical order."""
+    stop = _stops(person)
+    count = stop - np.arange(len(person)) - 1
+    first = np.repeat(np.arange(len(person)), count)
+    step = np.arange(len(first)) - np.repeat(np.cumsum(count) - count, count)
+    return np.stack([first, first + 1 + step], axis=1).astype(np.int32)
+
+
+def cross_scores(embeddings: np.ndarray, person: np.ndarray) -> np.ndarray:
+    """The cosines of all pairs of pictures of different people, float32 (n,), in the lexical order of the pairs.
+
+    Computed in blocks: beside the answer (18 MB for 3,000 pictures) it takes some 40 MB, however many there are.
+    """
+    z, stop = normalised(embeddings), _stops(person)
+    scores = np.empty(int(np.sum(len(z) - stop)), np.float32)
+    rows, done = max(1, _BLOCK // max(len(z), 1)), 0
+    for first in range(0, len(z), rows):
+        stops = stop[first : first + rows]
+        block = z[first : first + rows] @ z[stops[0] :].T
+        found = block[np.arange(stops[0], len(z)) >= stops[:, None]]
+        scores[done : done + len(found)] = found
+        done += len(found)
+    return np.clip(scores, -1, 1, out=scores)
+
+
+def cross_pairs(person: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The pairs of pictures, int32 (n, 2), that the entries `rows` int (n,) of `cross_scores` belong to."""
+    stop = _stops(person)
+    count = len(person) - stop
+    begin = np.cumsum(count) - count
+    first = np.searchsorted(begin, rows, side="right") - 1
+    return np.stack([first, stop[first] + rows - begin[first]], axis=1).astype(np.int32)
+
+
+def all_scores(embeddings: np.ndarray, person: np.ndarray) -> Scores:
+    """The cosines of all pairs of pictures.
+
+    Errors: `UserError` when there is no pair of one person or none of two.
+    """
+    positives = pair_scores(embeddings, same_pairs(person))
+    negatives = cross_scores(embeddings, person)
+    for kind, scores in (("one person", positives), ("two people", negatives)):
+        if not len(scores):
+            raise UserError(f"{len(person)} pictures hold no pair of {kind}; bring more pictures or people")
+    return Scores(positives, negatives, np.asarray(person))
+
+
+def to_distance(cosine: float | np.ndarray) -> np.ndarray:
+    """The Euclidean distance, in [0, 2], of two points of the unit sphere with this cosine: sqrt(2 - 2 cosine)."""
+    return np.sqrt(np.maximum(2 - 2 * np.asarray(cosine, np.float64), 0))
+
+
+def to_cosine(distance: float | np.ndarray) -> np.ndarray:
+    """The cosine, in [-1, 1], of two points of the unit sphere at this Euclidean distance: 1 - distance^2 / 2."""
+    return 1 - np.asarray(distance, np.float64) ** 2 / 2
+
+
+def far_threshold(negatives: np.ndarray, far: float) -> float:
+    """The threshold at a false accept rate: the smallest that accepts at most a share `far` of `negatives` (n,).
+
+    It is the next number, in the precision of the scores, above the highest of those that must be refused. Where scores
+    tie there, all of them are refused.
+
+    Errors: `UserError` for fewer than 1 / `far` negatives, which cannot show such a rate, and a `far` outside (0, 1).
+    """
+    negatives = _checked(negatives, "pairs of different people")
+    refused = len(negatives) - 1 - _allowed(len(negatives), far)
+    return float(np.nextafter(np.partition(negatives, refused)[refused], np.inf))
+
+
+def threshold_at_tar(positives: np.ndarray, tar: float) -> float:
+    """The highest threshold at which at least a share `tar` of `positives` (n,) is accepted, to judge two models at
+    equal TAR.
+
+    Errors: `UserError` for no positives and a `tar` outside (0, 1].
+    """
+    positives = _checked(positives, "pairs of one person")
+    if not 0 < tar <= 1:
+        raise UserError(f"tar={tar}: expected a share above 0, up to 1, such as 0.9")
+    n = len(positives)
+    accepted = next(k for k in range(max(1, math.floor(tar * n) - 1), n + 1) if k / n >= tar)
+    return float(np.partition(positives, n - accepted)[n - accepted])
+
+
+def tar_at(positives: np.ndarray, negatives: np.ndarray, far: float) -> float:
+    """The share of `positives` that is accepted at the `far_threshold` of `negatives`. Errors: as that."""
+    return float(np.mean(_checked(positives, "pairs of one person") >= far_threshold(negatives, far)))
+
+
+def roc(positives: np.ndarray, negatives: np.ndarray, *, points: int = 200) -> Roc:
+    """About `points` points of the ROC curve, from a FAR of 0 to 1 and evenly in its logarithm.
+
+    Each lies on the full curve. Errors: `UserError` for no pairs of either kind.
+    """
+    positives = np.sort(_checked(positives, "pairs of one person"))
+    negatives = np.sort(_checked(negatives, "pairs of different people"))
+    n = len(negatives)
+    accepted = np.unique(np.rint(np.geomspace(1, n, points)).astype(np.int64))
+    accepted = np.concatenate([[0], accepted[accepted < n]])
+    threshold = np.nextafter(negatives[n - 1 - accepted], np.inf).astype(np.float64)
+    threshold = np.unique(np.append(threshold, min(positives[0], negatives[0])))[::-1]
+    far, tar = ((len(s) - np.searchsorted(s, threshold)) / len(s) for s in (negatives, positives))
+    return Roc(threshold, far, tar)
+
+
+def accept_rates(scores: Scores, threshold: float, *, repeats: int = 1000, seed: int = 0) -> Rates:
+    """TAR and FAR at a `threshold` that was fixed elsewhere, with intervals by bootstrap over the people.
+
+    A pair of one person counts as often as the person was drawn, one of two as often as the product. Takes memory for a
+    table of people by people. Errors: `UserError` for fewer than two people.
+    """
+    people, number, count = np.unique(scores.person, return_inverse=True, return_counts=True)
+    # Of NumPy's own type, or it would be rounded to that of the scores.
+    threshold = np.float64(threshold)
+    hits, accepted = scores.positives >= threshold, np.flatnonzero(scores.negatives >= threshold)
+    table = _table(number[cross_pairs(scores.person, accepted)], len(people))
+    mine = number[same_pairs(scores.person)[:, 0]]
+    of_person = [np.bincount(mine, values, len(people)) for values in (hits, np.ones(len(hits)))]
+
+    def true_accepts(weights: np.ndarray) -> np.ndarray:
+        return ratio(weights @ of_person[0], weights @ of_person[1])
+
+    def false_accepts(weights: np.ndarray) -> np.ndarray:
+        return ratio(_table_weight(weights, table), _cross_weight(weights, count))
+
+    everyone, pairs = np.arange(len(people)), len(scores.negatives)
+    tar, far = (bootstrap(s, everyone, repeats=repeats, seed=seed) for s in (true_accepts, false_accepts))
+    return Rates(
+        Measured(float(np.mean(hits)), len(hits), *tar),
+        Measured(len(accepted) / pairs, pairs, *far),
+    )
+
+
+def tar_at_far(scores: Scores, far: float, *, repeats: int = 1000, seed: int = 0) -> Measured:
+    """`tar_at` with an interval by bootstrap over the people, the threshold found anew in every draw.
+
+    So the interval knows how unsure the threshold is. Errors: as `far_threshold`, and for fewer than two people.
+    """
+    value = tar_at(scores.positives, scores.negatives, far)
+    people = np.arange(len(np.unique(scores.person)))
+    interval = bootstrap(weighted_tar(scores, far), people, repeats=repeats, seed=seed)
+    return Measured(value, len(scores.positives), *interval)
+
+
+def weighted_tar(scores: Scores, far: float) -> Statistic:
+    """`tar_at` for `common.evaluation.statistics.bootstrap` of the people: weights (draws, people) -> (draws,); without a value
+    where a draw has pairs of one kind only."""
+    _, number, count = np.unique(scores.person, return_inverse=True, return_counts=True)
+    rising = np.argsort(scores.positives)
+    positives, mine = scores.positives[rising], number[same_pairs(scores.person)[rising, 0]]
+    highest_refused = _highest_refused(scores, far)
+
+    def accepted(weights: np.ndarray) -> np.ndarray:
+        place = np.searchsorted(positives, highest_refused(weights), side="right")
+        weight = np.cumsum(weights[:, mine], axis=1)
+        below = np.where(place > 0, weight[np.arange(len(place)), place - 1], 0)
+        return ratio(weight[:, -1] - below, weight[:, -1])
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        value, told = np.full(len(weights), np.nan), _cross_weight(weights, count) > 0
+        value[told] = _in_blocks(accepted, weights[told], len(mine))
+        return value
+
+    return statistic
+
+
+def _highest_refused(scores: Scores, far: float) -> Statistic:
+    """The highest negative that each draw of the people must refuse, for draws that have negatives."""
+    people, number, count = np.unique(scores.person, return_inverse=True, return_counts=True)
+    falling = np.argsort(scores.negatives)[::-1]
+    allowed = _allowed(len(falling), far)
+
+    def of_people(low: int, high: int) -> np.ndarray:
+        return number[cross_pairs(scores.person, falling[low:high])]
+
+    def search(weights: np.ndarray, low: int, high: int) -> np.ndarray:
+        """Look from place `low` to `high` in falling order: draws differ little in where it is."""
+        table, (a, b) = _table(of_people(0, low), len(people)), of_people(low, high).T
+
+        def of_block(weights: np.ndarray) -> np.ndarray:
+            above, total = _table_weight(weights, table), _cross_weight(weights, count)
+            share = (above[:, None] + np.cumsum(weights[:, a] * weights[:, b], axis=1)) / total[:, None]
+            refused = scores.negatives[falling[low + np.argmax(share > far, axis=1)]]
+            outside = (above / total > far) | (share[:, -1] <= far)
+            if outside.any():
+                refused[outside] = search(weights[outside], low // 2 if low > 1000 else 0, min(2 * high, len(falling)))
+            return refused
+
+        return _in_blocks(of_block, weights, high - low)
+
+    margin = 1000 + allowed // 10
+    return lambda weights: search(weights, max(0, allowed - margin), min(allowed + margin, len(falling)))
+
+
+def ten_fold(scores: np.ndarray, same: np.ndarray, folds: np.ndarray) -> TenFold:
+    """The protocol of LFW (Huang et al. 2007): each fold is answered with the threshold that is best on all others.
+
+    `scores` (n,), `same` int (n,) of 0 and 1, `folds` int (n,) with any numbers. Of equally good thresholds it is that
+    of `common.evaluation.statistics.best_threshold`.
+
+    Errors: `UserError` for fewer than two folds, or when all others of a fold have pairs of one kind only.
+    """
+    scores, same = np.asarray(scores), np.asarray(same, np.int64)
+    names = np.unique(folds)
+    if len(names) < 2:
+        raise UserError(f"{len(names)} folds of pairs; expected 2 or more: bring more pairs")
+    thresholds = np.array([best_threshold(scores[folds != name], same[folds != name]) for name in names])
+    right = (scores >= thresholds[np.searchsorted(names, folds)]) == same
+    accuracy = np.array([np.mean(right[folds == name]) for name in names])
+    error = np.std(accuracy, ddof=1) / np.sqrt(len(names))
+    return TenFold(float(np.mean(accuracy)), float(error), accuracy, thresholds, right)
+
+
+def read_pairs(path: str | Path, faces: Faces) -> FoldedPairs:
+    """The pairs of a list in the format of LFW's `pairs.txt` whose pictures are among `faces`.
+
+    Its first line has the number of folds and of pairs of each kind in a fold; a fold is that many lines `name i j` and
+    then as many `name i other j`, picture i being `<name>/<name>_<i with four digits>` with any ending.
+
+    Errors: `UserError` naming the line that is no such pair, or that means either of two files of one name but for
+    their endings; for a file that is missing or has too few or too many lines, and when no picture of any pair is
+    there.
+    """
+    head, *lines = read_lines(path)
+    sizes = [_number(field) for field in head.split()]
+    if len(sizes) != 2 or min(sizes) < 1:
+        raise UserError(f"{path}: line 1 is {head[:80]!r}; expected the numbers of folds and of pairs, as in '10 300'")
+    folds, kind = sizes
+    if len(lines) != folds * 2 * kind:
+        raise UserError(f"{path}: {len(lines)} pairs, line 1 says 2 x {folds} x {kind}; get the file anew")
+    place: dict[str, int] = {}
+    double: set[str] = set()
+    for row, file in enumerate(faces.files):
+        name = str(PurePosixPath(file).with_suffix(""))
+        double |= {name} & place.keys()
+        place[name] = row
+    listed = [
+        _listed_pair(line, index // kind % 2 == 0, f"{path}: line {index + 2}") for index, line in enumerate(lines)
+    ]
+    for index, pair in enumerate(listed):
+        if both := double.intersection(pair):
+            raise UserError(
+                f"{path}: line {index + 2}: {faces.name} has two pictures {min(both)!r}, of two endings; remove one"
+            )
+    pairs = np.array([[place.get(picture, -1) for picture in pair] for pair in listed], np.int32)
+    there, index = (pairs >= 0).all(axis=1), np.arange(len(pairs))
+    if not there.any():
+        raise UserError(f"{path}: no pair has both its pictures in {faces.name}; give the list of this data set")
+    same, fold = (index // kind % 2 == 0).astype(np.int32), (index // (2 * kind)).astype(np.int32)
+    return FoldedPairs(pairs[there], same[there], fold[there], int(np.sum(~there)))
+
+
+def make_folds(
+    faces: Faces, people: Sequence[int] | np.ndarray, count: int, *, seed: int, folds: int = 10
+) -> FoldedPairs:
+    """`count` pairs of each kind in each of `folds`, as LFW has 300, drawn by `seed`; nobody is in two folds.
+
+    Pairs are distinct, and people about equally often in them, as far as their pictures go.
+
+    Errors: `UserError` when there are too few people, or pictures of them, for that.
+    """
+    people = np.random.default_rng([seed, 0]).permutation(np.asarray(people, np.int64))
+    # Those with pairs of their own are dealt first, so that every fold has its share of them.
+    people = people[np.argsort(faces.counts[people] < 2, kind="stable")]
+    if len(people) < 2 * folds:
+        raise UserError(
+            f"{faces.name}: {len(people)} people for {folds} folds; expected {2 * folds}: bring more people, or hold"
+            " more of them back by evaluation_share"
+        )
+    of_one = same_pairs(faces.person)
+    pairs = []
+    for fold in range(folds):
+        mine = np.sort(people[fold::folds])
+        drawn = np.random.default_rng([seed, 1, fold]).permutation(of_one[np.isin(faces.person[of_one[:, 0]], mine)])
+        if len(drawn) < count:
+            raise UserError(
+                f"{faces.name}: {len(drawn)} pairs of one person in a fold of {len(mine)} people; expected {count}: ask"
+                " for fewer pairs by n_folded, or bring more pictures"
+            )
+        # The first pair of everyone, then the second of everyone who has two, and so on.
+        drawn = drawn[np.argsort(_rank(faces.person[drawn[:, 0]]), kind="stable")]
+        pairs += [drawn[:count], attack_pairs(faces, mine, count, seed=[seed, 2, fold], ordered=False)]
+    index = np.arange(2 * folds * count)
+    same, fold = (index // count % 2 == 0).astype(np.int32), (index // (2 * count)).astype(np.int32)
+    return FoldedPairs(np.concatenate(pairs), same, fold, 0)
+
+
+def mean_cosine(embeddings: np.ndarray, person: np.ndarray) -> float:
+    """The mean cosine of all pairs of pictures of different people; near 1, the embedding has collapsed.
+
+    Found from the sums of the embeddings: |sum of all|^2 is the sum over all pairs. `person` in any order.
+
+    Errors: `UserError` for fewer than two people.
+    """
+    sums, count = _sums(normalised(embeddings), person)
+    if len(count) < 2:
+        raise UserError(f"{len(count)} people; expected 2 or more to compare")
+    across = np.sum(sums.sum(axis=0) ** 2) - np.sum(sums**2)
+    return float(across / (count.sum() ** 2 - np.sum(count**2)))
+
+
+def templates(embeddings: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """One embedding of length 1 for each group of pictures, such as a clip: the mean of its embeddings of length 1.
+
+    `group` int (N,) in any order; float32 (groups, D), in ascending order of the groups' numbers. Mode 1 of the
+    original's YouTube Faces evaluation.
+
+    Errors: `UserError` for a group whose embeddings cancel out.
+    """
+    sums, count = _sums(normalised(embeddings), group)
+    return normalised(sums / count[:, None])
+
+
+def _stops(person: np.ndarray) -> np.ndarray:
+    """For each picture the first one behind those of its person, int64 (N,)."""
+    person = np.asarray(person)
+    if person.ndim != 1 or (np.diff(person) < 0).any():
+        raise ValueError("person: expected (N,) in ascending order")
+    return np.searchsorted(person, person, side="right")
+
+
+def _checked(scores: np.ndarray, kind: str) -> np.ndarray:
+    scores = np.asarray(scores)
+    scores = scores if scores.dtype.kind == "f" else scores.astype(np.float64)
+    if not len(scores):
+        raise UserError(f"no {kind}; bring more pictures or people")
+    if not np.isfinite(scores).all():
+        raise UserError(f"scores of {kind} that are not finite; train the network anew")
+    return scores
+
+
+def _allowed(negatives: int, far: float) -> int:
+    """How many of them may be accepted: the highest number whose share is at most `far`."""
+    if not 0 < far < 1:
+        raise UserError(f"far={far}: expected a share between 0 and 1, such as 0.001")
+    about = math.floor(far * negatives)
+    allowed = max(k for k in range(max(0, about - 1), about + 2) if k / negatives <= far)
+    if not allowed:
+        raise UserError(
+            f"{negatives} pairs of different people cannot show a false accept rate of {far}; expected"
+            f" {math.ceil(1 / far)} or more: bring more people or raise far"
+        )
+    return allowed
+
+
+def _cross_weight(weights: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """The weight (draws,) of all pairs of different people, of whom there are `count` pictures each."""
+    pictures = weights * count
+    return (pictures.sum(axis=1) ** 2 - np.sum(pictures**2, axis=1)) / 2
+
+
+def _table(pairs: np.ndarray, people: int) -> np.ndarray:
+    """How many of the pairs (n, 2) of numbers of people are of each two, float64 (people, people)."""
+    return np.bincount(pairs @ [people, 1], minlength=people**2).reshape(people, people).astype(np.float64)
+
+
+def _table_weight(weights: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """The weight (draws,) of the pairs in a `_table`."""
+    return np.einsum("dp,dp->d", weights @ table, weights)
+
+
+def _in_blocks(statistic: Statistic, weights: np.ndarray, width: int) -> np.ndarray:
+    """`statistic` of so many draws at a time that `width` numbers for each are not too many."""
+    rows = max(1, _BLOCK // max(width, 1))
+    return np.concatenate([statistic(weights[first : first + rows]) for first in range(0, max(len(weights), 1), rows)])
+
+
+def _sums(z: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums float64 (groups, D) of the rows of each group, and how many there are, int64 (groups,)."""
+    order = np.argsort(group, kind="stable")
+    _, first, count = np.unique(np.asarray(group)[order], return_index=True, return_counts=True)
+    return np.add.reduceat(z[order], first, axis=0, dtype=np.float64), count
+
+
+def _rank(values: np.ndarray) -> np.ndarray:
+    """For each value how often it occurred before, int64 (n,)."""
+    order = np.argsort(values, kind="stable")
+    _, first, count = np.unique(values[order], return_index=True, return_counts=True)
+    rank = np.empty(len(values), np.int64)
+    rank[order] = np.arange(len(values)) - np.repeat(first, count)
+    return rank
+
+
+def _number(field: str) -> int:
+    """The number that a field is, -1 for none."""
+    return int(field) if field.isascii() and field.isdigit() and len(field) < 10 else -1
+
+
+def _listed_pair(line: str, same: bool, where: str) -> tuple[str, str]:
+    fields = [field.strip() for field in line.split("\t")] if "\t" in line else line.split()
+    form = "<name> <i> <j>" if same else "<name> <i> <other name> <j>"
+    if len(fields) != (3 if same else 4):
+        raise UserError(f"{where} has {len(fields)} fields; expected {form}, separated by tabs")
+    sides = [(fields[0], fields[1]), (fields[0 if same else 2], fields[-1])]
+    if min(_number(number) for _, number in sides) < 1:
+        raise UserError(f"{where} is {line.strip()[:80]!r}; expected {form} with numbers from 1")
+    first, second = (f"{name}/{name}_{int(number):04d}" for name, number in sides)
+    if first == second if same else sides[0][0] == sides[1][0]:
+        raise UserError(f"{where} pairs {sides[0][0]!r} with itself; expected two {'pictures' if same else 'people'}")
+    return first, second

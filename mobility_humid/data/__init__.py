@@ -1,0 +1,1 @@
+"""What mobility_humid works on."""

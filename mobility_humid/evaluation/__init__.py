@@ -1,0 +1,1 @@
+"""How mobility_humid judges."""

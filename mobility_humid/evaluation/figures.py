@@ -1,0 +1,122 @@
+"""Figures of this app: trips before and after an attack, and what an attack takes against its budget."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from common.evaluation.plots import COLOURS, save
+from mobility_humid.data.layout import Layout
+from mobility_humid.data.trips import SLOT, Grid, X, Y
+
+if TYPE_CHECKING:
+    from mobility_humid.evaluation.outcomes import Outcome
+
+Outcomes = Mapping[tuple[str, str, int], "Outcome"]
+_SHOWN = 3
+
+
+def attack_figures(folder: Path, outcomes: Outcomes, layout: Layout, grid: Grid, eta: int) -> dict[str, Path]:
+    """`trips.png`, `success_eta.png` and, if L0 was run, `success_points.png` in `folder`, by name."""
+    drawn = {"trips": folder / "trips.png", "success_eta": folder / "success_eta.png"}
+    first = next(part for _, part, _ in outcomes)
+    trips_before_after(
+        _examples(outcomes["st_ifgsm_linf", first, eta]), layout, grid, drawn["trips"], title=f"ST-iFGSM, {eta} cells"
+    )
+    success_against_eta(outcomes, drawn["success_eta"])
+    if any(name == "st_ifgsm_l0" for name, _, _ in outcomes):
+        drawn["success_points"] = folder / "success_points.png"
+        success_against_points(outcomes, layout, drawn["success_points"])
+    return drawn
+
+
+def trips_before_after(
+    examples: list[tuple[np.ndarray, np.ndarray]], layout: Layout, grid: Grid, path: Path, *, title: str
+) -> None:
+    """The moving trips of samples, (rows, length, features) before and after, on the map; points that moved are
+    marked."""
+    figure = Figure(figsize=(4.6 * max(len(examples), 1), 4.8))
+    line = figure.subplots(1, max(len(examples), 1), squeeze=False)[0]
+    for axes, (before, after) in zip(line, examples, strict=False):
+        points = []
+        for old, new in zip(before[layout.moving], after[layout.moving], strict=True):
+            there = old[:, SLOT] > 0
+            old, new = old[there][:, [X, Y]], new[there][:, [X, Y]]
+            axes.plot(*old.T, color="0.45", linewidth=1, marker=".", markersize=3, zorder=2)
+            axes.plot(*new.T, color=COLOURS[0], linewidth=1, zorder=3)
+            moved = (old != new).any(axis=1)
+            axes.scatter(*new[moved].T, s=14, color=COLOURS[1], zorder=4)
+            axes.add_collection(
+                LineCollection(np.stack([old[moved], new[moved]], axis=1), colors="0.7", linewidths=0.7)
+            )
+            points.append(np.concatenate([old, new]))
+        everything = np.concatenate(points)
+        low, high = everything.min(axis=0) - 2, everything.max(axis=0) + 2
+        axes.set(
+            xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", xlabel=f"x, cells of {grid.cell_size:g} m"
+        )
+        axes.grid(alpha=0.25)
+    line[0].set_ylabel("y, cells")
+    handles = [
+        figure.axes[0].plot([], [], color="0.45", marker=".", label="before")[0],
+        figure.axes[0].plot([], [], color=COLOURS[0], label="after")[0],
+        figure.axes[0].scatter([], [], s=14, color=COLOURS[1], label="point that moved"),
+    ]
+    figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    save(figure, path)
+
+
+def success_against_eta(outcomes: Outcomes, path: Path) -> None:
+    """The share of samples still answered rightly after ST-iFGSM and noise, against the cells that a point may move."""
+    figure = Figure(figsize=(6.0, 3.8))
+    axes = figure.add_subplot()
+    parts = list(dict.fromkeys(part for _, part, _ in outcomes))
+    for colour, part in zip(COLOURS, parts, strict=False):
+        for name, style in (("st_ifgsm_linf", "-"), ("noise", ":")):
+            found = {
+                eta: outcome
+                for (attack, of, eta), outcome in sorted(outcomes.items(), key=lambda item: item[0][2])
+                if (attack, of) == (name, part)
+            }
+            clean = next(iter(found.values())).clean.mean()
+            values = [clean, *(outcome.robust.mean() for outcome in found.values())]
+            label = f"{part}, {'ST-iFGSM' if style == '-' else 'noise'}"
+            axes.plot([0, *found], values, style, color=colour, marker="o", markersize=4, label=label)
+    axes.set(xlabel="eta, cells", ylabel="accuracy", ylim=(0, 1), title="accuracy against the budget")
+    _finish(figure, axes, path)
+
+
+def success_against_points(outcomes: Outcomes, layout: Layout, path: Path) -> None:
+    """The share of the samples, right before, that L0 fools by moving at most so many points."""
+    from mobility_humid.evaluation.measures import changed_points
+
+    figure = Figure(figsize=(6.0, 3.8))
+    axes = figure.add_subplot()
+    found = [(part, outcome) for (name, part, _), outcome in outcomes.items() if name == "st_ifgsm_l0"]
+    for colour, (part, outcome) in zip(COLOURS, found, strict=False):
+        taken = np.sort(changed_points(outcome.samples.x, outcome.moved)[outcome.fooled])
+        share = np.arange(1, len(taken) + 1) / max(outcome.clean.sum(), 1)
+        axes.step([0, *taken], [0, *share], where="post", color=colour, label=part, linewidth=2)
+    axes.set(xlabel="points moved", ylabel="fooled", ylim=(0, 1), title="success against the number of points, L0")
+    _finish(figure, axes, path)
+
+
+def _finish(figure: Figure, axes: Any, path: Path) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    save(figure, path)
+
+
+def _examples(outcome: "Outcome") -> list[tuple[np.ndarray, np.ndarray]]:
+    chosen = np.flatnonzero(outcome.fooled)[:_SHOWN]
+    chosen = chosen if len(chosen) else np.arange(1)
+    return [(outcome.samples.x[i], outcome.moved[i]) for i in chosen]

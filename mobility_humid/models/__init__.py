@@ -1,0 +1,1 @@
+"""Networks of mobility_humid."""

@@ -1,0 +1,75 @@
+"""What a verifier of drivers is worth: its loss, its threshold, and its quality with intervals by driver."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from common.evaluation.predictions import outputs
+from common.evaluation.statistics import (
+    Measured,
+    auc,
+    best_threshold,
+    bootstrap,
+    weighted_auc,
+    weighted_f1,
+    weighted_mean,
+)
+from common.training.batches import Batch
+from common.training.loop import Terms
+from mobility_humid.data.pairs import Pairs
+from mobility_humid.data.samples import TRAIN, Fleet
+from mobility_humid.models.networks import Siamese
+
+# Pairs whose maps stand for the fleet's.
+_MET = 400
+
+
+def meet_fleet(model: Siamese, fleet: Fleet) -> None:
+    """Show a network that compares maps those of the seen drivers on the training days."""
+    if not (model.on_map and model.head == "symmetric"):
+        return
+    drawn = fleet.sampler(TRAIN).pairs(_MET, [fleet.options.seed, 98])
+    x = fleet.samples(drawn)
+    blocks = [model.embed_all(x[first : first + 50]) for first in range(0, len(x), 50)]
+    for layer, shares in zip(model.likeness, zip(*blocks, strict=True), strict=True):
+        layer.adapt(np.concatenate([np.asarray(block).reshape(-1, block.shape[-1]) for block in shares]))
+
+
+def same_driver_loss(model: keras.Model, batch: Batch) -> tuple[Terms, Terms]:
+    """Mean binary cross-entropy of (x, y), y 1 for the same driver; logs the accuracy on the batch."""
+    x, y = batch
+    z = model(x, training=True)[:, 0]
+    loss = tf.nn.sigmoid_cross_entropy_with_logits(labels=tf.cast(y, z.dtype), logits=z)
+    right = tf.cast(z > 0, y.dtype) == y
+    return {"cross_entropy": tf.reduce_mean(loss)}, {"accuracy": tf.reduce_mean(tf.cast(right, tf.float32))}
+
+
+def watch(model: Siamese, x: np.ndarray, same: np.ndarray) -> dict[str, float]:
+    """Loss, accuracy and AUC on validation pairs `x` (n, ...), `same` (n,)."""
+    z = outputs(model, x)[:, 0].astype(np.float64)
+    return {
+        "validation_loss": float(np.mean(np.logaddexp(0, z) - same * z)),
+        "validation_accuracy": float(np.mean((z > 0) == same)),
+        "validation_auc": auc(z, same),
+    }
+
+
+def fix_threshold(model: Siamese, x: np.ndarray, same: np.ndarray) -> None:
+    """Let `model` decide where it is most often right on validation pairs `x` (n, ...), `same` (n,)."""
+    # The logits have the threshold of before taken off already.
+    model.threshold.assign(float(model.threshold.numpy()) + best_threshold(outputs(model, x)[:, 0], same))
+
+
+def quality(scores: np.ndarray, pairs: Pairs) -> dict[str, Measured]:
+    """Accuracy, F1 (of the same driver) and AUC of `scores` (n,), above 0 for the same driver."""
+    answer, same = scores > 0, pairs.same.astype(bool)
+    statistics = {
+        "accuracy": weighted_mean(answer == same),
+        "f1": weighted_f1(answer, same),
+        "auc": weighted_auc(scores, pairs.same),
+    }
+    everyone = np.ones((1, len(scores)))
+    return {
+        metric: Measured(float(statistic(everyone)[0]), len(scores), *bootstrap(statistic, pairs.driver))
+        for metric, statistic in statistics.items()
+    }

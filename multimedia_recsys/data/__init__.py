@@ -1,0 +1,1 @@
+"""What multimedia_recsys works on."""

@@ -1,0 +1,89 @@
+"""Attacked pictures as files: `<attack>_<origin>_<target>_<budget>_images/` with pictures, classes and features."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from common.datasets.images import read_picture, write_png
+from common.errors import UserError, one_line
+from common.files import inside, png_names
+from common.progress import blocks, track
+from common.runs.record import read_results
+from multimedia_recsys.data.catalogues import Shop
+from multimedia_recsys.data.categories import Pair
+from multimedia_recsys.data.looks import Looks, read_looks
+
+# Pictures that are changed and written together: what an interruption costs at most.
+_CHUNK = 64
+
+
+class Attack(NamedTuple):
+    """A finished attack: its `name`, its classes `pair`, the attacked `items` int64 (m,), `features` float32 (N, D) of
+    all items and `label` int32 (N,), their classes after it; `folder`, where its pictures lie."""
+
+    name: str
+    pair: Pair
+    items: np.ndarray
+    features: np.ndarray
+    label: np.ndarray
+    folder: Path
+
+
+def write_pictures(
+    folder: Path, shop: Shop, items: np.ndarray, change: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> None:
+    """Write `change(pictures, items)` uint8 (n, H, W, 3) for all `items` as PNG; those that are there already stay.
+
+    Errors: `UserError` for a picture whose name would leave the folder.
+    """
+    paths = picture_paths(folder, shop, items)
+    missing = np.array([item for item, path in paths.items() if not path.is_file()], np.int64)
+    for rows in blocks(len(missing), _CHUNK, "changing"):
+        chunk = missing[rows]
+        for item, picture in zip(chunk, change(shop.pictures.read(chunk), chunk), strict=True):
+            write_png(paths[int(item)], picture)
+
+
+def read_pictures(folder: Path, shop: Shop, items: np.ndarray) -> np.ndarray:
+    """What `write_pictures` wrote, as the files hold it: uint8 (m, H, W, 3)."""
+    paths = picture_paths(folder, shop, items)
+    pictures = [read_picture(path).rgb for path in track(list(paths.values()), "reading")]
+    if any(picture.shape != shop.pictures.shape for picture in pictures):
+        raise UserError(f"{folder}: pictures of another size than the shop's; make them by the same --image-size")
+    return np.stack(pictures)
+
+
+def picture_paths(folder: Path, shop: Shop, items: np.ndarray) -> dict[int, Path]:
+    """Where the changed picture of each of `items` is written, each in a file of its own that cannot leave `folder`."""
+    names = png_names([Path(name).name for name in shop.file_names])
+    return {int(item): inside(folder, names[item]) for item in items}
+
+
+def check_attack(run: Path) -> dict[str, Any]:
+    """The results of a run of classify_extract_attack.py. Errors: `UserError` for one that is not finished, and for
+    another run."""
+    results = read_results(run)
+    if "images" not in results["artifacts"]:
+        raise UserError(f"{run}: holds no attack; make it by classify_extract_attack.py")
+    return results
+
+
+def read_attack(run: Path, file_names: Sequence[str]) -> Attack:
+    """The attack of a finished run of classify_extract_attack.py on a shop whose items' pictures have these names.
+
+    Errors: `UserError` for one that is not finished or of another shop.
+    """
+    results = check_attack(run)
+    metrics = results["metrics"]
+    folder = run / results["artifacts"]["images"]
+    looks: Looks = read_looks(folder, file_names)
+    try:
+        attacked = np.loadtxt(folder / "items.csv", dtype=np.int64, ndmin=1)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'items.csv'}: not readable ({one_line(error)}); make the attack anew") from error
+    if len(attacked) == 0 or attacked.min() < 0 or attacked.max() >= len(file_names):
+        raise UserError(f"{folder / 'items.csv'}: items that the shop does not have; make the attack anew")
+    pair = Pair(int(metrics["origin"]), int(metrics["target"]))
+    return Attack(folder.name.removesuffix("_images"), pair, attacked, looks.features, looks.label, folder)

@@ -1,0 +1,1 @@
+"""How multimedia_recsys judges."""

@@ -1,0 +1,66 @@
+"""The network that looks at pictures: classes for the attack, features for the recommender."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from common.arrays import as_float
+from common.attacks import inference, logits_of
+from common.attacks.calls import compiled
+from common.errors import UserError
+from common.models import flat, halves, places
+from common.progress import blocks
+
+Tensor = tf.Tensor
+
+
+class Seen(NamedTuple):
+    """What a network makes of pictures: `label` int32 (N,), its probability `prob` float32 (N,), `features` (N, D)."""
+
+    label: np.ndarray
+    prob: np.ndarray
+    features: np.ndarray
+
+
+def feature_model(model: keras.Model) -> keras.Model:
+    """`model` up to what its last dense layer reads: for common classifiers the pooled last layer, (B, D).
+
+    Errors: `UserError` for a model without a dense layer that reads vectors.
+    """
+    return _halves(model)[0]
+
+
+def features_at(model: keras.Model) -> Callable[[Tensor], Tensor]:
+    """Pictures (B, H, W, C) in [0, 1] -> features (B, D), in inference mode."""
+    forward = inference(feature_model(model))
+    return lambda x: tf.cast(forward(x), tf.float32)
+
+
+def look(model: keras.Model, pictures: np.ndarray, *, batch_size: int = 64, progress: bool = False) -> Seen:
+    """Class, probability and features of `pictures` uint8 (N, H, W, C); `progress` is shown if it takes long."""
+    signature = [tf.TensorSpec([None, *pictures.shape[1:]], tf.uint8)]
+    answer = compiled(model, ("look", pictures.shape[1:]), _look, signature)
+    found = [answer(pictures[rows]) for rows in blocks(len(pictures), batch_size, "features", shown=progress)]
+    return Seen(*(np.concatenate([block[place].numpy() for block in found]) for place in range(3)))
+
+
+def _look(model: keras.Model, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    features = features_at(model)(as_float(images))
+    probabilities = tf.nn.softmax(logits_of(_halves(model)[1])(features))
+    return tf.argmax(probabilities, axis=1, output_type=tf.int32), tf.reduce_max(probabilities, axis=1), features
+
+
+def _halves(model: keras.Model) -> tuple[keras.Model, keras.Model]:
+    """`model` up to the features, and from there on: one pass serves both answers."""
+    model = flat(model)
+    dense = [
+        place
+        for place in places(model)
+        if isinstance(place.layer, keras.layers.Dense) and len(place.inputs[0].shape) == 2
+    ]
+    if not dense:
+        raise UserError(f"{model.name}: no dense layer that reads a vector; give a classifier with pooled features")
+    return halves(model, dense[-1].inputs[0])
