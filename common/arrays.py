@@ -8,7 +8,6 @@ import numpy as np
 import tensorflow as tf
 
 from common.errors import UserError, one_line
-from common.training.loop import Tensor
 
 Tensor = tf.Tensor
 _MARK = "bad input: "

@@ -233,7 +233,8 @@ def _sync(path: Path | str) -> None:
 
 
 @contextlib.contextmanager
-def _refusing_damage(where: str) -> Iterator[None]:
+def refusing_damage(where: str) -> Iterator[None]:
+    """Read inside: what a damaged or hostile file raises is a `UserError` that names it by `where`."""
     try:
         yield
     except UserError:

@@ -1,1 +1,1 @@
-"""Attacks of adv_lock."""
+"""The lock: the targeted attack of the base classifier, towards which class, and how both become images."""

@@ -1,1 +1,1 @@
-"""What adv_lock works on."""
+"""Locked data sets as whoever holds them reads them."""

@@ -1,1 +1,1 @@
-"""Networks of adv_lock."""
+"""Networks of the paper beside those of `common.models`."""

@@ -1,1 +1,1 @@
-"""Attacks of attention_defense."""
+"""Attacks on attention maps, and the table of all that a model meets."""

@@ -1,1 +1,1 @@
-"""What attention_defense works on."""
+"""Labelled images, where known with the place of their object."""

@@ -1,1 +1,1 @@
-"""How attention_defense judges."""
+"""What attention maps tell of attacks, and figures of it."""

@@ -1,1 +1,1 @@
-"""Networks of attention_defense."""
+"""Networks, their attention maps, and the terms that are made of them."""

@@ -1,1 +1,1 @@
-"""Training of attention_defense."""
+"""AAD and the trainings that it is compared with."""

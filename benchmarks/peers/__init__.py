@@ -1,1 +1,1 @@
-"""Other libraries, and what all are measured on."""
+"""Other libraries of attacks, and what all of them are measured on."""

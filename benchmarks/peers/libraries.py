@@ -28,7 +28,7 @@ import numpy as np
 if TYPE_CHECKING:
     import keras
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 
 

@@ -22,8 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from common.attacks import objectives, tensors, threat_models, updates
-from common.attacks import tensors as tensors_module
+from common.attacks import objectives, threat_models, updates
 from common.attacks.calls import (
     Array,
     Model,
@@ -37,7 +36,7 @@ from common.attacks.calls import (
     compiled,
 )
 from common.attacks.loop import Objective, Rank, Result, choose, merge, search, strongest
-from common.attacks.tensors import align
+from common.attacks.tensors import align, example_seeds, seed_pair, uniform
 from common.attacks.threat_models import linf
 
 Tensor = tf.Tensor
@@ -387,7 +386,7 @@ def _prepare(
         momentum=tf.cast(momentum, x.dtype),
         restarts=tf.cast(restarts, tf.int32),
         threshold=tf.cast(threshold, tf.float32),
-        seed=tensors_module.seed_pair(seed),
+        seed=seed_pair(seed),
         index=_places(x) if index is None else tf.cast(index, tf.int32),
         mask=align(1.0 if mask is None else mask, x),
         low=align(low, x),
@@ -440,12 +439,12 @@ def parts(plan: Plan, model: Model, t: Tensors) -> Parts:
 
 def first_point(plan: Plan, space: threat_models.Space, t: Tensors, restart: Tensor) -> Tensor:
     """Where a restart, counted from 0, begins: (B, ...)."""
-    seeds = tensors_module.example_seeds(tf.random.fold_in(t.seed, restart), t.index)
+    seeds = example_seeds(tf.random.fold_in(t.seed, restart), t.index)
     x = t.x
     if plan.start == "uniform":
         x = space.start(seeds)
     elif plan.start == "corner":
-        corner = tf.sign(tensors_module.uniform(seeds, tf.shape(t.x)[1:], -1.0, 1.0))
+        corner = tf.sign(uniform(seeds, tf.shape(t.x)[1:], -1.0, 1.0))
         x = space.project(t.x + (t.eps - t.alpha) * corner)
     return tf.ensure_shape(x, t.x.shape)
 
@@ -508,6 +507,6 @@ def corner_noise(x: Array, *, eps: float | Tensor, seed: int | Tensor = 0, index
     """
     x = as_float32(x)
     places = tf.range(tf.shape(x)[0]) if index is None else tf.cast(index, tf.int32)
-    seeds = tensors.example_seeds(tensors.seed_pair(seed), places)
-    signs = tf.sign(tensors.uniform(seeds, tf.shape(x)[1:], -1.0, 1.0))
+    seeds = example_seeds(seed_pair(seed), places)
+    signs = tf.sign(uniform(seeds, tf.shape(x)[1:], -1.0, 1.0))
     return linf(x, eps).project(x + eps * signs)

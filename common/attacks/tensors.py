@@ -66,9 +66,6 @@ def _inverse(size: Tensor) -> Tensor:
     return tf.where(size > 1e-37, 1.0 / size, tf.zeros_like(size))
 
 
-Tensor = tf.Tensor
-
-
 def seed_pair(seed: int | Tensor) -> Tensor:
     """A seed as the int32 pair (2,) of TensorFlow's stateless operations; a pair passes through."""
     seed = tf.convert_to_tensor(seed)

@@ -14,7 +14,7 @@ from common.files import npz_headers, read_npy_header, replacing
 
 if TYPE_CHECKING:
     pass
-from common.files import _refusing_damage
+from common.files import refusing_damage
 
 
 class NpzStream:
@@ -40,7 +40,7 @@ class NpzStream:
             raise ValueError(f"chunk_rows: expected 1 or more, received {chunk_rows}")
         start, stop, _ = slice(start, stop).indices(self.shape[0])
         with (
-            _refusing_damage(f"{self.path}[{self.name}]"),
+            refusing_damage(f"{self.path}[{self.name}]"),
             zipfile.ZipFile(self.path) as archive,
             archive.open(f"{self.name}.npy") as file,
         ):

@@ -1,1 +1,1 @@
-"""How common judges."""
+"""What a model answers, how well, how far images moved, and how sure a figure is."""

@@ -16,14 +16,14 @@ from common.runs.record import (
     COLUMNS,
     Identity,
     Run,
-    _read_csv,
-    _write_csv,
-    _write_results,
     dump,
     is_bound,
     read_config,
+    read_csv,
     read_owner,
     read_results,
+    write_csv,
+    write_results,
 )
 
 # Where a run lies and where its data lie: two runs that differ in these alone have the same results.
@@ -121,9 +121,9 @@ def execute_seeds(
             children.append(child(seed, folder / f"seed-{seed}"))
         results = _joined(identity, config, seeds, children)
         if chief:
-            rows = [row for seed in seeds for row in _read_csv(folder / f"seed-{seed}" / "table.csv")]
-            _write_csv(folder / "table.csv", COLUMNS, rows)
-            _write_results(folder, results)
+            rows = [row for seed in seeds for row in read_csv(folder / f"seed-{seed}" / "table.csv")]
+            write_csv(folder / "table.csv", COLUMNS, rows)
+            write_results(folder, results)
             _remove(folder / _BEFORE)
     return results
 

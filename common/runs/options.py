@@ -14,13 +14,15 @@ import yaml
 from jsonargparse.typing import NonNegativeInt, PositiveInt, register_type
 
 from common.errors import UserError
-from common.runs.script import Script
 
 # They steer one call and are no part of what a run was; config.yaml leaves them out, so it can be a --config itself.
 STEERING = ("config", "resume", "force")
 # What a script hands on when it calls the one that makes its input.
 SHARED = ("dataset", "data_dir", "seed", "n_train", "n_test", "strategy", "precision", "deterministic")
+
 if TYPE_CHECKING:
+    from common.runs.script import Script
+
     Budget = LinfBudget = float
     Count = Natural = int
 else:
@@ -131,7 +133,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     try:
         document = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
@@ -158,7 +160,7 @@ def run_name(options: CommonOptions) -> str:
     return "demo" if options.dataset == embedded else Path(options.dataset).stem
 
 
-def _attribute_docstrings(options_class: type) -> dict[str, str]:
+def field_docs(options_class: type) -> dict[str, str]:
     return {
         param.arg_name: " ".join((param.description or "").split())
         for ancestor in reversed(options_class.__mro__)
@@ -168,18 +170,18 @@ def _attribute_docstrings(options_class: type) -> dict[str, str]:
     }
 
 
-def _meaning(hint: Any) -> str:
+def meaning(hint: Any) -> str:
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         return ("one of " if len(args) > 1 else "") + ", ".join(map(str, args))
     if origin in (Union, types.UnionType):
-        return " or ".join(map(_meaning, args))
+        return " or ".join(map(meaning, args))
     if origin is tuple:
-        return f"{_meaning(args[0])}, or several with commas"
+        return f"{meaning(args[0])}, or several with commas"
     return MEANINGS.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def _as_sequence(hint: Any, value: Any) -> Any:
+def as_sequence(hint: Any, value: Any) -> Any:
     """`0,1,2` and a lone 0 as lists where a tuple is wanted; anything else as it is."""
     if not any(get_origin(h) is tuple for h in (hint, *get_args(hint))) or value in (None, "null", ""):
         return value
@@ -188,33 +190,33 @@ def _as_sequence(hint: Any, value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def _bare(value: Any) -> Any:
+def bare(value: Any) -> Any:
     """A value without jsonargparse's restricted number types."""
     if isinstance(value, tuple):
-        return tuple(map(_bare, value))
+        return tuple(map(bare, value))
     if isinstance(value, bool):
         return value
     return next((kind(value) for kind in (int, float) if isinstance(value, kind)), value)
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """A value as YAML and JSON have it."""
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain_value(item) for item in value]
     return value.as_posix() if isinstance(value, Path) else value
 
 
-def _text(value: Any) -> str:
+def typed_text(value: Any) -> str:
     """A value as it is typed on the command line."""
     if isinstance(value, list | tuple):
-        return ",".join(map(_text, value))
+        return ",".join(map(typed_text, value))
     return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
-def _dashed(name: str) -> str:
+def dashed(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _suggestion(written: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:
+def suggestion(written: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:
     close = difflib.get_close_matches(written, known, 1)
     return f"; did you mean {spell(close[0])}?" if close else ""

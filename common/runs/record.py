@@ -30,7 +30,7 @@ from common.evaluation.statistics import wilson
 from common.files import json_text, printable, write_text
 from common.progress import say
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = ("seed", "model", "attack", "norm", "eps", "split", "metric", "value", "n", "low", "high")
 NUMBERS = ("value", "n", "low", "high")
 
@@ -63,7 +63,7 @@ class Run:
         self._rows: list[dict[str, Any]] = []
         self._metrics: dict[str, float] = {}
         self._artifacts: dict[str, str] = {}
-        self._curves = _read_csv(self.folder / "metrics.csv") if chief else []
+        self._curves = read_csv(self.folder / "metrics.csv") if chief else []
 
     def say(self, text: str) -> None:
         """Print `text`, above any progress bar, and append it to `log.txt` with the time."""
@@ -153,8 +153,8 @@ class Run:
             "seconds": round(time.monotonic() - self._begun, 3),
         }
         if self.chief:
-            _write_csv(self.folder / "table.csv", COLUMNS, self._rows)
-            _write_results(self.folder, results)
+            write_csv(self.folder / "table.csv", COLUMNS, self._rows)
+            write_results(self.folder, results)
             shutil.rmtree(self.checkpoints, ignore_errors=True)
         return results
 
@@ -162,7 +162,7 @@ class Run:
         # The whole file each time: a reader, or a disk that fills up, never meets half a row.
         path = self.folder / "metrics.csv"
         if self.chief and self._curves:
-            _write_csv(path, list(self._curves[0]), self._curves)
+            write_csv(path, list(self._curves[0]), self._curves)
         elif self.chief:
             path.unlink(missing_ok=True)
 
@@ -205,12 +205,12 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 def read_curves(folder: Path) -> list[dict[str, float]]:
     """The rows of `metrics.csv`, one for each epoch; none if the run wrote no curves."""
-    return [{name: float(value) for name, value in row.items()} for row in _read_csv(folder / "metrics.csv")]
+    return [{name: float(value) for name, value in row.items()} for row in read_csv(folder / "metrics.csv")]
 
 
 def read_table(folder: Path) -> list[dict[str, Any]]:
     """`table.csv` as one dictionary a row: seed int, numbers float, blank cells None, the rest text."""
-    rows = _read_csv(folder / "table.csv")
+    rows = read_csv(folder / "table.csv")
     return [{key: _parsed(key, text) for key, text in row.items()} for row in rows]
 
 
@@ -294,7 +294,7 @@ def _parsed(key: str, text: str) -> Any:
     return text
 
 
-def _read_csv(path: Path) -> list[dict[str, Any]]:
+def read_csv(path: Path) -> list[dict[str, Any]]:
     try:
         with open(path, encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))
@@ -309,7 +309,7 @@ def _seconds(path: Path) -> float:
         return 0.0
 
 
-def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
@@ -317,5 +317,5 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, A
     write_text(path, text.getvalue())
 
 
-def _write_results(folder: Path, results: Mapping[str, Any]) -> None:
+def write_results(folder: Path, results: Mapping[str, Any]) -> None:
     write_text(folder / "results.json", json_text(results, indent=2))

@@ -33,23 +33,23 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from common import progress
 from common.errors import UserError
 from common.files import printable, write_text
-from common.runs import folder as folder_module
 from common.runs import record
+from common.runs.folder import execute, execute_seeds, settle
 from common.runs.options import (
     SHARED,
     STEERING,
     CommonOptions,
     LinfBudget,
-    _as_sequence,
-    _attribute_docstrings,
-    _bare,
-    _dashed,
-    _meaning,
-    _plain,
-    _read_yaml,
-    _suggestion,
-    _text,
+    as_sequence,
+    bare,
+    dashed,
+    field_docs,
+    meaning,
+    plain_value,
+    read_yaml,
     run_name,
+    suggestion,
+    typed_text,
 )
 from common.runs.record import Run
 
@@ -109,7 +109,7 @@ class Script:
         if options.seeds is None:
             rules["check"] = functools.partial(self.check, options)
             body = functools.partial(self._begin, options)
-            return folder_module.execute(folder, identity, config, body, resume=options.resume, **rules)
+            return execute(folder, identity, config, body, resume=options.resume, **rules)
         if len(set(options.seeds)) < max(2, len(options.seeds)):
             raise UserError("--seeds: expected two or more different seeds; --seed takes a single one")
 
@@ -124,7 +124,7 @@ class Script:
         def child(seed: int, place: Path) -> dict[str, Any]:
             return self(of_seed(seed, place))
 
-        return folder_module.execute_seeds(folder, identity, config, child, check=check, **rules)
+        return execute_seeds(folder, identity, config, child, check=check, **rules)
 
     def check(self, options: CommonOptions, *, alone: bool = False) -> None:
         """Refuse what can be refused before anything is read, made, trained, downloaded or written; `alone`: whatever
@@ -138,7 +138,7 @@ class Script:
                 continue
             for path in value if isinstance(value, tuple) else (value,):
                 if isinstance(path, Path) and str(path) not in f.metadata.get("known", ()) and not path.exists():
-                    raise UserError(f"{_dashed(name)}: {path}: no such file or folder")
+                    raise UserError(f"{dashed(name)}: {path}: no such file or folder")
         # A run that is not finished says more than the file that it lacks.
         for refuse in (None if alone else self.needs, self.refusals):
             if refuse is not None:
@@ -162,7 +162,7 @@ class Script:
         self, options: CommonOptions, command: str | None = None
     ) -> tuple[Path, record.Identity, dict[str, Any]]:
         """Folder, identity and stored config of a run with `options`."""
-        config = {k: _plain(getattr(options, k)) for k in self.fields if k not in STEERING}
+        config = {k: plain_value(getattr(options, k)) for k in self.fields if k not in STEERING}
         identity = record.Identity(self.app, self.name, command or self.command(options))
         return self.folder(options), identity, config | {"name": run_name(options)}
 
@@ -172,7 +172,7 @@ class Script:
         for name, f in self.fields.items():
             value = getattr(options, name)
             if name not in ("resume", "force") and value != f.default:
-                words += [_dashed(name), _text(value)]
+                words += [dashed(name), typed_text(value)]
         return shlex.join(words)
 
     def main(self, argv: Sequence[str] | None = None) -> None:
@@ -203,7 +203,7 @@ class Script:
     def parse(self, argv: Sequence[str]) -> Any:
         """Options from a command line and the file that its `--config` names. Errors: `UserError` in one line."""
         typed = self._typed(argv)
-        origins = {name: _dashed(name) for name in typed}
+        origins = {name: dashed(name) for name in typed}
         if "config" in typed:
             path = Path(typed["config"])
             filed = self._filed(path)
@@ -249,7 +249,7 @@ class Script:
         wanted = self.planned(given, options, must_match, **overrides)
         if wanted is not None:
             # Its folder may be of another run, or lie where a file does.
-            folder_module.settle(*self._place(wanted), uncompared=wanted.unhashed, resume=wanted.resume)
+            settle(*self._place(wanted), uncompared=wanted.unhashed, resume=wanted.resume)
             self.check(wanted)
 
     def planned(
@@ -324,7 +324,7 @@ class Script:
         printing = [word for word in argv if word.replace("_", "-") == "--print-config"]
         options = self.parse([word for word in argv if word not in printing])
         if printing:
-            print(record.dump({k: _plain(getattr(options, k)) for k in self.fields if k not in STEERING}), end="")
+            print(record.dump({k: plain_value(getattr(options, k)) for k in self.fields if k not in STEERING}), end="")
             return
         results = self(options, command=shlex.join(["python", self._path(), *_without_steering(argv)]))
         if record.is_chief(options.strategy):
@@ -348,7 +348,7 @@ class Script:
         """The field that an option or key as written means; `refusal` begins the message where there is none."""
         key = str(written).replace("-", "_")
         if key not in self._names:
-            raise UserError(refusal + _suggestion(key, [*self._names, "help", "print_config"], spell))
+            raise UserError(refusal + suggestion(key, [*self._names, "help", "print_config"], spell))
         return self._names[key]
 
     def _typed(self, argv: Sequence[str]) -> dict[str, str]:
@@ -360,11 +360,11 @@ class Script:
             option, equals, value = word.partition("=")
             if not option.startswith("--"):
                 raise UserError(f"{word!r}: not expected here; options start with --")
-            name = self._key(option[2:], f"{option}: unknown option", _dashed)
+            name = self._key(option[2:], f"{option}: unknown option", dashed)
             if not equals and self.hints[name] is bool:
                 value = words.pop(0) if words and words[0].lower() in ("true", "false") else "true"
             elif not equals and (not words or words[0].startswith("--")):
-                raise UserError(f"{option}: expected {_meaning(self.hints[name])} after it")
+                raise UserError(f"{option}: expected {meaning(self.hints[name])} after it")
             elif not equals:
                 value = words.pop(0)
             values[name] = value
@@ -375,7 +375,7 @@ class Script:
 
         Errors: `UserError` naming file and key.
         """
-        document = _read_yaml(path)
+        document = read_yaml(path)
         if not any(isinstance(value, dict) for value in document.values()):
             return {} if sections_only else self._layer(path, document)
         # A section belongs to a script that is loaded, or to a file beside this one.
@@ -384,7 +384,7 @@ class Script:
             if not isinstance(value, dict | None):
                 raise UserError(f"{path}: {key}: stands beside sections; put it into one of them or into all")
             if key not in known:
-                raise UserError(f"{path}: {key}: no such script" + _suggestion(str(key), known))
+                raise UserError(f"{path}: {key}: no such script" + suggestion(str(key), known))
         foreign = {f.name for f in dataclasses.fields(CommonOptions)} - set(self.fields)
         shared = {k: v for k, v in (document.get("all") or {}).items() if str(k).replace("-", "_") not in foreign}
         return self._layer(path, shared) | self._layer(path, document.get(self.name) or {})
@@ -401,7 +401,7 @@ class Script:
         return values
 
     def _build(self, values: Mapping[str, Any], origins: Mapping[str, str]) -> Any:
-        values = {name: _as_sequence(self.hints[name], value) for name, value in values.items()}
+        values = {name: as_sequence(self.hints[name], value) for name, value in values.items()}
         try:
             parsed = self._parser.parse_object(values).as_dict()
         except ArgumentError as error:
@@ -411,7 +411,7 @@ class Script:
                 except ArgumentError:
                     raise self._refused(name, value, origins) from error
             raise UserError(" ".join(str(error).split())) from error
-        parsed = {name: _bare(parsed[name]) for name in self.fields}
+        parsed = {name: bare(parsed[name]) for name in self.fields}
         for name, value in parsed.items():
             infinite = isinstance(value, float) and not math.isfinite(value)
             # A choice from a list is one of some; where none will do, the default says so.
@@ -422,11 +422,11 @@ class Script:
         return self.options_class(**parsed)
 
     def _refused(self, name: str, value: Any, origins: Mapping[str, str]) -> UserError:
-        got = _text(value) if isinstance(value, str | list | tuple) else repr(value)
+        got = typed_text(value) if isinstance(value, str | list | tuple) else repr(value)
         # The budget of a picture given in grey levels, as in half of the literature.
         meant = self.hints[name] is LinfBudget and got.replace(".", "", 1).isdigit()
         remedy = f"; did you mean {got}/255?" if meant else ""
-        return UserError(f"{origins.get(name, name)}: expected {_meaning(self.hints[name])}, got {got[:80]}{remedy}")
+        return UserError(f"{origins.get(name, name)}: expected {meaning(self.hints[name])}, got {got[:80]}{remedy}")
 
     @functools.cached_property
     def _parser(self) -> ArgumentParser:
@@ -440,16 +440,16 @@ class Script:
         )
         common = {f.name for f in dataclasses.fields(CommonOptions)}
         own, shared = parser.add_argument_group("this script"), parser.add_argument_group("every script")
-        meanings = _attribute_docstrings(self.options_class)
+        meanings = field_docs(self.options_class)
         for name, f in self.fields.items():
             hint = self.hints[name]
-            kind = "" if get_origin(hint) is Literal else _meaning(hint).replace(" or null", "") + "; "
-            meaning = f"{meanings.get(name, '')} ({kind}default: {_text(f.default)})"
+            kind = "" if get_origin(hint) is Literal else meaning(hint).replace(" or null", "") + "; "
+            meaning = f"{meanings.get(name, '')} ({kind}default: {typed_text(f.default)})"
             if others := f.metadata.get("alias"):
-                meaning += f" Also {', '.join(map(_dashed, others))}."
+                meaning += f" Also {', '.join(map(dashed, others))}."
             bare = {"nargs": "?", "const": True} if hint is bool else {}
             group = shared if name in common else own
-            group.add_argument(_dashed(name), type=hint, default=f.default, help=meaning, **bare)
+            group.add_argument(dashed(name), type=hint, default=f.default, help=meaning, **bare)
         shared.add_argument("--print-config", action="store_true", help="Print the resolved options as YAML and end.")
         return parser
 
@@ -563,9 +563,9 @@ def _check_given(given: Path, expected: Mapping[str, Any]) -> None:
     if seeds := stored.get("seeds"):
         raise UserError(f"{folder}: holds several seeds; name one of them, such as {folder / f'seed-{seeds[0]}'}")
     for name, value in expected.items():
-        if name in stored and stored[name] != _plain(value):
+        if name in stored and stored[name] != plain_value(value):
             raise UserError(
-                f"{folder}: was run with {name} {_text(stored[name])}, this run has {_text(_plain(value))};"
+                f"{folder}: was run with {name} {typed_text(stored[name])}, this run has {typed_text(plain_value(value))};"
                 f" make {name} the same, or choose another run or --name"
             )
 

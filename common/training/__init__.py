@@ -1,1 +1,1 @@
-"""Training of common."""
+"""The training loop that every paper shares, and what it is given."""

@@ -1,1 +1,1 @@
-"""Attacks of face_mter."""
+"""Attacks on embeddings."""

@@ -1,1 +1,1 @@
-"""What face_mter works on."""
+"""Faces and digits, and the pairs that are made of them."""

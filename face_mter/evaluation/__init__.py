@@ -1,1 +1,1 @@
-"""How face_mter judges."""
+"""How well people are told apart whom a network never saw."""

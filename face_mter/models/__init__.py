@@ -1,1 +1,1 @@
-"""Networks of face_mter."""
+"""Embedding networks, and embeddings of networks of others."""

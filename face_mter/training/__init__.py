@@ -1,1 +1,1 @@
-"""Training of face_mter."""
+"""MTER: the triplet penalty, and how the networks of this paper are trained."""

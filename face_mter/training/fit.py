@@ -67,15 +67,15 @@ def fit_faces(
 
     `paired`: batches of `options.batch_size` pairs of different people, or plain ones.
     """
-    from common.training import batches as batches_module
     from common.training import devices
+    from common.training.batches import batches as array_batches
     from face_mter.data.pair_batches import pair_epochs
 
     strategy = devices.prepare(options.strategy, options.precision)
     replicas = devices.check_batch_size(strategy, options.batch_size)
     train = cast.faces.of(cast.people.train)
     size = min(options.batch_size, max(len(train.person) // (4 if paired else 1) // replicas * replicas, replicas))
-    batches = (pair_epochs if paired else batches_module.batches)(
+    batches = (pair_epochs if paired else array_batches)(
         train.images, train.person, batch_size=size, seed=options.seed, augment=augmentation(options.augment)
     )
     return fit.fit_network(

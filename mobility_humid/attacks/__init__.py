@@ -1,1 +1,1 @@
-"""Attacks of mobility_humid."""
+"""Attacks on trips, within cells of a grid."""

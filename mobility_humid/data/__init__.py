@@ -1,1 +1,1 @@
-"""What mobility_humid works on."""
+"""From GPS to trips in grid cells, and samples of them."""

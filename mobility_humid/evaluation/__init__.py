@@ -1,1 +1,1 @@
-"""How mobility_humid judges."""
+"""What attacks on trips did, and figures of it."""

@@ -1,1 +1,1 @@
-"""Networks of mobility_humid."""
+"""Identity verifiers and classifiers of trips, and baselines without training by gradients."""

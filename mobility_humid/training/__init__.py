@@ -1,1 +1,1 @@
-"""Training of mobility_humid."""
+"""The two tasks, how a network learns them, and how it is hardened."""

@@ -1,1 +1,1 @@
-"""Attacks of multimedia_recsys."""
+"""Attacks on the images of items."""

@@ -1,1 +1,1 @@
-"""What multimedia_recsys works on."""
+"""Shops: items, images, feedback, and what networks made of them."""

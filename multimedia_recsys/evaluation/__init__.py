@@ -1,1 +1,1 @@
-"""How multimedia_recsys judges."""
+"""Where items stand in the lists, before and after."""

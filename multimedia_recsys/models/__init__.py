@@ -1,1 +1,1 @@
-"""Networks of multimedia_recsys."""
+"""The network that sees images, and the recommenders."""

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from common.training import batches as batches_module
 from common.training import loop
+from common.training.batches import batches as array_batches
 
 layers = keras.layers
 CLASSES = 3
@@ -42,7 +42,7 @@ def called(model):
 
 
 def fitted(model, x=X, y=Y, loss=loop.cross_entropy, **more):
-    batches = batches_module.batches(x, y, batch_size=20, seed=0)
+    batches = array_batches(x, y, batch_size=20, seed=0)
     return loop.train(model, batches, loss, keras.optimizers.SGD(0.1), epochs=1, verbose=False, **more)[0]
 
 

@@ -5,7 +5,7 @@ import numpy as np
 
 from common import attacks
 from common.training import augmentation, loop
-from common.training import batches as batches_module
+from common.training.batches import batches as array_batches
 
 CLASSES = 3
 
@@ -34,7 +34,7 @@ def sgd(rate=0.05):
 def fit(model, *, epochs=2, batch_size=16, **settings):
     x, y = data()
     augment = settings.pop("augment", None)
-    batches = batches_module.batches(x, y, batch_size=batch_size, seed=1, augment=augment)
+    batches = array_batches(x, y, batch_size=batch_size, seed=1, augment=augment)
     settings = {"verbose": False, "optimizer": sgd()} | settings
     optimizer = settings.pop("optimizer")
     return loop.train(model, batches, loop.cross_entropy, optimizer, epochs=epochs, **settings)

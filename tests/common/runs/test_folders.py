@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from common import files
 from common.errors import UserError
-from common.runs import folder as folder_module
+from common.runs import folder as folders
 from common.runs import record
 from common.runs.record import Identity, Run
 
@@ -39,7 +39,7 @@ def killed(run: Run) -> None:
 
 
 def execute(folder, body=nothing, config=CONFIG, **more):
-    return folder_module.execute(folder, WHO, config, body, **more)
+    return folders.execute(folder, WHO, config, body, **more)
 
 
 def unfinished(folder, **more):
@@ -381,7 +381,7 @@ def test_d6_two_runs_in_one_folder(tmp_path):
 
 
 def test_a_run_that_finished_while_another_waited_is_not_run_again(tmp_path, monkeypatch):
-    folder, locked = tmp_path / "x", folder_module.locked
+    folder = tmp_path / "x"
 
     @contextlib.contextmanager
     def late(place):
@@ -464,7 +464,7 @@ def sweep(folder, seeds, values=(0.1, 0.3, 0.8), eps=0.5, ran=None, **more):
 
     more = dict(more)
     config = CONFIG | {"seeds": list(seeds), "eps": eps}
-    return folder_module.execute_seeds(folder, WHO, config, child, force=more.get("force", False))
+    return folders.execute_seeds(folder, WHO, config, child, force=more.get("force", False))
 
 
 def test_seeds_are_joined_by_mean_and_sample_deviation(tmp_path):
@@ -490,7 +490,7 @@ def test_a_rate_may_bring_an_interval_of_its_own(tmp_path):
 
         return execute(place, body, CONFIG | {"seed": seed})
 
-    joined = folder_module.execute_seeds(tmp_path / "many", WHO, CONFIG | {"seeds": [0, 1]}, child)["metrics"]
+    joined = folders.execute_seeds(tmp_path / "many", WHO, CONFIG | {"seeds": [0, 1]}, child)["metrics"]
     assert set(joined) == {"rate", "rate_std", "rate_n", "far_low", "far_low_std"}
     assert joined["rate"] == pytest.approx(0.5)
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from common.runs import folder as folder_module
 from common.runs import report
+from common.runs.folder import execute
 from common.runs.record import Identity
 from common.runs.report import Value, console, interval, percent, picker, wilson
 
@@ -146,7 +146,7 @@ def root(tmp_path):
         run.metrics(accuracy=0.5, accuracy_n=10)
 
     run = tmp_path / "runs" / "demo"
-    folder_module.execute(run, Identity("adv_lock", "lock", "python adv_lock/lock.py"), {"seed": 0}, body)
+    execute(run, Identity("adv_lock", "lock", "python adv_lock/lock.py"), {"seed": 0}, body)
     (tmp_path / "adv_lock").mkdir()
     (tmp_path / "adv_lock/published.yaml").write_text("accuracy: {none: 0.91, pgd: 0.1}\n")
     (tmp_path / "adv_lock/README.md").write_text(MARKED.format("old\n"))

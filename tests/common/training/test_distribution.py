@@ -17,8 +17,7 @@ from common.errors import UserError
 from common.training import augmentation, batches, devices, fit, loop
 from tests.helpers.training_toys import data, network, sgd, weights
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 
 # Two logical devices have to be set up before TensorFlow computes anything, hence a process of its own.
 REPLICAS = """
@@ -26,8 +25,7 @@ import json, sys
 import keras, numpy as np, tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
-sys.path.insert(0, sys.argv[1])
-import training_toys as toys
+from tests.helpers import training_toys as toys
 from tests.common.training.test_distribution import shared_fit
 from common.training import methods
 from common import attacks
@@ -127,7 +125,7 @@ def shared_fit(strategy, *, epochs, folder=None, resume=False, chief=True):
 @pytest.fixture(scope="module")
 def replicas():
     """What a process with two devices found."""
-    command = [sys.executable, "-c", REPLICAS, HERE]
+    command = [sys.executable, "-c", REPLICAS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -164,7 +162,6 @@ WORKER = """
 import json, sys
 from pathlib import Path
 import numpy as np
-sys.path.insert(0, sys.argv[1])
 from common.training import checkpoints
 from common.training import devices
 from common.runs import record
@@ -173,7 +170,7 @@ chief = record.is_chief("multiworker")
 from tests.common.training.test_distribution import shared_fit
 from tests.helpers.training_toys import weights
 
-out, mine = Path(sys.argv[2]), Path(sys.argv[3])
+out, mine = Path(sys.argv[1]), Path(sys.argv[2])
 if not chief:
     def refuse(*_):
         raise AssertionError("a worker beside the chief wrote a checkpoint")
@@ -209,7 +206,7 @@ def workers(tmp_path_factory):
     for index in range(2):
         (out / str(index)).mkdir()
         cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        command = [sys.executable, "-c", WORKER, HERE, out, out / str(index)]
+        command = [sys.executable, "-c", WORKER, out, out / str(index)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         processes.append(
             subprocess.Popen(command, cwd=ROOT, env=os.environ | {"TF_CONFIG": json.dumps(cluster)}, **pipes)

@@ -24,8 +24,7 @@ from common.runs.script import script
 from common.training import augmentation, checkpoints
 from tests.helpers.training_toys import data, eventful_fit, fit, network, same, sgd, weights
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 
 # TensorFlow is imported once and has computed nothing yet, so each training can be a fork.
 TRAINER = """
@@ -56,15 +55,14 @@ savez = np.savez
 for line in sys.stdin:
     pid = os.fork()
     if pid == 0:
-        sys.path.insert(0, sys.argv[1])
         from common import files
         from tests.helpers.training_toys import eventful_fit, weights
         if line == "half\\n":
             np.savez = write_half
         if line == "whole\\n":
             files._sync = wait_to_be_killed
-        model, history = eventful_fit(Path(sys.argv[2]), [Report()] if line == "steps\\n" else [])
-        savez(sys.argv[3], *weights(model))
+        model, history = eventful_fit(Path(sys.argv[1]), [Report()] if line == "steps\\n" else [])
+        savez(sys.argv[2], *weights(model))
         os._exit(0)
     say(pid)
     os.waitpid(pid, 0)
@@ -76,7 +74,7 @@ for line in sys.stdin:
 def test_c3_killed_at_any_moment_and_resumed_gives_the_same_bits(tmp_path):
     """Kill -9 twice at a random step, once half through writing a checkpoint, once before it takes its place."""
     steps = random.randint(1, 7), random.randint(1, 5)
-    command = [sys.executable, "-c", TRAINER, HERE, tmp_path / "checkpoints", tmp_path / "weights.npz"]
+    command = [sys.executable, "-c", TRAINER, tmp_path / "checkpoints", tmp_path / "weights.npz"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with (
         open(tmp_path / "errors", "w") as errors,

@@ -13,7 +13,7 @@ import tensorflow as tf
 from common import attacks
 from common.errors import UserError
 from common.training import augmentation, devices, loop
-from common.training import batches as batches_module
+from common.training.batches import batches as array_batches
 from tests.helpers.training_toys import data, fit, network, same, sgd, weights
 
 
@@ -22,7 +22,7 @@ def test_the_loop_is_plain_gradient_descent():
     fit(model, weight_decay=0.01, optimizer=keras.optimizers.SGD(0.05))
     x, y = data()
     for epoch in range(2):
-        for images, labels in batches_module.batches(x, y, batch_size=16, seed=1)(epoch):
+        for images, labels in array_batches(x, y, batch_size=16, seed=1)(epoch):
             with tf.GradientTape() as tape:
                 loss = tf.reduce_mean(
                     tf.nn.sparse_softmax_cross_entropy_with_logits(labels, reference(images, training=True))
@@ -73,9 +73,7 @@ def test_terms_are_logged_by_name_and_their_sum_is_minimised():
 
     x, y = data()
     model = network()
-    history = loop.train(
-        model, batches_module.batches(x, y, batch_size=16, seed=1), loss, sgd(0.02), epochs=6, verbose=False
-    )
+    history = loop.train(model, array_batches(x, y, batch_size=16, seed=1), loss, sgd(0.02), epochs=6, verbose=False)
     assert set(history[0]) == {"loss", "cross_entropy", "shrink", "accuracy", "half", "learning_rate"}
     for logs in history:
         assert logs["loss"] == pytest.approx(logs["cross_entropy"] + logs["shrink"], rel=1e-5)
@@ -91,7 +89,7 @@ def trained(seed, run):
         return attacks.pgd(model, x, y, eps=0.05, alpha=0.03, steps=2, seed=step_seed), y
 
     model = network(dropout=0.3)
-    batches = batches_module.batches(*data(), batch_size=16, seed=seed, augment=augmentation.crop_and_flip(2))
+    batches = array_batches(*data(), batch_size=16, seed=seed, augment=augmentation.crop_and_flip(2))
     loop.train(model, batches, loop.cross_entropy, sgd(), epochs=2, adversary=adversary, seed=seed, verbose=False)
     return weights(model)
 
@@ -106,10 +104,10 @@ def test_c2_another_seed_gives_other_weights():
 
 def test_c8_epochs_differ_in_order_and_augmentation_and_repeat_by_seed():
     x, y = data()
-    epochs = batches_module.batches(x, y, batch_size=16, seed=4, augment=augmentation.crop_and_flip(2))
+    epochs = array_batches(x, y, batch_size=16, seed=4, augment=augmentation.crop_and_flip(2))
     first, second, again = (np.concatenate([b[0] for b in epochs(e)]) for e in (0, 1, 0))
     assert (first == again).all() and (first != second).any()
-    plain = batches_module.batches(x, y, batch_size=16, seed=4)
+    plain = array_batches(x, y, batch_size=16, seed=4)
     labels = np.sort(np.concatenate([b[1] for b in plain(0)]))
     assert (labels == np.sort(y)).all()
     images = np.concatenate([b[0] for b in plain(0)])
@@ -134,7 +132,7 @@ def test_the_adversary_sees_each_batch_and_no_gradient_flows_through_it():
     ours = network()
     loop.train(
         ours,
-        batches_module.batches(x, y, batch_size=16, seed=1),
+        array_batches(x, y, batch_size=16, seed=1),
         loop.cross_entropy,
         sgd(),
         epochs=1,
@@ -143,9 +141,7 @@ def test_the_adversary_sees_each_batch_and_no_gradient_flows_through_it():
     )
 
     def halved(epoch):
-        return batches_module.batches(x, y, batch_size=16, seed=1)(epoch).map(
-            lambda images, labels: (images * 0.5, labels)
-        )
+        return array_batches(x, y, batch_size=16, seed=1)(epoch).map(lambda images, labels: (images * 0.5, labels))
 
     theirs = network()
     loop.train(theirs, halved, loop.cross_entropy, sgd(), epochs=1, verbose=False)
@@ -172,7 +168,7 @@ def test_a_loss_that_is_not_finite_ends_in_one_line():
 
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(UserError, match="larger than the 48"):
-        batches_module.batches(*data(), batch_size=64, seed=0)
+        array_batches(*data(), batch_size=64, seed=0)
 
 
 def test_keras_callbacks_work():
