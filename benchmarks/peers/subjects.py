@@ -30,8 +30,8 @@ class Subject(NamedTuple):
 def open_subject(path: Path) -> "keras.Model":
     """The model in a `.keras` file, as it is, for other libraries read the file themselves.
 
-    Errors: `UserError` for a file that does not do, as `common.evaluation.classifiers.load_network`, and for a model that takes
-    whole numbers or batches of one size, or answers with a dictionary or a list.
+    Errors: `UserError` for a file that does not do, as `common.evaluation.classifiers.load_network`, and for a model
+    that takes whole numbers or batches of one size, or answers with a dictionary or a list.
     """
     from common.evaluation import classifiers
     from common.training import checkpoints

@@ -21,8 +21,6 @@ STEERING = ("config", "resume", "force")
 SHARED = ("dataset", "data_dir", "seed", "n_train", "n_test", "strategy", "precision", "deterministic")
 
 if TYPE_CHECKING:
-    from common.runs.script import Script
-
     Budget = LinfBudget = float
     Count = Natural = int
 else:
@@ -90,7 +88,7 @@ class CommonOptions:
     unhashed: ClassVar[tuple[str, ...]] = ()
     needs_tensorflow: ClassVar[bool] = True
     written: ClassVar[tuple[str, ...]] = ("data_dir", "out")
-    owner: ClassVar["Script | None"] = None
+    owner: ClassVar[Any] = None
 
     config: Path | None = None
     """YAML file of options, flat or in sections named after scripts, with `all` for every script."""

@@ -565,8 +565,8 @@ def _check_given(given: Path, expected: Mapping[str, Any]) -> None:
     for name, value in expected.items():
         if name in stored and stored[name] != plain_value(value):
             raise UserError(
-                f"{folder}: was run with {name} {typed_text(stored[name])}, this run has {typed_text(plain_value(value))};"
-                f" make {name} the same, or choose another run or --name"
+                f"{folder}: was run with {name} {typed_text(stored[name])}, this run has"
+                f" {typed_text(plain_value(value))}; make {name} the same, or choose another run or --name"
             )
 
 

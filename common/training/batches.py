@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from common.arrays import as_float, to_array, to_labels
 from common.errors import UserError
-from common.training.loop import Tensor
 
+Tensor = tf.Tensor
 Batch = tuple[Tensor, ...]
 Epochs = Callable[[int], tf.data.Dataset]
 """epoch -> its batches; the same for the same epoch, so that a resumed run sees what it would have seen."""

@@ -20,9 +20,8 @@ from common.attacks.logits import training_logits
 from common.errors import UserError
 from common.progress import Progress, duration, values_text
 from common.training import checkpoints
-from common.training.batches import Batch, Epochs
+from common.training.batches import Batch, Epochs, Tensor
 
-Tensor = tf.Tensor
 Terms = Mapping[str, Tensor]
 Loss = Callable[[keras.Model, Batch], tuple[Terms, Terms]]
 """model, batch -> the scalar terms whose sum is minimised, and scalars that are only logged."""

@@ -241,8 +241,8 @@ def tar_at_far(scores: Scores, far: float, *, repeats: int = 1000, seed: int = 0
 
 
 def weighted_tar(scores: Scores, far: float) -> Statistic:
-    """`tar_at` for `common.evaluation.statistics.bootstrap` of the people: weights (draws, people) -> (draws,); without a value
-    where a draw has pairs of one kind only."""
+    """`tar_at` for `common.evaluation.statistics.bootstrap` of the people: weights (draws, people) -> (draws,); without
+    a value where a draw has pairs of one kind only."""
     _, number, count = np.unique(scores.person, return_inverse=True, return_counts=True)
     rising = np.argsort(scores.positives)
     positives, mine = scores.positives[rising], number[same_pairs(scores.person)[rising, 0]]

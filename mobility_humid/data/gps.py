@@ -32,7 +32,6 @@ from common import progress
 from common.errors import UserError
 from common.files import check_text, sha256
 from mobility_humid.data import misreadings
-from mobility_humid.data.gps import Track
 
 COLUMNS = ("driver", "time", "lat", "lon", "occupied")
 FORMS = "a folder or tar of new_<id>.txt, a .csv (or .csv.gz) or a .parquet"
@@ -58,6 +57,20 @@ _QUOTED = {
 _RECORD = np.dtype([("driver", "i4"), ("time", "i8"), ("lat", "f8"), ("lon", "f8"), ("occupied", "i1")])
 # What the modules that unpack raise on bytes that are damaged or end too soon.
 _DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error, tarfile.TarError)
+
+
+class Track(NamedTuple):
+    """The points of one driver, in any order. n points.
+
+    `time` int64 (n,), seconds since 1970 in UTC; `lat`, `lon` float64 (n,) in degrees; `occupied` bool (n,), a
+    passenger is on board, or None for a fleet that does not say.
+    """
+
+    driver: str
+    time: np.ndarray
+    lat: np.ndarray
+    lon: np.ndarray
+    occupied: np.ndarray | None
 
 
 class _Layout(NamedTuple):
@@ -538,17 +551,3 @@ def _id(value: Any, where: str) -> str | None:
         raise UserError(f"{where}: {value:.0f} has lost its last digits to floating point; write ids as text or int64")
     # What pandas makes of whole numbers once one of them is missing.
     return str(int(value) if value.is_integer() else value)
-
-
-class Track(NamedTuple):
-    """The points of one driver, in any order. n points.
-
-    `time` int64 (n,), seconds since 1970 in UTC; `lat`, `lon` float64 (n,) in degrees; `occupied` bool (n,), a
-    passenger is on board, or None for a fleet that does not say.
-    """
-
-    driver: str
-    time: np.ndarray
-    lat: np.ndarray
-    lon: np.ndarray
-    occupied: np.ndarray | None

@@ -63,7 +63,7 @@ from functools import partial
 from common import attacks
 from common.evaluation import predictions
 from common.evaluation import robustness
-from common.training import batches as batches_module
+from common.training.batches import batches as array_batches
 from common.training import loop
 from common.training.methods import pgd_training
 from tests.helpers.high_water import peak
@@ -90,7 +90,7 @@ def train(epochs):
     loop.train(model, batches, method.loss, keras.optimizers.SGD(0.01), epochs=epochs,
         adversary=method.adversary, verbose=False)
 method = pgd_training(eps=0.1, alpha=0.05, steps=1)
-batches = batches_module.batches(x[:2048], y[:2048], batch_size=16, seed=0)
+batches = array_batches(x[:2048], y[:2048], batch_size=16, seed=0)
 pair("training", train, 1, 12)
 
 pair("predict", lambda n: predictions.predict(model, x[:n]), FEW, len(x))

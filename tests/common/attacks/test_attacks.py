@@ -5,7 +5,6 @@ import warnings
 import weakref
 from functools import lru_cache, partial
 
-import attack_oracles as oracles
 import keras
 import numpy as np
 import pytest
@@ -40,6 +39,7 @@ from common.attacks import (
     updates,
 )
 from common.attacks import budget as named
+from tests.helpers import attack_oracles as oracles
 from tests.helpers.attack_oracles import (
     SHAPES,
     Perceptron,

@@ -381,16 +381,16 @@ def test_d6_two_runs_in_one_folder(tmp_path):
 
 
 def test_a_run_that_finished_while_another_waited_is_not_run_again(tmp_path, monkeypatch):
-    folder = tmp_path / "x"
+    folder, locked = tmp_path / "x", folders.locked
 
     @contextlib.contextmanager
     def late(place):
-        monkeypatch.setattr(record, "locked", locked)
+        monkeypatch.setattr(folders, "locked", locked)
         execute(folder)
         with locked(place):
             yield
 
-    monkeypatch.setattr(record, "locked", late)
+    monkeypatch.setattr(folders, "locked", late)
     assert execute(folder, pytest.fail)["metrics"] == {"done": 1.0}
 
 
