@@ -168,14 +168,14 @@ def field_docs(options_class: type) -> dict[str, str]:
     }
 
 
-def meaning(hint: Any) -> str:
+def meaning_of(hint: Any) -> str:
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         return ("one of " if len(args) > 1 else "") + ", ".join(map(str, args))
     if origin in (Union, types.UnionType):
-        return " or ".join(map(meaning, args))
+        return " or ".join(map(meaning_of, args))
     if origin is tuple:
-        return f"{meaning(args[0])}, or several with commas"
+        return f"{meaning_of(args[0])}, or several with commas"
     return MEANINGS.get(hint, getattr(hint, "__name__", str(hint)))
 
 

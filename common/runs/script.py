@@ -44,7 +44,7 @@ from common.runs.options import (
     bare,
     dashed,
     field_docs,
-    meaning,
+    meaning_of,
     plain_value,
     read_yaml,
     run_name,
@@ -364,7 +364,7 @@ class Script:
             if not equals and self.hints[name] is bool:
                 value = words.pop(0) if words and words[0].lower() in ("true", "false") else "true"
             elif not equals and (not words or words[0].startswith("--")):
-                raise UserError(f"{option}: expected {meaning(self.hints[name])} after it")
+                raise UserError(f"{option}: expected {meaning_of(self.hints[name])} after it")
             elif not equals:
                 value = words.pop(0)
             values[name] = value
@@ -426,7 +426,7 @@ class Script:
         # The budget of a picture given in grey levels, as in half of the literature.
         meant = self.hints[name] is LinfBudget and got.replace(".", "", 1).isdigit()
         remedy = f"; did you mean {got}/255?" if meant else ""
-        return UserError(f"{origins.get(name, name)}: expected {meaning(self.hints[name])}, got {got[:80]}{remedy}")
+        return UserError(f"{origins.get(name, name)}: expected {meaning_of(self.hints[name])}, got {got[:80]}{remedy}")
 
     @functools.cached_property
     def _parser(self) -> ArgumentParser:
@@ -443,13 +443,13 @@ class Script:
         meanings = field_docs(self.options_class)
         for name, f in self.fields.items():
             hint = self.hints[name]
-            kind = "" if get_origin(hint) is Literal else meaning(hint).replace(" or null", "") + "; "
+            kind = "" if get_origin(hint) is Literal else meaning_of(hint).replace(" or null", "") + "; "
             meaning = f"{meanings.get(name, '')} ({kind}default: {typed_text(f.default)})"
             if others := f.metadata.get("alias"):
                 meaning += f" Also {', '.join(map(dashed, others))}."
-            bare = {"nargs": "?", "const": True} if hint is bool else {}
+            switch = {"nargs": "?", "const": True} if hint is bool else {}
             group = shared if name in common else own
-            group.add_argument(dashed(name), type=hint, default=f.default, help=meaning, **bare)
+            group.add_argument(dashed(name), type=hint, default=f.default, help=meaning, **switch)
         shared.add_argument("--print-config", action="store_true", help="Print the resolved options as YAML and end.")
         return parser
 

@@ -260,8 +260,9 @@ def test_an_interruption_leaves_its_message_on_a_line_of_its_own(tmp_path):
     code = """
         import time
         from dataclasses import dataclass
-        from common.cli import CommonOptions, script
-        from common.runs import Run
+        from common.runs.options import CommonOptions
+        from common.runs.script import script
+        from common.runs.record import Run
 
         @dataclass(kw_only=True)
         class Options(CommonOptions):

@@ -127,7 +127,9 @@ def test_a_model_that_divides_by_255_itself_is_known_by_that():
 
 def test_8_bit_images_are_judged_as_they_are_with_a_warning():
     divided = brightness(0.5, before=layers.Rescaling(1 / 255))
-    with pytest.warns(UserWarning, match=r"on 100% of the same in 0\.\.255.*common\.input_range\.rescaled\(model, 255"):
+    with pytest.warns(
+        UserWarning, match=r"on 100% of the same in 0\.\.255.*common\.evaluation\.input_range\.rescaled\(model, 255"
+    ):
         assert predictions.accuracy(divided, X, Y) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")

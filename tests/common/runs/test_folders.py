@@ -363,9 +363,10 @@ def test_d2_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch):
 
 def test_results_come_last(tmp_path, monkeypatch):
     written = []
-    monkeypatch.setattr(
-        record, "write_text", lambda path, text: (written.append(path.name), files.write_text(path, text))
-    )
+    for module in (record, folders):
+        monkeypatch.setattr(
+            module, "write_text", lambda path, text: (written.append(path.name), files.write_text(path, text))
+        )
     execute(tmp_path / "x", lambda run: run.curve(epoch=1, loss=1.0))
     assert written == ["config.yaml", "metrics.csv", "table.csv", "results.json"]
 

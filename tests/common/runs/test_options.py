@@ -292,7 +292,7 @@ def test_a_flat_file_is_overridden_by_the_command_line():
 
 def test_sections_are_named_after_scripts():
     text = "all: {seed: 3, strategy: mirrored, n_test: 9}\nlock: {eps: 2, n_test: 8}\ntrain: {epochs: 7}\n"
-    text += "test_cli:\n"
+    text += "test_options:\n"
     options = lock.parse(file(text))
     assert (options.seed, options.eps, options.n_test, options.strategy) == (3, 2, 8, "none")
 
@@ -336,8 +336,9 @@ SCRIPT = '''"""A tiny script."""
 import sys, time
 from dataclasses import dataclass
 from pathlib import Path
-from common.cli import CommonOptions, script
-from common.runs import Run
+from common.runs.options import CommonOptions
+from common.runs.script import script
+from common.runs.record import Run
 
 @dataclass(kw_only=True)
 class Options(CommonOptions):
@@ -437,7 +438,7 @@ def test_the_end_shows_the_rate_with_its_interval_and_the_place(capsys):
     assert status == 0 and err == ""
     assert "success  50.0 %  [40.4, 59.6]  100" in out and "runs/adv_lock/lock/demo/results.json" in out
     results = json.loads(Path("runs/adv_lock/lock/demo/results.json").read_text())
-    assert results["command"] == "python tests/common/test_cli.py --eps 8/255"
+    assert results["command"] == "python tests/common/runs/test_options.py --eps 8/255"
 
 
 def test_a_finished_run_prints_its_stored_table_and_does_not_run(capsys):
@@ -473,7 +474,7 @@ def test_a_script_that_needs_no_tensorflow_is_spared_it(monkeypatch):
 def test_the_function_returns_its_results_and_names_its_folder():
     results = lock(lock.options(name="mine", seed=4))
     assert results["metrics"] == {"success": 0.5, "success_n": 100} and results["seed"] == 4
-    assert results["command"] == "python tests/common/test_cli.py --name mine --seed 4"
+    assert results["command"] == "python tests/common/runs/test_options.py --name mine --seed 4"
     assert lock.folder(lock.options(out="o")) == Path("o")
     assert lock.folder(lock.options(config="configs/paper.yaml")) == Path("runs/adv_lock/lock/paper")
     assert lock.folder(lock.options(dataset="../data/cifar10.npz")) == Path("runs/adv_lock/lock/cifar10")
@@ -497,7 +498,9 @@ def test_the_default_producer_is_called_into_its_own_place():
     options = CALLS[0][1]
     # What the caller left at its default keeps the producer's; what it was told goes over.
     assert (options.seed, options.n_test, options.n_train) == (5, 3, 50)
-    assert said == [f"{folder}: no finished run there; running python tests/common/test_cli.py --seed 5 --n-test 3"]
+    assert said == [
+        f"{folder}: no finished run there; running python tests/common/runs/test_options.py --seed 5 --n-test 3"
+    ]
     assert train.produce(None, lock.options(seed=5), say=said.append) == folder
     assert len(CALLS) == len(said) == 1
 
