@@ -1,9 +1,11 @@
 """Model files and training checkpoints, each complete or absent."""
 
 import contextlib
+import importlib
 import json
 import math
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +19,14 @@ from common import files
 from common.errors import UserError, one_line
 
 _NEWEST, _PREVIOUS, _DAMAGED = "checkpoint.npz", "checkpoint.previous.npz", "checkpoint.damaged.npz"
+# Keras finds a layer by its registered name alone and imports nothing: which module registers those of a package. No
+# file has a say in what is imported.
+_REGISTERING = {
+    "common": "common.models.imagenet",
+    "face_mter": "face_mter.models.networks",
+    "mobility_humid": "mobility_humid.models.networks",
+    "multimedia_recsys": "multimedia_recsys.models.recommenders",
+}
 # Small variables that a model has beside the weights in its file, such as the states of its random layers.
 _SLACK = 2**20
 
@@ -45,6 +55,7 @@ def load_model(path: Path | str) -> keras.Model:
         with zipfile.ZipFile(path) as archive:
             files.check_sizes(path, archive)
             held = sum(member.file_size for member in archive.infolist())
+            _register(archive.read("config.json").decode())
         with _refusing_more_than(held + _SLACK):
             model = keras.models.load_model(path, compile=False, safe_mode=True)
     except UserError:
@@ -58,6 +69,12 @@ def load_model(path: Path | str) -> keras.Model:
             " call it once, and save it again"
         )
     return model
+
+
+def _register(config: str) -> None:
+    """Import what registers the suite's own layers that are named in `config`, the JSON of a model."""
+    for package in set(re.findall(r'"registered_name":\s*"(\w+)>', config)) & set(_REGISTERING):
+        importlib.import_module(_REGISTERING[package])
 
 
 def check_pictures(model: keras.Model, path: Path | str, shape: Sequence[int]) -> None:

@@ -323,8 +323,13 @@ def test_e6_the_suite_runs_with_the_network_off():
 
 
 def test_modules_are_named_after_no_library():
-    """A script's folder is first on sys.path, so a module there would hide a library of the same name."""
+    """A script's folder is first on sys.path, so a module or folder there would hide a library of the same name."""
     apps = {path.parent for path in ROOT.glob("*/__init__.py")} - {ROOT / "common"}
     for path in (file for app in apps for file in app.glob("*.py") if file.stem != "__init__"):
         assert path.stem not in sys.stdlib_module_names, path
         assert importlib.util.find_spec(path.stem) is None, path
+    for path in (folder.parent for app in apps for folder in app.glob("*/__init__.py")):
+        assert path.name not in sys.stdlib_module_names, path
+        spec = importlib.util.find_spec(path.name)
+        # The repository's own folder of data sets, which holds no module.
+        assert spec is None or list(spec.submodule_search_locations) == [str(ROOT / "data")], path
