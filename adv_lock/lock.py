@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from adv_lock.fitting import is_folder, load
-from adv_lock.train_base import train_base
+from adv_lock.train_base import is_folder, load, train_base
 from common.errors import UserError
 from common.progress import track
 from common.runs.model_input import InputOptions, check_input, look_at, reading

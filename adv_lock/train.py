@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from adv_lock.fitting import FOLDER_SIZE, FittingOptions
 from adv_lock.lock import expected, produced
+from adv_lock.train_base import FOLDER_SIZE, FittingOptions
 from common.errors import UserError
 from common.runs.options import CommonOptions
 from common.runs.record import Run, read_results
@@ -39,7 +39,7 @@ def refusals(options: Options) -> None:
     from adv_lock.models.networks import NETWORKS
     from common.training import fit
 
-    fit.check(options, NETWORKS)
+    fit.check(options.recipe, NETWORKS)
     if options.train_on == "locked" and options.reference is not None:
         _check_recipe(options, read_results(options.reference)["config"])
 
@@ -72,7 +72,7 @@ def train(options: Options, run: Run) -> None:
     pictures = data.locked_train if on_locked else data.original_train()
     title = f"training on {options.train_on} pictures"
     model, history = fit.fit(
-        options,
+        options.recipe,
         run,
         pictures,
         data.y_train,

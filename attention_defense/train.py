@@ -8,7 +8,7 @@ from common.errors import UserError
 from common.runs.options import Budget, Count, LinfBudget, Natural
 from common.runs.record import Run
 from common.runs.script import script
-from common.training import fit
+from common.runs.training_options import FittingOptions
 
 if TYPE_CHECKING:
     import keras
@@ -22,7 +22,7 @@ _MEASURED = 64
 
 
 @dataclass(kw_only=True)
-class Options(PictureOptions, fit.FittingOptions):
+class Options(PictureOptions, FittingOptions):
     """The network and how it is defended."""
 
     arch: str = "small_cnn"
@@ -63,9 +63,10 @@ class Options(PictureOptions, fit.FittingOptions):
 def refusals(options: Options) -> None:
     """What is refused before anything is read."""
     from attention_defense.models.networks import NETWORKS
+    from common.training import fit
 
     _check(options)
-    fit.check(options, NETWORKS)
+    fit.check(options.recipe, NETWORKS)
 
 
 @script(app="attention_defense", name="train", refusals=refusals)
@@ -76,7 +77,7 @@ def train(options: Options, run: Run) -> None:
     from attention_defense.training import defence
     from common.evaluation import plots, predictions
     from common.models import build
-    from common.training import checkpoints
+    from common.training import checkpoints, fit
 
     data = load(options, run, n_train=options.n_train)
     count = min(options.n_validation, len(data.x_train) // 2)
@@ -96,7 +97,7 @@ def train(options: Options, run: Run) -> None:
         return found
 
     model, history = fit.fit(
-        options,
+        options.recipe,
         run,
         data.x_train[kept],
         data.y_train[kept],

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from common.runs.options import Budget, Count, LinfBudget
 from common.runs.record import Run
 from common.runs.script import script
-from common.training.fit import FittingOptions, check
+from common.runs.training_options import FittingOptions
 
 if TYPE_CHECKING:
     import keras
@@ -36,7 +36,14 @@ class Options(FittingOptions):
     """Test images for the stronger attack, the first of them."""
 
 
-@script(app="benchmarks", name="adversarial_training", refusals=check)
+def refusals(options: Options) -> None:
+    """What is refused before anything is read."""
+    from common.training import fit
+
+    fit.check(options.recipe)
+
+
+@script(app="benchmarks", name="adversarial_training", refusals=refusals)
 def adversarial_training(options: Options, run: Run) -> None:
     """Train by one method, save `model.keras`, and measure accuracy on clean and attacked test images."""
     from common import datasets
@@ -64,7 +71,7 @@ def adversarial_training(options: Options, run: Run) -> None:
         }
 
     model, history = fit.fit(
-        options,
+        options.recipe,
         run,
         data.x_train,
         data.y_train,

@@ -79,7 +79,7 @@ def refusals(options: Options) -> None:
     """What is refused before a picture is read or a base model trained."""
     from common.training import fit
 
-    fit.check_momentum(options)
+    fit.check_momentum(options.recipe)
     check_people(options)
     check_networks(options, [options.pretrained])
     if options.pretrained is None and (options.loss_type is not None or options.margin_s is not None):

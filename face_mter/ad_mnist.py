@@ -8,7 +8,7 @@ from common.errors import UserError
 from common.runs.options import Budget, Count, LinfBudget, Natural, alias
 from common.runs.record import Run
 from common.runs.script import script
-from common.training import fit
+from common.runs.training_options import FittingOptions
 from face_mter.ad_face import RegulariserOptions
 from face_mter.training.fit import HeadOptions
 
@@ -25,7 +25,7 @@ _WAYS, _POINTS = 5, 1000
 
 
 @dataclass(kw_only=True)
-class Options(RegulariserOptions, HeadOptions, fit.FittingOptions):
+class Options(RegulariserOptions, HeadOptions, FittingOptions):
     """How digits are trained, in two phases."""
 
     dataset: str = "digits"
@@ -78,10 +78,11 @@ class Subject(NamedTuple):
 
 def refusals(options: Options) -> None:
     """What is refused before a picture is read."""
+    from common.training import fit
     from face_mter.models import networks
 
     networks.check_name(options.arch)
-    fit.check_momentum(options)
+    fit.check_momentum(options.recipe)
 
 
 @script(app="face_mter", name="ad_mnist", refusals=refusals)
@@ -115,7 +116,7 @@ def ad_mnist(options: Options, run: Run) -> None:
 
 def _trained(options: Options, run: Run, strategy, data: "Arrays", name: str) -> "keras.Model":
     """The model of one method, after both phases."""
-    from common.training import devices
+    from common.training import devices, fit
     from face_mter.data.pair_batches import pair_epochs
     from face_mter.models import networks
     from face_mter.training import mter
@@ -145,7 +146,7 @@ def _trained(options: Options, run: Run, strategy, data: "Arrays", name: str) ->
         step = 2.5 * options.adv_sigma / rounds if options.adv_step is None else options.adv_step
         search = mter.exploit(radius=options.adv_sigma, sigma=step, rounds=rounds, threshold=options.adv_thd)
         model, history = fit.fit_network(
-            replace(options, epochs=epochs, learning_rate=options.learning_rate * slower),
+            replace(options.recipe, epochs=epochs, learning_rate=options.learning_rate * slower),
             run,
             strategy,
             (lambda model=model: model) if model is not None else build,

@@ -19,7 +19,7 @@ def refusals(options: Options) -> None:
     from face_mter.models import networks
 
     networks.check_name(options.arch)
-    fit.check_momentum(options)
+    fit.check_momentum(options.recipe)
     check_people(options)
 
 

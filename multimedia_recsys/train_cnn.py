@@ -7,7 +7,7 @@ from common.errors import UserError
 from common.runs.options import Budget, Count, LinfBudget
 from common.runs.record import Run
 from common.runs.script import script
-from common.training import fit
+from common.runs.training_options import FittingOptions
 from multimedia_recsys.data.catalogues import ShopOptions, load_training
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Options(ShopOptions, fit.FittingOptions):
+class Options(ShopOptions, FittingOptions):
     """The classifier of the shop's categories."""
 
     arch: str = "product_cnn"
@@ -47,9 +47,11 @@ def networks() -> "Mapping[str, Builder]":
 
 def refusals(options: Options) -> None:
     """What is refused before anything is read."""
+    from common.training import fit
+
     if options.method == "pgd" and not options.eps > 0:
         raise UserError(f"--eps: must be above 0; received {options.eps:g}")
-    fit.check(options, networks())
+    fit.check(options.recipe, networks())
 
 
 @script(app="multimedia_recsys", name="train_cnn", refusals=refusals)
@@ -61,7 +63,7 @@ def train_cnn(options: Options, run: Run) -> None:
 
     from common.evaluation import plots
     from common.evaluation.predictions import accuracy
-    from common.training import checkpoints
+    from common.training import checkpoints, fit
     from common.training.methods import named
 
     data = load_training(options)
@@ -70,7 +72,7 @@ def train_cnn(options: Options, run: Run) -> None:
         digest.update(np.ascontiguousarray(array).data)
     run.data(options.dataset, digest.hexdigest())
     model, history = fit.fit(
-        options,
+        options.recipe,
         run,
         data.x_train,
         data.y_train,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from common.runs.options import Budget, Count, alias
 from common.runs.record import Run
-from common.training import fit
+from common.runs.training_options import FittingOptions
 from face_mter.evaluation.people import Cast, PeopleOptions
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class HeadOptions:
 
 
 @dataclass(kw_only=True)
-class FaceFittingOptions(PeopleOptions, fit.FittingOptions):
+class FaceFittingOptions(PeopleOptions, FittingOptions):
     """How a network is trained on faces."""
 
     arch: str = alias("network", default="small")
@@ -67,7 +67,7 @@ def fit_faces(
 
     `paired`: batches of `options.batch_size` pairs of different people, or plain ones.
     """
-    from common.training import devices
+    from common.training import devices, fit
     from common.training.batches import batches as array_batches
     from face_mter.data.pair_batches import pair_epochs
 
@@ -79,7 +79,7 @@ def fit_faces(
         train.images, train.person, batch_size=size, seed=options.seed, augment=augmentation(options.augment)
     )
     return fit.fit_network(
-        options,
+        options.recipe,
         run,
         strategy,
         build,

@@ -15,6 +15,7 @@ import pytest
 from common import attacks
 from common.errors import UserError
 from common.training import augmentation, batches, devices, fit, loop
+from common.training.recipe import Recipe
 from tests.helpers.training_toys import data, network, sgd, weights
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -264,4 +265,4 @@ def test_a_batch_that_cannot_be_shared_out_evenly_is_refused(tmp_path, monkeypat
     three = types.SimpleNamespace(num_replicas_in_sync=3)
     monkeypatch.setattr(devices, "prepare", lambda *_: three)
     with pytest.raises(UserError, match="--batch-size: expected a multiple of the 3 devices; received 16"):
-        fit.fit(fit.FittingOptions(batch_size=16), None, *data(), 3, None, title="", seed=0)
+        fit.fit(Recipe(batch_size=16), None, *data(), 3, None, title="", seed=0)
