@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from attention_defense.data.images import AttackName, TestedOptions, load_tested
-from attention_defense.models.victim import check_models, chosen, needs
+from attention_defense.attack import TestedOptions, check_models, chosen, load_tested, needs
+from attention_defense.attacks.names import AttackName
 from common.errors import UserError
 from common.runs.options import Count, LinfBudget
 from common.runs.record import Run
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     import keras
     import numpy as np
 
+    from attention_defense.attack import Chosen
     from attention_defense.attacks.table import Attack
-    from attention_defense.evaluation.analysis import Looked, Table
-    from attention_defense.models.victim import Chosen
+    from attention_defense.evaluation.analysis import Interval, Looked
 
 # Numbers of steps at which O3 is looked at.
 STEPS = (1, 2, 3, 4, 8)
@@ -66,6 +66,34 @@ class Case(NamedTuple):
         return attacked(attack, self.x, self.y, batch_size=self.options.batch_size, progress=True)
 
 
+class Table:
+    """Rows and headlines of one model's run."""
+
+    def __init__(self, run: Run, model: str, eps: float) -> None:
+        self.run, self.model, self.eps = run, model, eps
+
+    def write(
+        self, metric: str, found: "Interval | None", *, attack: str, split: str, headline: str | None = None
+    ) -> None:
+        """A row, if there is an estimate; and under `headline` a figure of the run."""
+        if found is None:
+            return
+        self.run.row(
+            model=self.model,
+            attack=attack,
+            norm="linf",
+            eps=self.eps,
+            split=split,
+            metric=metric,
+            value=found.value,
+            n=found.n,
+            low=found.low,
+            high=found.high,
+        )
+        if headline is not None:
+            self.run.intervals({headline: (found.value, found.n, found.low, found.high)})
+
+
 def refusals(options: Options) -> None:
     """What is refused before anything is read or trained."""
     from attention_defense.attacks.table import whole_levels
@@ -96,7 +124,7 @@ def analyse(options: Options, run: Run) -> None:
     x, y = np.asarray(as_float(tested.x[right])), tested.y[right]
     seen = analysis.look(model, x, y, layer=layer, batch_size=options.batch_size, progress=True)
     case = Case(picked, x, y, None if tested.masks is None else tested.masks[right], seen, options)
-    table = analysis.Table(run, name, options.eps)
+    table = Table(run, name, options.eps)
     histograms = {}
     noise = analysis.moved(seen.area, case.look(case.attacked("noise", options.eps)).area)
     found = analysis.mean(noise, noise >= 0, seed=options.seed)
@@ -128,7 +156,7 @@ def analyse(options: Options, run: Run) -> None:
 
 
 def _outcomes(
-    case: Case, table: "Table", kind: str, after: "Looked", success: "np.ndarray", *, headline: bool
+    case: Case, table: Table, kind: str, after: "Looked", success: "np.ndarray", *, headline: bool
 ) -> "np.ndarray":
     """Attention of successes beside that of failures, and O1; the IoU of clean and attacked attention (N,)."""
     from attention_defense.evaluation import analysis
@@ -172,7 +200,7 @@ def _entropy(looked: "Looked") -> "np.ndarray":
 
 def _controls(
     stranger: Case,
-    table: "Table",
+    table: Table,
     kind: str,
     changed: "np.ndarray",
     overlap: "np.ndarray",
@@ -207,7 +235,7 @@ def _shuffled(model: "keras.Model", seed: int) -> "keras.Model":
     return other
 
 
-def _iterated(case: Case, table: "Table") -> "dict[str, dict[int, tuple[float, float]]]":
+def _iterated(case: Case, table: Table) -> "dict[str, dict[int, tuple[float, float]]]":
     """O3: success and IoU by the number of steps, within the ball and, as in the original, with a budget that grows
     by eps at each step."""
     from attention_defense.attacks.table import whole_levels

@@ -1,25 +1,50 @@
 """Attack a classifier: by the gradients of its answer, and by those of its attention."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_args
 
-from attention_defense.data.images import AttackName, TestedOptions, load_tested
-from attention_defense.models.victim import check_models, chosen, needs, source_of
+from attention_defense.attacks.names import AttackName
+from attention_defense.train import PICTURE_FIELDS, PictureOptions, load, train
 from common.errors import UserError
-from common.runs.options import Budget, Count, LinfBudget
-from common.runs.record import Run
+from common.runs.model_input import InputOptions, check_input, is_run, look_at, reading
+from common.runs.options import Budget, Count, LinfBudget, alias
+from common.runs.record import Run, read_config, read_owner
 from common.runs.script import script
 
 if TYPE_CHECKING:
     import keras
     import numpy as np
 
-    from attention_defense.attacks.table import Attack
-    from attention_defense.models.victim import Chosen
+    from attention_defense.attacks.table import Attack, Training
+    from attention_defense.data.images import Tested
 
+IMAGENET_NAMES = ("inception_v3", "resnet50")
+"""Networks with published weights, as `common.models.IMAGENET` has them."""
 # Of the others only rows are written; these are also the headline.
 HEADLINE = ("fgsm", "step_ll", "pgd20", "attention")
+
+
+@dataclass(kw_only=True)
+class TestedOptions(InputOptions, PictureOptions):
+    """Pictures to judge a model by; see also --n-test."""
+
+    without: ClassVar[tuple[str, ...]] = ("strategy", "precision", "n_train")
+
+    model: Path | None = alias(default=None, known=IMAGENET_NAMES)
+    """Classifier: a .keras file, a run of train.py, inception_v3 or resnet50 (ImageNet weights, downloaded once); by
+    default that of train.py, trained if need be."""
+    class_list: Path | None = None
+    """Text file with the classes of --model in its order, one folder name (ImageNet: wnid) a line; by default the
+    folders of the data set, sorted."""
+    boxes: Path | None = None
+    """Folder of PASCAL VOC annotations, <picture's name>.xml, for the objects of an image folder."""
+    layer: str | None = None
+    """Layer whose attention is looked at; by default the last with a map of at least 7 x 7 cells."""
+    batch_size: Count = 100
+    """Pictures looked at or attacked at a time."""
 
 
 @dataclass(kw_only=True)
@@ -42,6 +67,144 @@ class Options(TestedOptions):
     """gated: attacks while the attended areas overlap by more than this."""
     n_test: Count | None = 300
     """Number of test pictures; null takes all."""
+
+
+class Chosen(NamedTuple):
+    """A classifier, its name in tables, the layer to look at, and how it was trained as far as its run tells."""
+
+    model: "keras.Model"
+    name: str
+    layer: str | None
+    training: "Training"
+
+
+def check_models(options: TestedOptions, *, maps: bool = True, others: Sequence[Path] = ()) -> None:
+    """Refuse what can be refused before a picture is read or a model trained: files that `options` name, and models,
+    `--model` and `others`, that are none; one that is looked at for `maps` has such layers.
+
+    Errors: `UserError`, as `chosen` and `load_tested`.
+    """
+    from attention_defense.models.victim import MORE
+    from common import datasets
+    from common.evaluation.classifiers import check_classes, load_classifier
+
+    check_tested(options)
+    check_input(options, [options.model, *others], IMAGENET_NAMES)
+    for path in (*([] if options.model is None else [options.model]), *others):
+        if str(path) in IMAGENET_NAMES:
+            if options.class_list is None and options.dataset in datasets.NAMES:
+                check_classes(path, 1000, datasets.class_count(options.dataset), MORE)
+            continue
+        look_at(path, partial(load_classifier, path, **reading(options, path)))
+        if maps and path == options.model and not is_run(path):
+            _check_layer(load_classifier(path, **reading(options, path)), options, path)
+
+
+def needs(options: TestedOptions) -> None:
+    """What train.py would refuse, where it is to be run. Errors: as `Script.produce`."""
+    if str(options.model) not in IMAGENET_NAMES:
+        train.expect(*_needed(options))
+
+
+def check_tested(options: TestedOptions) -> None:
+    """Refuse what can be refused before a picture is read. Errors: as `load_tested`, and boxes that belong to none."""
+    from common import datasets
+    from common.files import read_lines
+
+    if options.boxes is not None and (options.dataset in datasets.NAMES or not Path(options.dataset).is_dir()):
+        raise UserError(f"--boxes: belong to an image folder; {options.dataset} is none")
+    if options.class_list is not None:
+        read_lines(options.class_list)
+
+
+def load_tested(options: TestedOptions, run: Run) -> "Tested":
+    """The test pictures with their objects, and labels in the order of the model's classes.
+
+    Errors: `UserError` for a class that is not on the list, and a damaged annotation.
+    """
+    from attention_defense.data.images import boxed, tested_of
+
+    check_tested(options)
+    # Nothing is learnt here, and of a folder only the pictures that are judged need be read.
+    data = load(options, run, n_train=1)
+    masks = None
+    if options.boxes is not None:
+        size = data.x_test.shape[1:3]
+        masks = boxed(options.dataset, options.boxes, seed=options.seed, n_test=options.n_test, size=size)
+    return tested_of(data, class_list=options.class_list, masks=masks)
+
+
+def chosen(options: TestedOptions, tested: "Tested", run: Run, *, maps: bool = True) -> Chosen:
+    """The classifier of `--model`, by default that of train.py; one whose `maps` nobody asks for needs none.
+
+    Errors: `UserError` for one that is not there, takes other pictures, has other classes or has not `--layer`; and for
+    a run of train.py on the same data set with another seed, whose test pictures may have been trained on.
+    """
+    from attention_defense.attacks.table import Training
+    from attention_defense.models.losses import Weights
+    from attention_defense.models.victim import load_classifier
+
+    given, config = options.model, {}
+    if str(given) not in IMAGENET_NAMES:
+        if maps and (planned := train.planned(*_needed(options))) is not None:
+            _check_layer_untrained(planned, options, tested)
+        given = train.produce(*_needed(options), say=run.say)
+        config = _config(given)
+    model = load_classifier(given, tested, **_reading(options, given, run))
+    layer = options.layer or config.get("layer")
+    if maps:
+        _check_layer(model, options, given)
+    known = {name: config[name] for name in ("alpha", "beta", "gamma", "sharpness") if name in config}
+    weights = Weights(
+        *(known.get(name, default) for name, default in zip(("alpha", "beta", "gamma"), Weights(), strict=True))
+    )
+    training = Training(config.get("layer", layer), weights, known.get("sharpness", Training().sharpness))
+    return Chosen(model, str(config.get("method") or (given.stem if given.suffix else given.name)), layer, training)
+
+
+def source_of(options: TestedOptions, path: Path, tested: "Tested", run: Run) -> "keras.Model":
+    """Another classifier of the same pictures. Errors: as `load_classifier`."""
+    from attention_defense.models.victim import load_classifier
+
+    return load_classifier(path, tested, **_reading(options, path, run))
+
+
+def _reading(options: TestedOptions, path: Path, run: Run) -> dict[str, Any]:
+    return {} if str(path) in IMAGENET_NAMES else {**reading(options, path), "say": run.say}
+
+
+def _needed(options: TestedOptions) -> tuple[Path | None, TestedOptions, Sequence[str]]:
+    """Arguments of `train.produce`: `--model`, and what a run of train.py must have in common with this one, nothing if
+    it is on other data."""
+    given = options.model
+    owned = given is not None and read_owner(_folder(given)) is not None
+    elsewhere = given is not None and not (owned and read_config(_folder(given)).get("dataset") == options.dataset)
+    return given, options, () if elsewhere else PICTURE_FIELDS
+
+
+def _config(path: Path) -> dict[str, Any]:
+    return read_config(_folder(path)) if read_owner(_folder(path)) else {}
+
+
+def _check_layer(model: "keras.Model", options: TestedOptions, path: Path) -> None:
+    from attention_defense.models.grad_cam import Attention
+
+    Attention(model, options.layer or _config(path).get("layer"))
+
+
+def _check_layer_untrained(planned: Any, options: TestedOptions, tested: "Tested") -> None:
+    """A layer that is none is refused before the network of `planned` is trained."""
+    from attention_defense.models.grad_cam import Attention
+    from attention_defense.models.networks import NETWORKS
+    from common.models import build
+
+    model = build(planned.arch, tested.x.shape[1:], len(tested.class_names), networks=NETWORKS)
+    Attention(model, options.layer or planned.layer)
+
+
+def _folder(path: Path) -> Path:
+    """The run that a path names: the folder, or that of its `model.keras`."""
+    return path.parent if path.name == "model.keras" else path
 
 
 def refusals(options: Options) -> None:

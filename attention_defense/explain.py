@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from attention_defense.data.images import AttackName, TestedOptions, load_tested
-from attention_defense.models.victim import check_models, chosen, needs
+from attention_defense.attack import TestedOptions, check_models, chosen, load_tested, needs
+from attention_defense.attacks.names import AttackName
 from common.progress import track
 from common.runs.options import Count, LinfBudget
 from common.runs.record import Run

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from attention_defense.attack import attack
-from attention_defense.data.images import PictureOptions
-from attention_defense.train import MethodName, train
+from attention_defense.train import MethodName, PictureOptions, train
 from common.errors import UserError
 from common.runs.options import Count, LinfBudget
 from common.runs.record import Run, read_results, read_table

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from attention_defense.data.images import PictureOptions, load
 from common.errors import UserError
-from common.runs.options import Budget, Count, LinfBudget, Natural
+from common.runs.options import Budget, CommonOptions, Count, LinfBudget, Natural
 from common.runs.record import Run
 from common.runs.script import script
 from common.runs.training_options import FittingOptions
@@ -14,11 +13,24 @@ if TYPE_CHECKING:
     import keras
     import numpy as np
 
+    from common.datasets import Arrays
     from common.training.methods import Method
 
 MethodName = Literal["standard", "step_ll", "fast", "pgd", "trades", "aad", "aad_two_step", "aad_iou"]
 # Pictures on which the terms' gradients are measured after every epoch.
 _MEASURED = 64
+
+
+# What an attack, an analysis and an explanation must have in common with the training of their model.
+PICTURE_FIELDS = ("dataset", "seed", "image_size")
+
+
+@dataclass(kw_only=True)
+class PictureOptions(CommonOptions):
+    """Which pictures."""
+
+    image_size: Count | None = None
+    """Side, in pixels, to which the pictures of a folder are scaled, and at which scenes are drawn."""
 
 
 @dataclass(kw_only=True)
@@ -122,6 +134,23 @@ def train(options: Options, run: Run) -> None:
         curves = {name.replace("_", " "): [epoch[name] for epoch in history] for name in names}
         plots.accuracy_curves(curves, run.folder / "training.png", title=f"{options.method}: {options.arch}")
         run.artifact("training", run.folder / "training.png")
+
+
+def load(options: PictureOptions, run: Run, *, n_train: int | None) -> "Arrays":
+    """The data set that `options` name, with `n_train` training pictures, recorded in `run`."""
+    from common import datasets
+
+    data = datasets.load(
+        options.dataset,
+        data_dir=options.data_dir,
+        seed=options.seed,
+        n_train=n_train,
+        n_test=options.n_test,
+        image_size=options.image_size,
+        progress=True,
+    )
+    run.data(data.name, data.sha256)
+    return data
 
 
 def _way(options: Options) -> "Method":

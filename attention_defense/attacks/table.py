@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from attention_defense.attacks.attention import attention_attack
-from attention_defense.data.images import AttackName
+from attention_defense.attacks.names import AttackName
 from attention_defense.models.losses import Weights
 from common.attacks import bim, corner_noise, fgsm, least_likely, pgd, r_step_ll, step_ll
 from common.errors import UserError

@@ -16,7 +16,6 @@ from common.arrays import as_float, to_array, to_labels
 from common.attacks import logits_of
 from common.attacks.calls import compiled
 from common.progress import blocks, track
-from common.runs.record import Run
 
 _BOOTSTRAPS = 2000
 # Of a regression, each a fit of its own.
@@ -120,34 +119,6 @@ class Interval(NamedTuple):
     low: float
     high: float
     n: int
-
-
-class Table:
-    """Rows and headlines of one model's run."""
-
-    def __init__(self, run: Run, model: str, eps: float) -> None:
-        self.run, self.model, self.eps = run, model, eps
-
-    def write(
-        self, metric: str, found: Interval | None, *, attack: str, split: str, headline: str | None = None
-    ) -> None:
-        """A row, if there is an estimate; and under `headline` a figure of the run."""
-        if found is None:
-            return
-        self.run.row(
-            model=self.model,
-            attack=attack,
-            norm="linf",
-            eps=self.eps,
-            split=split,
-            metric=metric,
-            value=found.value,
-            n=found.n,
-            low=found.low,
-            high=found.high,
-        )
-        if headline is not None:
-            self.run.intervals({headline: (found.value, found.n, found.low, found.high)})
 
 
 def bootstrap(statistic: Callable[[np.ndarray], float], count: int, *, seed: int = 0) -> Interval | None:

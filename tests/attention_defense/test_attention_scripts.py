@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 
 from attention_defense import analyse, attack, explain, run_all, train
+from attention_defense.attack import Chosen, chosen, load_tested
 from attention_defense.attacks.table import Training
-from attention_defense.data import images as pictures
 from attention_defense.evaluation import analysis
 from attention_defense.evaluation.superpixels import lime_area
-from attention_defense.models import victim
-from attention_defense.models.victim import Chosen
 from common.errors import UserError
 from common.runs.record import read_table
 from common.training import checkpoints
@@ -76,7 +74,7 @@ def test_accuracies_go_together(model, case, run):
 
 
 def test_outcomes_are_all_that_was_attacked(case, run, few_draws):
-    table = analysis.Table(run, "toy", EPS)
+    table = analyse.Table(run, "toy", EPS)
     shift = np.random.default_rng(2).choice([-0.2, 0.2], size=case.x.shape)
     changed = np.clip(case.x + shift, 0, 1).astype(np.float32)
     after = case.look(changed)
@@ -170,11 +168,11 @@ def test_masks_from_boxes_are_those_of_the_tested_pictures(tmp_path, run):
                 picture.save(tmp_path / "pets" / part / name / f"{name}{number}.png")
                 (tmp_path / "boxes" / f"{name}{number}.xml").write_text(box.format(below=below))
     given = {"dataset": str(tmp_path / "pets"), "boxes": tmp_path / "boxes"}
-    tested = pictures.load_tested(analyse.analyse.options(**given), run)
+    tested = load_tested(analyse.analyse.options(**given), run)
     assert tested.x.shape == (6, 20, 20, 3) and tested.masks.shape == (6, 20, 20)
     assert tested.masks.sum(axis=(1, 2)).tolist() == [10 * (4 if label == 0 else 12) for label in tested.y]
     with pytest.raises(UserError, match="--boxes: belong to an image folder; scenes is none"):
-        pictures.load_tested(analyse.analyse.options(boxes=tmp_path / "boxes", n_test=2), run)
+        load_tested(analyse.analyse.options(boxes=tmp_path / "boxes", n_test=2), run)
 
 
 def test_accuracy_under_pgd_is_watched_at_the_radius_of_the_training(model, case):
@@ -283,14 +281,14 @@ def test_a_layer_that_is_none_is_refused(trained):
 def test_what_is_attacked_knows_how_it_was_trained(trained, run):
     """Name, layer and weights of the model's own run; `train.py` is asked where none is named."""
     options = attack.attack.parse(["--config", "tiny.yaml"])
-    tested = pictures.load_tested(options, run)
-    found = victim.chosen(options, tested, run)
+    tested = load_tested(options, run)
+    found = chosen(options, tested, run)
     assert (found.name, found.layer, found.training) == ("aad", None, Training())
     train.train(
         train.train.options(name="own", method="step_ll", layer="block2_relu", alpha=2.0, gamma=0.0, sharpness=5.0)
     )
     options = attack.attack.options(model=Path("runs/attention_defense/train/own"), n_test=20)
-    found = victim.chosen(options, tested, run, maps=False)
+    found = chosen(options, tested, run, maps=False)
     weights = Training().weights._replace(classification=2.0, preservation=0.0)
     assert (found.name, found.layer) == ("step_ll", "block2_relu")
     assert found.training == Training("block2_relu", weights, 5.0)
@@ -319,10 +317,10 @@ def test_a_network_without_maps_serves_where_nobody_looks(tmp_path, monkeypatch,
     path = tmp_path / "flat.keras"
     keras.Model(images, keras.layers.Dense(10)(keras.layers.Flatten()(images))).save(path)
     options = attack.attack.options(model=path, n_test=20)
-    tested = pictures.load_tested(options, run)
-    assert victim.chosen(options, tested, run, maps=False).name == "flat"
+    tested = load_tested(options, run)
+    assert chosen(options, tested, run, maps=False).name == "flat"
     with pytest.raises(UserError, match="no layer of its own with a map"):
-        victim.chosen(options, tested, run)
+        chosen(options, tested, run)
     settings = {"model": path, "n_test": 20, "n_strongest": 10, "curve": (1.0,)}
     with pytest.raises(UserError, match="no layer of its own with a map"):
         attack.attack(attack.Options(attack=("fgsm", "attention"), name="maps", **settings))

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from attention_defense.attacks import table
 from attention_defense.attacks.attention import KINDS, attention_attack
-from attention_defense.data.images import AttackName
+from attention_defense.attacks.names import AttackName
 from attention_defense.models.grad_cam import Attention, area, overlap, shown
 from common.errors import UserError
 from common.evaluation.robustness import attacked
