@@ -1,34 +1,26 @@
 """Fine-tune a face network so that nobody can be taken for somebody else: MTER, or adversarial training."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from common import progress
 from common.errors import UserError
+from common.runs.model_input import InputOptions, check_input, is_run, look_at, reading
 from common.runs.options import Budget, Count, LinfBudget, alias
-from common.runs.record import Run
+from common.runs.record import Run, read_config
 from common.runs.script import script
-from face_mter.evaluation.people import (
-    Cast,
-    NetworkOptions,
-    check_networks,
-    check_people,
-    knows_the_trained,
-    load_cast,
-    load_checked,
-    needed,
-    open_network,
-    watch,
-)
-from face_mter.train import train
-from face_mter.training.fit import FaceFittingOptions, HeadOptions, fit_faces
+from face_mter.train import FaceFittingOptions, HeadOptions, PeopleOptions, check_people, load_cast, needed, train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import keras
+
+    from common.evaluation.input_range import Reading
+    from face_mter.data.faces import Cast
 
 # Pairs that are attacked after every epoch.
 _WATCHED = 100
@@ -44,6 +36,15 @@ class RegulariserOptions:
     """A picture rests once its cosine distance to its target is below."""
     adv_alpha: Budget = 0.2
     """Margin of the triplets: how much nearer a moved picture is to stay to itself than to its target."""
+
+
+@dataclass(kw_only=True)
+class NetworkOptions(InputOptions):
+    """How a network that this suite did not train is read."""
+
+    embedding: str | None = None
+    """Layer of such a network whose answer is the embedding; by default the one called embedding, or what a head of
+    logits or probabilities reads, or else the answer."""
 
 
 @dataclass(kw_only=True)
@@ -96,8 +97,10 @@ def ad_face(options: Options, run: Run) -> None:
     """Train on from the base model on pairs of different people; save `model.keras`."""
     from common.evaluation import plots
     from common.training import checkpoints
+    from face_mter.evaluation.people import watch
     from face_mter.models import networks
     from face_mter.training import mter
+    from face_mter.training.fit import fit_faces
 
     cast = load_cast(options, run)
     path = train.produce(*needed(options.pretrained, options), say=run.say)
@@ -122,14 +125,16 @@ def ad_face(options: Options, run: Run) -> None:
         adversary=search,
     )
     model, history = fit_faces(
-        options,
+        options.recipe,
         run,
-        cast,
+        cast.faces.of(cast.people.train),
         build,
         lambda model: {**watch(model, cast), "calibration_hit_rate": _hit_rate(model, cast, options.seed)},
         method=method,
         paired=True,
         title=f"{options.method}, from {path}",
+        seed=options.seed,
+        augment=options.augment,
     )
     names = ("accuracy", "calibration_auc", "calibration_hit_rate")
     run.metrics(**{name: history[-1][name] for name in names})
@@ -139,6 +144,148 @@ def ad_face(options: Options, run: Run) -> None:
         curves = {name: [epoch[name] for epoch in history] for name in names}
         plots.accuracy_curves(curves, run.folder / "training.png", title=f"fine-tuning: {options.method}")
         run.artifact("training", run.folder / "training.png")
+
+
+def check_networks(options: NetworkOptions, models: Iterable[Path | None]) -> None:
+    """Refuse what the files of `models` tell, before anything is read or trained; None for those that are made.
+
+    Errors: `UserError`, as `load_checked`.
+    """
+    models = list(models)
+    check_input(options, models)
+    if options.embedding is not None and all(model is None or is_run(model) for model in models):
+        raise UserError("--embedding: is for a network that this suite did not train; leave it out")
+    for model in models:
+        if model is not None:
+            look_at(model, partial(open_network, model, options))
+
+
+def network_name(path: Path) -> str:
+    """What tables call the network in `path`: a run by its folder, a file of others by its own name."""
+    if not is_run(path):
+        return path.stem
+    return path.name if path.is_dir() else path.parent.name
+
+
+def open_network(path: Path, options: NetworkOptions) -> "tuple[keras.Model, Reading]":
+    """The network in `path`, a file or a run, for pictures in [0, 1], up to `--embedding` where that is given; and the
+    reading in which the network in the file gets them.
+
+    Errors: `UserError` naming it, as `common.evaluation.classifiers.load_network`, and where it answers with no vector.
+    """
+    from common.evaluation import classifiers
+    from face_mter.models import networks
+
+    file, how = classifiers.model_file(path), reading(options, path)
+    how.pop("check_range", None)
+    model, taken = classifiers.load_network(path, **how)
+    classifiers.check_graph(file, model)
+    try:
+        if options.embedding is not None and not is_run(path):
+            model = networks.embedder_at(model, options.embedding)
+        networks.embedder(model)
+    except UserError as error:
+        text = str(error)
+        raise UserError(f"{file}: {text if text.startswith('--') else f'is {text}'}") from error
+    if len(model.input_shape) != 4:
+        raise UserError(f"{file}: takes {model.input_shape}; expected a network for pictures")
+    return model, taken
+
+
+def load_checked(
+    path: Path,
+    cast: "Cast",
+    options: NetworkOptions,
+    *,
+    attacked: bool = True,
+    say: Callable[[str], None] = progress.say,
+) -> "keras.Model":
+    """The network in `path`, as `open_network` has it, for the pictures of `cast`; `attacked`: it is to be followed by
+    its gradient too. What is to be known of a network that this suite did not train goes to `say`.
+
+    Errors: `UserError` naming it as `open_network`, and where it takes other pictures than those of `cast` or in
+    another range, fails on them, or has learnt people who are held out here.
+    """
+    from common.evaluation import classifiers
+    from common.evaluation.predictions import outputs
+    from common.training.checkpoints import check_pictures
+    from face_mter.evaluation.people import check_range
+    from face_mter.models.networks import embedder
+
+    model, taken = open_network(path, options)
+    file = classifiers.model_file(path)
+    check_pictures(model, file, cast.faces.images.shape[1:])
+    check_strangers(path, cast, options)
+    if attacked:
+        classifiers.check_answer(file, embedder(model), cast.faces.images[:2])
+    elif not np.isfinite(outputs(embedder(model), cast.faces.images[:2])).all():
+        raise UserError(f"{file}: answers with values that are not finite; train it again, or give another model")
+    if not is_run(path):
+        part = embedder(model)
+        layer = part.outputs[0]._keras_history.operation.name
+        say(f"{file}: embeddings of {part.output_shape[1]} numbers, the answer of its layer {layer}")
+        check_range(file, model, taken, cast, say)
+    return model
+
+
+def check_strangers(path: Path, cast: "Cast", options: PeopleOptions) -> None:
+    """Errors: `UserError` for a run of this suite that has learnt, itself or by what it began with, people of this data
+    set who are held out here."""
+    for folder, config in lineage(path):
+        known = np.intersect1d(_learnt(config, cast, options), cast.held_back)
+        if len(known):
+            raise UserError(
+                f"{folder}: has learnt {len(known)} of the {len(cast.held_back)} people who are held out here; give"
+                " --seed, --n-train, --min-images and --evaluation-share as in its training and no --evaluate-only, or"
+                " other data"
+            )
+
+
+def _learnt(config: dict[str, Any], cast: "Cast", options: PeopleOptions) -> np.ndarray:
+    """The people of `cast` who trained in a run with `config`; none if it was on other data."""
+    # Portraits of another seed are those of other people.
+    drawn_anew = options.dataset == "portraits" and config.get("seed") != options.seed
+    if config.get("dataset") != options.dataset or drawn_anew:
+        return np.empty(0, np.int32)
+    from face_mter.data.faces import split_people
+
+    names = ("seed", "min_images", "n_train", "evaluation_share")
+    return split_people(cast.faces, **{name: config[name] for name in names}).train
+
+
+def lineage(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The runs that a network comes from and their configs: its own, and those of what it was fine-tuned from, as far
+    as that was named."""
+    found: list[tuple[Path, dict[str, Any]]] = []
+    while path is not None and is_run(path) and len(found) < 100:
+        folder = path if path.is_dir() else path.parent
+        config = read_config(folder)
+        if "evaluation_share" in config:
+            found.append((folder, config))
+        path = None if config.get("pretrained") is None else Path(config["pretrained"])
+    return found
+
+
+def knows_the_trained(path: Path, model: "keras.Model", cast: "Cast", options: PeopleOptions) -> bool:
+    """Whether `model`, from `path`, has logits that tell apart the very people of `cast` who train: the run that it is
+    of says so, or, of a file that says nothing, it is right about them more often than chance would bring once in a
+    thousand times."""
+    import math
+
+    from common.evaluation.predictions import predict
+    from face_mter.models.networks import head_of
+
+    people = cast.people.train
+    if not len(people) or head_of(model) is None or model.output_shape[-1] != len(people):
+        return False
+    for _, config in lineage(path)[:1]:
+        return np.array_equal(_learnt(config, cast, options), people)
+    rows = cast.rows(people)
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), 256)).astype(int))]
+    right = predict(model, cast.faces.images[rows]) == np.searchsorted(people, cast.faces.person[rows])
+    n, chance = len(rows), 1 / len(people)
+    tail = (math.comb(n, k) * chance**k * (1 - chance) ** (n - k) for k in range(int(right.sum()), n + 1))
+    return sum(tail) < 1e-3
 
 
 def _beginning(
@@ -166,7 +313,7 @@ def _beginning(
     return build
 
 
-def _hit_rate(model: "keras.Model", cast: Cast, seed: int) -> float:
+def _hit_rate(model: "keras.Model", cast: "Cast", seed: int) -> float:
     """How often IFTGSM of 10/255 hits among people of the calibration half, at a FAR of 1e-3: what a recipe may be
     chosen by, since the attack half is kept for the end."""
     from face_mter.attacks.features import Attacker

@@ -10,7 +10,7 @@ from common.runs.record import Run
 from common.runs.script import script
 from common.runs.training_options import FittingOptions
 from face_mter.ad_face import RegulariserOptions
-from face_mter.training.fit import HeadOptions
+from face_mter.train import HeadOptions
 
 if TYPE_CHECKING:
     import keras
@@ -92,7 +92,13 @@ def ad_mnist(options: Options, run: Run) -> None:
     from face_mter.attacks.features import Attacker
     from face_mter.data.digits import load_digit_pictures
 
-    data = load_digit_pictures(options)
+    data = load_digit_pictures(
+        options.dataset,
+        data_dir=options.data_dir,
+        seed=options.seed,
+        n_train=options.n_train,
+        n_test=options.n_test,
+    )
     run.data(data.name, data.sha256)
     if len(data.y_test) <= options.n_attack:
         raise UserError(f"--n-attack: {options.n_attack} of {len(data.y_test)} test pictures; leave some to calibrate")

@@ -8,32 +8,18 @@ from common.errors import UserError
 from common.runs.options import Count, LinfBudget, alias
 from common.runs.record import Run
 from common.runs.script import script
-from face_mter.ad_face import ad_face
-from face_mter.evaluation.people import (
-    Cast,
-    JudgeOptions,
-    Verified,
-    check_judged,
-    check_networks,
-    embed_all,
-    folded_pairs,
-    grey,
-    knows_the_trained,
-    load_cast,
-    load_checked,
-    needed,
-    network_name,
-    verify,
-    write_verified,
-)
-from face_mter.evaluation.verification import FoldedPairs
-from face_mter.train import train
+from face_mter.ad_face import ad_face, check_networks, knows_the_trained, load_checked, network_name
+from face_mter.train import load_cast, needed, train
+from face_mter.verify import JudgeOptions, check_judged, folded_pairs, write_verified
 
 if TYPE_CHECKING:
     import keras
     import numpy as np
 
     from face_mter.attacks.features import Attacker, Outcome
+    from face_mter.data.faces import Cast
+    from face_mter.evaluation.people import Verified
+    from face_mter.evaluation.verification import FoldedPairs
 
 BASE, HARDENED = "base", "hardened"
 # (attack, eps in 1/255) of the headline: those of the paper's table, the stronger check, and the control.
@@ -81,7 +67,7 @@ class Subject(NamedTuple):
     name: str
     attacker: "Attacker"
     embeddings: "np.ndarray"
-    verified: Verified
+    verified: "Verified"
     classifies: bool = True
 
 
@@ -101,8 +87,6 @@ def needs(options: Options) -> None:
 @script(app="face_mter", name="attack", refusals=refusals, needs=needs)
 def attack(options: Options, run: Run) -> None:
     """Attack every model on the same lists; judge at its own threshold, at the base model's, and at equal TAR."""
-    from face_mter.evaluation import figures
-
     cast = load_cast(options, run)
     folded = folded_pairs(options, cast)
     # Before models that are not there yet are trained for minutes.
@@ -119,15 +103,13 @@ def attack(options: Options, run: Run) -> None:
     _differences(run, cast, folded.pairs, lists, subjects, outcomes)
     for subject in subjects[:2]:
         _headline(run, cast, lists, subject, outcomes[subject.name], "_base" if subject is base else "")
-    for name, figure in figures.attack_figures(
-        run.folder, cast, lists.pairs, subjects, outcomes, options.curve
-    ).items():
-        run.artifact(name, figure)
+    _draw(options, run, cast, lists, subjects, outcomes)
 
 
-def _subjects(options: Options, run: Run, cast: Cast, folded: FoldedPairs) -> list[Subject]:
+def _subjects(options: Options, run: Run, cast: "Cast", folded: "FoldedPairs") -> list[Subject]:
     """The base model, the hardened one and the others, each verified."""
     from face_mter.attacks.features import Attacker
+    from face_mter.evaluation.people import embed_all, verify
 
     paths = {BASE: options.base_model, HARDENED: options.model, **_others(options)}
     models: dict[str, keras.Model] = {}
@@ -173,7 +155,7 @@ def _others(options: Options) -> dict[str, Path]:
     return found
 
 
-def _lists(options: Options, cast: Cast) -> Lists:
+def _lists(options: Options, cast: "Cast") -> Lists:
     """The lists, drawn or read."""
     import numpy as np
 
@@ -198,7 +180,7 @@ def _lists(options: Options, cast: Cast) -> Lists:
     return Lists(pairs, labelled, own)
 
 
-def _store(run: Run, cast: Cast, lists: Lists) -> None:
+def _store(run: Run, cast: "Cast", lists: Lists) -> None:
     """Write the lists into the run."""
     from face_mter.data import faces
 
@@ -210,7 +192,7 @@ def _store(run: Run, cast: Cast, lists: Lists) -> None:
 
 
 def _attack(
-    options: Options, run: Run, cast: Cast, lists: Lists, subject: Subject, base: Subject
+    options: Options, run: Run, cast: "Cast", lists: Lists, subject: Subject, base: Subject
 ) -> "dict[tuple[str, float], Outcome]":
     """All attacks on one model, with their rows: outcomes by (attack, eps in 1/255)."""
     import numpy as np
@@ -222,7 +204,7 @@ def _attack(
     sources, targets = images[lists.pairs[:, 0]], e[lists.pairs[:, 1]]
     clean = cosines(e[lists.pairs[:, 0]], targets)
     found = {("clean", 0.0): Outcome(sources, clean, clean)}
-    for name, eps in dict.fromkeys([*HEADLINE, *(("iftgsm", float(grey(eps))) for eps in options.curve)]):
+    for name, eps in dict.fromkeys([*HEADLINE, *(("iftgsm", float(_grey(eps))) for eps in options.curve)]):
         if name == "itgsm":
             if not subject.classifies:
                 run.say("itgsm left out: the model has no classifier of the people who train here")
@@ -243,7 +225,7 @@ def _attack(
 
 
 def _record(
-    run: Run, cast: Cast, lists: Lists, subject: Subject, base: Subject, name: str, eps: float, outcome: "Outcome"
+    run: Run, cast: "Cast", lists: Lists, subject: Subject, base: Subject, name: str, eps: float, outcome: "Outcome"
 ) -> None:
     """Rows for one attack on one model: at its own threshold after and before rounding, and at two others."""
     import numpy as np
@@ -273,6 +255,11 @@ def _record(
                 run.row(metric=f"hit_rate{suffix}", **rate(hits, person)._asdict(), **columns)
 
 
+def _grey(eps: float) -> str:
+    """A budget in [0, 1] counted in 1/255, as metric keys have it: 10/255 -> "10"."""
+    return f"{eps * 255:.6g}"
+
+
 def _list_of(lists: Lists, name: str) -> "np.ndarray":
     return {"itgsm": lists.labelled, "dodge": lists.own}.get(name, lists.pairs)
 
@@ -289,7 +276,7 @@ def _known(subject: Subject, lists: Lists, threshold: float) -> "np.ndarray":
 
 def _transfers(
     run: Run,
-    cast: Cast,
+    cast: "Cast",
     lists: Lists,
     subjects: list[Subject],
     outcomes: "dict[str, dict[tuple[str, float], Outcome]]",
@@ -310,7 +297,7 @@ def _transfers(
 
 def _differences(
     run: Run,
-    cast: Cast,
+    cast: "Cast",
     folded: "np.ndarray",
     lists: Lists,
     subjects: list[Subject],
@@ -338,7 +325,7 @@ def _differences(
 
 
 def _headline(
-    run: Run, cast: Cast, lists: Lists, subject: Subject, found: "dict[tuple[str, float], Outcome]", ending: str
+    run: Run, cast: "Cast", lists: Lists, subject: Subject, found: "dict[tuple[str, float], Outcome]", ending: str
 ) -> None:
     from common.evaluation.statistics import rate
 
@@ -351,6 +338,32 @@ def _headline(
             measured[key + ending] = rate(hits, cast.faces.person[_list_of(lists, name)])
     run.metrics(**{f"threshold{ending}": of.threshold})
     run.intervals(measured)
+
+
+def _draw(
+    options: Options,
+    run: Run,
+    cast: "Cast",
+    lists: Lists,
+    subjects: list[Subject],
+    outcomes: "dict[str, dict[tuple[str, float], Outcome]]",
+) -> None:
+    from face_mter.evaluation import figures
+
+    faces, curves, marks = {}, {}, {}
+    grey = sorted({0.0, *(float(_grey(eps)) for eps in options.curve)})
+    for subject in subjects:
+        found, threshold = outcomes[subject.name], subject.verified.threshold
+        faces[subject.name] = found["iftgsm", 10.0].x, found["iftgsm", 10.0].rounded, threshold
+        cosines = {eps: found["iftgsm" if eps else "clean", eps].rounded for eps in grey}
+        curves[subject.name] = {eps: float((cosine >= threshold).mean()) for eps, cosine in cosines.items()}
+        marks[subject.name] = float((found["pgd", 10.0].rounded >= threshold).mean())
+    images = cast.faces.images
+    attackers, victims = (images[lists.pairs[: figures.SHOWN, side]] for side in (0, 1))
+    figures.adversarial_faces(attackers, victims, faces, run.folder / "faces.png")
+    figures.hit_rate_curves(curves, marks, run.folder / "hit_rate.png")
+    for name in ("faces", "hit_rate"):
+        run.artifact(name, run.folder / f"{name}.png")
 
 
 if __name__ == "__main__":

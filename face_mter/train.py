@@ -1,16 +1,109 @@
 """Train the embedding network that the others start from: softmax or ArcFace on people's names."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
+from common.runs.options import Budget, CommonOptions, Count, alias
 from common.runs.record import Run
 from common.runs.script import script
-from face_mter.evaluation.people import check_people, load_cast, watch
-from face_mter.training.fit import FaceFittingOptions, HeadOptions, fit_faces
+from common.runs.training_options import FittingOptions
+
+if TYPE_CHECKING:
+    from face_mter.data.faces import Cast
+
+
+@dataclass(kw_only=True)
+class PeopleOptions(CommonOptions):
+    """Whose pictures, and who of them trains."""
+
+    dataset: str = "portraits"
+    """Faces: portraits (drawn), lfw (downloaded), a folder <root>/<person>/<picture> or a tar of one."""
+    image_size: Count | None = None
+    """Pixels a side to which pictures are brought; by default 48 for portraits, and as they are for others."""
+    min_images: Count = 5
+    """People with fewer pictures are held back for evaluation."""
+    evaluation_share: Budget = 0.3
+    """Share of the people that are held back, at least."""
+    n_train: Count | None = None
+    """Number of people to train on; null takes all that are not held back."""
+
+
+PEOPLE_FIELDS = ("dataset", "seed", "image_size", "min_images", "evaluation_share", "n_train")
+"""What must be the same in a training and in an evaluation of its model."""
+
+
+@dataclass(kw_only=True)
+class HeadOptions:
+    """What is trained on top of the embedding."""
+
+    loss_type: Literal["softmax", "arcface"] = "arcface"
+    """Logits by a dense layer, or cosines with an angular margin."""
+    emb_size: Count = 128
+    """Length of the embedding; 512 in the paper."""
+    margin_m: Budget = 0.3
+    """Angular margin of ArcFace, in radians; 0.5 in the paper."""
+    margin_s: Budget = 30.0
+    """Scale of ArcFace's cosines; 64 in the paper."""
+
+
+@dataclass(kw_only=True)
+class FaceFittingOptions(PeopleOptions, FittingOptions):
+    """How a network is trained on faces."""
+
+    arch: str = alias("network", default="small")
+    """Network: small, o18 or r50; the last is the paper's, for pictures of 112 x 112."""
+    epochs: Count = 12
+    """Passes over the pictures."""
+    batch_size: Count = 64
+    """Pictures a step, over all devices."""
+    learning_rate: Budget = alias("lr", default=0.05)
+    """Learning rate at its highest."""
+    augment: Literal["none", "flip", "crop_flip"] = "flip"
+    """Mirroring, as in the paper, or also random crops of the picture padded by 4."""
 
 
 @dataclass(kw_only=True)
 class Options(HeadOptions, FaceFittingOptions):
     """The base model."""
+
+
+def check_people(options: PeopleOptions) -> None:
+    """Refuse what can be refused before a picture is read. Errors: as `load_cast`."""
+    from face_mter.data.faces import check_split
+
+    check_split(min_images=options.min_images, n_train=options.n_train, evaluation_share=options.evaluation_share)
+
+
+def needed(given: Path | None, options: PeopleOptions) -> tuple[Path | None, PeopleOptions, Sequence[str]]:
+    """Arguments of `produce` for a network that was named or is to be made. One that was named may have learnt other
+    people, as long as they are none of those who are held out (`check_strangers`)."""
+    return given, options, PEOPLE_FIELDS if given is None else ()
+
+
+def load_cast(options: PeopleOptions, run: Run, *, all_held_back: bool = False) -> "Cast":
+    """The faces that `options` name, split, or with nobody who trains if `all_held_back`; recorded in `run`."""
+    from face_mter.data.faces import Cast, hold_all_back, load_faces, split_people
+
+    where = {"data_dir": options.data_dir, "image_size": options.image_size}
+    faces = load_faces(options.dataset, seed=options.seed, **where, progress=True)
+    run.data(options.dataset, faces.sha256)
+    people = (
+        hold_all_back(faces, seed=options.seed)
+        if all_held_back
+        else split_people(
+            faces,
+            seed=options.seed,
+            min_images=options.min_images,
+            n_train=options.n_train,
+            evaluation_share=options.evaluation_share,
+        )
+    )
+    cast = Cast(faces, people)
+    counts = [f"{len(of)} ({len(cast.rows(of))} pictures)" for of in people]
+    run.say(f"people to train on: {counts[0]}; held back to calibrate: {counts[1]}; to attack: {counts[2]}")
+    return cast
 
 
 def refusals(options: Options) -> None:
@@ -28,16 +121,18 @@ def train(options: Options, run: Run) -> None:
     """Train on some people, watch how well strangers are told apart, save `model.keras`."""
     from common.evaluation import plots
     from common.training import checkpoints, fit
+    from face_mter.evaluation.people import watch
     from face_mter.models import networks
     from face_mter.training import mter
+    from face_mter.training.fit import fit_faces
 
     cast = load_cast(options, run)
     faces = cast.faces.of(cast.people.train)
     mean, std = fit.channel_statistics(faces.images)
     model, history = fit_faces(
-        options,
+        options.recipe,
         run,
-        cast,
+        faces,
         lambda: networks.build(
             options.arch,
             faces.images.shape[1:],
@@ -53,6 +148,8 @@ def train(options: Options, run: Run) -> None:
         method=mter.classification(options.loss_type, scale=options.margin_s, margin=options.margin_m),
         paired=False,
         title=f"{options.loss_type}: {options.arch}, {len(faces.names)} people, {len(faces.person)} pictures",
+        seed=options.seed,
+        augment=options.augment,
     )
     run.metrics(**{name: history[-1][name] for name in ("accuracy", "calibration_auc")})
     if run.chief:

@@ -2,25 +2,32 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.errors import UserError
-from common.runs.options import alias
+from common.runs.options import Budget, Count, alias
 from common.runs.record import Run
 from common.runs.script import script
-from face_mter.ad_face import ad_face
-from face_mter.evaluation.people import (
-    JudgeOptions,
-    check_judged,
-    check_networks,
-    embed_all,
-    folded_pairs,
-    load_cast,
-    load_checked,
-    needed,
-    network_name,
-    verify,
-    write_verified,
-)
+from face_mter.ad_face import NetworkOptions, ad_face, check_networks, load_checked, network_name
+from face_mter.train import PeopleOptions, check_people, load_cast, needed
+
+if TYPE_CHECKING:
+    from face_mter.data.faces import Cast
+    from face_mter.evaluation.people import Verified
+    from face_mter.evaluation.verification import FoldedPairs
+
+
+@dataclass(kw_only=True)
+class JudgeOptions(NetworkOptions, PeopleOptions):
+    """How thresholds and pairs are chosen."""
+
+    far: Budget = 1e-3
+    """False accept rate at which the threshold is fixed, on all pairs of different people of the calibration half."""
+    pairs: str | None = None
+    """Verification pairs: a file in the format of LFW's pairs.txt, or lfw for that file itself; by default drawn from
+    the people held back."""
+    n_folded: Count = 60
+    """Pairs of each kind in each of ten folds, where they are drawn."""
 
 
 @dataclass(kw_only=True)
@@ -35,6 +42,44 @@ class Options(JudgeOptions):
     clips: Path | None = None
     """Folder <root>/<person>/<clip>/<frame>, as YouTube Faces has them: clips are compared too, each by the mean
     embedding of its frames."""
+
+
+def check_judged(options: JudgeOptions) -> None:
+    """The same for scripts that judge, with the list of pairs. Errors: as `load_cast` and `folded_pairs`."""
+    check_people(options)
+    if options.pairs not in (None, "lfw") and not Path(options.pairs).is_file():
+        raise UserError(f"--pairs: {options.pairs}: no such file; give a list in the format of LFW's pairs.txt, or lfw")
+
+
+def folded_pairs(options: JudgeOptions, cast: "Cast") -> "FoldedPairs":
+    """The verification pairs that `options` name, among the people held back, as rows of `cast.faces`."""
+    import numpy as np
+
+    from face_mter.data.faces import LFW_PAIRS
+    from face_mter.evaluation import verification
+
+    if options.pairs is None:
+        return verification.make_folds(cast.faces, cast.held_back, options.n_folded, seed=options.seed)
+    from common.datasets.downloads import fetch
+
+    path = fetch(LFW_PAIRS, options.data_dir) if options.pairs == "lfw" else Path(options.pairs)
+    strangers = cast.rows(cast.held_back)
+    found = verification.read_pairs(path, cast.faces.of(cast.held_back))
+    return found._replace(pairs=strangers[found.pairs].astype(np.int32))
+
+
+def write_verified(run: Run, verified: "Verified", name: str) -> None:
+    """Rows of `table.csv` for one model."""
+    found = (
+        ("verification_accuracy", verified.accuracy),
+        *((f"tar_at_far_{at}", tar) for at, tar in verified.tars.items()),
+        ("tar_at_threshold", verified.rates.tar),
+        ("far_at_threshold", verified.rates.far),
+    )
+    for metric, measured in found:
+        run.row(model=name, split="attack half" if "at_" in metric else "folds", metric=metric, **measured._asdict())
+    run.row(model=name, split="calibration half", metric="threshold", value=verified.threshold)
+    run.row(model=name, split="held back", metric="mean_cosine", value=verified.mean_cosine)
 
 
 def refusals(options: Options) -> None:
@@ -59,6 +104,7 @@ def verify_model(options: Options, run: Run) -> None:
     """Ten-fold accuracy on pairs; threshold from the calibration half; TAR, FAR and ROC on the attack half."""
     from common.evaluation.classifiers import model_file
     from face_mter.evaluation import figures
+    from face_mter.evaluation.people import embed_all, verify
 
     cast = load_cast(options, run, all_held_back=options.evaluate_only)
     # Before a model that is not there yet is trained for minutes.
@@ -86,6 +132,7 @@ def _clips(options: Options, run: Run, model, threshold: float):
     from common.evaluation.statistics import rate
     from face_mter.data.faces import load_clips
     from face_mter.evaluation import verification
+    from face_mter.evaluation.people import embed_all
 
     clips = load_clips(options.clips, image_size=options.image_size or model.input_shape[1], progress=True)
     _, first = np.unique(clips.clip, return_index=True)

@@ -1,31 +1,31 @@
 """Pictures of digits: scikit-learn's, which need no download, and whatever `common.datasets` reads."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 
 from common import datasets
 from common.datasets import Arrays
 from common.errors import UserError
-from common.runs.options import CommonOptions
 
 _TEST = 497
 
 
-def load_digit_pictures(options: CommonOptions) -> Arrays:
-    """The data set that `options` name; `digits` are 1,300 and 497 pictures (8, 8, 1) of 0 to 9.
+def load_digit_pictures(
+    dataset: str = "digits",
+    *,
+    data_dir: Path = Path("data"),
+    seed: int = 0,
+    n_train: int | None = None,
+    n_test: int | None = None,
+) -> Arrays:
+    """The data set called `dataset`; `digits` are 1,300 and 497 pictures (8, 8, 1) of 0 to 9.
 
     Errors: as `common.datasets.load`.
     """
-    if options.dataset != "digits":
-        return datasets.load(
-            options.dataset,
-            data_dir=options.data_dir,
-            seed=options.seed,
-            n_train=options.n_train,
-            n_test=options.n_test,
-            progress=True,
-        )
+    if dataset != "digits":
+        return datasets.load(dataset, data_dir=data_dir, seed=seed, n_train=n_train, n_test=n_test, progress=True)
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -35,8 +35,7 @@ def load_digit_pictures(options: CommonOptions) -> Arrays:
     y = bunch.target[order].astype(np.int32)
     parts = {"train": slice(_TEST, None), "test": slice(_TEST)}
     arrays = {}
-    for part, rows in parts.items():
-        count = getattr(options, f"n_{part}")
+    for (part, rows), count in zip(parts.items(), (n_train, n_test), strict=True):
         if count is not None and count > len(y[rows]):
             raise UserError(f"--n-{part}: digits has {len(y[rows])} pictures in that part; received {count}")
         arrays |= {f"x_{part}": x[rows][:count], f"y_{part}": y[rows][:count]}

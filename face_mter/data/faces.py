@@ -102,6 +102,22 @@ class People(NamedTuple):
     attack: np.ndarray
 
 
+class Cast(NamedTuple):
+    """All `faces`, and who of them serves for what."""
+
+    faces: Faces
+    people: People
+
+    def rows(self, people: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The pictures of `people`, int64."""
+        return np.flatnonzero(np.isin(self.faces.person, people))
+
+    @property
+    def held_back(self) -> np.ndarray:
+        """Everyone who did not train."""
+        return np.sort(np.concatenate([self.people.calibration, self.people.attack]))
+
+
 def load_faces(
     dataset: str,
     *,

@@ -2,63 +2,40 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from common.evaluation.plots import COLOURS, save
-from face_mter.evaluation.people import Cast
 from face_mter.evaluation.verification import Roc
 
-if TYPE_CHECKING:
-    from face_mter.attack import Subject
-    from face_mter.attacks.features import Outcome
-
-_SHOWN = 6
-
-
-def attack_figures(
-    folder: Path,
-    cast: Cast,
-    pairs: np.ndarray,
-    subjects: "Sequence[Subject]",
-    outcomes: "Mapping[str, Mapping[tuple[str, float], Outcome]]",
-    budgets: Sequence[float],
-) -> dict[str, Path]:
-    """`faces.png` and `hit_rate.png` in `folder`, by name."""
-    drawn = {"faces": folder / "faces.png", "hit_rate": folder / "hit_rate.png"}
-    adversarial_faces(cast, pairs, subjects, outcomes, drawn["faces"])
-    hit_rate_curves(subjects, outcomes, budgets, drawn["hit_rate"])
-    return drawn
+SHOWN = 6
+"""Pairs in the figure of faces."""
 
 
 def adversarial_faces(
-    cast: Cast,
-    pairs: np.ndarray,
-    subjects: "Sequence[Subject]",
-    outcomes: "Mapping[str, Mapping[tuple[str, float], Outcome]]",
+    attackers: np.ndarray,
+    victims: np.ndarray,
+    changed: Mapping[str, tuple[np.ndarray, np.ndarray, float]],
     path: Path,
 ) -> None:
-    """The first pairs: attacker, the attacker's picture as IFTGSM changes it for each model, with its cosine to the
-    victim, framed when it is taken for the victim, and the victim."""
-    images, shown = cast.faces.images, pairs[:_SHOWN]
-    figure = Figure(figsize=(1.5 * len(shown) + 1.2, 1.75 * (len(subjects) + 2)))
-    grid = figure.subplots(len(subjects) + 2, len(shown), squeeze=False)
-    for line, name, side in ((grid[0], "attacker", 0), (grid[-1], "victim", 1)):
-        for axes, picture in zip(line, images[shown[:, side]], strict=True):
+    """Pictures of `attackers` and `victims` (n, H, W, C), and between them by model what IFTGSM made of the attackers':
+    the pictures (n or more, H, W, C), their cosines to the victims and the threshold, above which one is framed."""
+    figure = Figure(figsize=(1.5 * len(attackers) + 1.2, 1.75 * (len(changed) + 2)))
+    grid = figure.subplots(len(changed) + 2, len(attackers), squeeze=False)
+    for line, name, pictures in ((grid[0], "attacker", attackers), (grid[-1], "victim", victims)):
+        for axes, picture in zip(line, pictures, strict=True):
             axes.imshow(picture)
         line[0].set_ylabel(name)
-    for line, subject in zip(grid[1:-1], subjects, strict=True):
-        outcome = outcomes[subject.name]["iftgsm", 10.0]
-        for axes, picture, cosine in zip(line, outcome.x, outcome.rounded, strict=False):
-            hit = cosine >= subject.verified.threshold
+    for line, (name, (pictures, cosines, threshold)) in zip(grid[1:-1], changed.items(), strict=True):
+        for axes, picture, cosine in zip(line, pictures, cosines, strict=False):
+            hit = cosine >= threshold
             axes.imshow(picture)
             axes.set_xlabel(f"{cosine:.2f}{' hit' if hit else ''}", fontsize=9, color=COLOURS[1] if hit else "black")
             if hit:
                 axes.spines[:].set(color=COLOURS[1], linewidth=3)
-        line[0].set_ylabel(f"against\n{subject.name}")
+        line[0].set_ylabel(f"against\n{name}")
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
     figure.suptitle("IFTGSM, 10/255: cosine to the victim", fontsize=11)
@@ -66,21 +43,13 @@ def adversarial_faces(
     save(figure, path)
 
 
-def hit_rate_curves(
-    subjects: "Sequence[Subject]",
-    outcomes: "Mapping[str, Mapping[tuple[str, float], Outcome]]",
-    budgets: Sequence[float],
-    path: Path,
-) -> None:
-    """Hit rate of IFTGSM against eps, a line for each model, at its own threshold; PGD at 10/255 as a mark."""
+def hit_rate_curves(curves: Mapping[str, Mapping[float, float]], marks: Mapping[str, float], path: Path) -> None:
+    """Hit rate of IFTGSM by eps in 1/255, a line for each model, at its own threshold; PGD at 10/255 as a mark."""
     figure = Figure(figsize=(6.0, 3.8))
     axes = figure.add_subplot()
-    for colour, subject in zip(COLOURS, subjects, strict=False):
-        found, threshold = outcomes[subject.name], subject.verified.threshold
-        grey = sorted({0.0, *(float(f"{eps * 255:.6g}") for eps in budgets)})
-        rates = [np.mean(found["iftgsm" if eps else "clean", eps].rounded >= threshold) for eps in grey]
-        axes.plot(grey, rates, color=colour, marker="o", markersize=4, label=subject.name)
-        axes.plot(10, np.mean(found["pgd", 10.0].rounded >= threshold), color=colour, marker="*", markersize=12)
+    for colour, (name, rates) in zip(COLOURS, curves.items(), strict=False):
+        axes.plot(list(rates), list(rates.values()), color=colour, marker="o", markersize=4, label=name)
+        axes.plot(10, marks[name], color=colour, marker="*", markersize=12)
     axes.plot([], [], color="0.4", marker="*", markersize=12, linestyle="", label="PGD with restarts")
     axes.set(xlabel="eps, in 1/255", ylabel="taken for the victim", ylim=(-0.02, 1.02), title="IFTGSM, own threshold")
     _finish(figure, axes, path)

@@ -54,7 +54,7 @@ def test_both_models_are_attacked_alike(tmp_path, monkeypatch):
     assert asked == ["none", "mter"]
     none, mter = ([row | {"model": ""} for row in table if row["model"] == name] for name in asked)
     assert none == mter
-    data = load_digit_pictures(ad_mnist.Options(n_train=160, n_test=90))
+    data = load_digit_pictures(n_train=160, n_test=90)
     right = np.asarray(network(data.x_test / 255)).argmax(axis=1) == data.y_test
     assert results["metrics"]["clean_accuracy"] == pytest.approx(right.mean())
     assert results["metrics"]["clean_accuracy_n"] == 90 and results["metrics"]["accuracy_bim_0.2_n"] == 30
@@ -66,13 +66,13 @@ def test_both_models_are_attacked_alike(tmp_path, monkeypatch):
 
 
 def test_digits_are_split_once():
-    data = load_digit_pictures(ad_mnist.Options())
+    data = load_digit_pictures()
     assert data.x_train.shape == (1300, 8, 8, 1) and data.x_test.shape == (497, 8, 8, 1)
     assert data.x_train.dtype == np.uint8 and data.x_train.max() == 255 and data.classes == 10
     assert set(np.unique(data.y_test)) == set(range(10))
-    assert (load_digit_pictures(ad_mnist.Options(seed=3)).x_test == data.x_test).all()
+    assert (load_digit_pictures(seed=3).x_test == data.x_test).all()
     with pytest.raises(UserError, match="--n-train: digits has 1300 pictures"):
-        load_digit_pictures(ad_mnist.Options(n_train=1301))
+        load_digit_pictures(n_train=1301)
 
 
 def test_digit_pairs_are_of_different_digits():

@@ -13,11 +13,12 @@ from common.runs.record import Identity, Run, read_table
 from common.training import checkpoints
 from face_mter import ad_face, attack, train, verify
 from face_mter.attacks.features import Outcome
-from face_mter.data.faces import load_pairs, split_people
-from face_mter.evaluation.people import Cast, JudgeOptions, folded_pairs
+from face_mter.data.faces import Cast, load_pairs, split_people
+from face_mter.evaluation import people
 from face_mter.evaluation.people import verify as judge
 from face_mter.evaluation.verification import accept_rates, all_scores, cosines, far_threshold, pair_scores, ten_fold
 from face_mter.training import fit, mter
+from face_mter.verify import JudgeOptions, folded_pairs
 from tests.helpers.face_toys import drawn_faces, faces_of, linear_network
 
 PEOPLE = {"image_size": 16, "n_train": 6, "seed": 0}
@@ -27,7 +28,7 @@ MODELS = ("base", "hardened", "none")
 def few_faces(patch, folder):
     """Scripts run in `folder`, on few faces."""
     patch.chdir(folder)
-    patch.setattr("face_mter.evaluation.people.load_faces", lambda *_, image_size, **__: drawn_faces(size=image_size))
+    patch.setattr("face_mter.data.faces.load_faces", lambda *_, image_size, **__: drawn_faces(size=image_size))
 
 
 @pytest.fixture
@@ -205,7 +206,7 @@ def test_verify_of_pictures_and_clips(workplace, monkeypatch, tmp_path_factory):
         write_png(clip / f"{picture}.png", drawn_faces(24, 20).images[row])
     checkpoints.save_model(linear_network((16, 16, 3), 6), workplace / "any.keras")
     monkeypatch.setattr(verify, "load_checked", lambda *_, **__: SimpleNamespace(input_shape=(None, 16, 16, 3)))
-    monkeypatch.setattr(verify, "embed_all", pixels)
+    monkeypatch.setattr(people, "embed_all", pixels)
     options = verify.Options(**PEOPLE, far=0.01, n_folded=6, clips=clips, model=workplace / "any.keras")
     results = verify.verify_model(options)
     metrics = results["metrics"]
@@ -216,14 +217,14 @@ def test_verify_of_pictures_and_clips(workplace, monkeypatch, tmp_path_factory):
     assert (workplace / "runs/face_mter/verify/demo" / results["artifacts"]["roc"]).exists()
 
 
-def told(options, run, cast, build, evaluate, *, method, paired, title):
+def told(recipe, journal, faces, make, evaluate, **more):
     """Stands for a training: the network as it was built, and what is measured of it."""
-    model = build()
+    model = make()
     return model, [{"accuracy": 0.5, **evaluate(model)}]
 
 
 def test_models_of_other_people_or_pictures_are_refused(workplace, monkeypatch):
-    monkeypatch.setattr(train, "fit_faces", told)
+    monkeypatch.setattr(fit, "fit_faces", told)
     train.train(train.Options(**PEOPLE, emb_size=8))
     own = workplace / "runs/face_mter/train/demo/model.keras"
     with pytest.raises(UserError, match="demo: has learnt 1 of the 35 people who are held out here"):
@@ -236,10 +237,9 @@ def test_models_of_other_people_or_pictures_are_refused(workplace, monkeypatch):
 
 def test_a_model_is_tuned_by_the_head_that_it_has(workplace, monkeypatch):
     """Dense logits need no margin; what is watched are strangers, told apart and attacked."""
-    monkeypatch.setattr(train, "fit_faces", told)
+    monkeypatch.setattr(fit, "fit_faces", told)
     train.train(train.Options(**PEOPLE, emb_size=8, loss_type="softmax", name="dense"))
     asked = {}
-    monkeypatch.setattr(ad_face, "fit_faces", told)
     monkeypatch.setattr(mter, "method", lambda name, **settings: asked.update(settings, name=name))
     options = ad_face.Options(**PEOPLE, pretrained="runs/face_mter/train/dense", method="adv", adv_round=3)
     results = ad_face.ad_face(options)
@@ -259,7 +259,16 @@ def test_one_step_on_all_who_train(workplace, cast, paired):
     network = linear_network((16, 16, 3), 6)
     before = network.get_weights()
     model, history = fit.fit_faces(
-        options, run, cast, lambda: network, lambda model: {"seen": 1.0}, method=way, paired=paired, title="a step"
+        options.recipe,
+        run,
+        cast.faces.of(cast.people.train),
+        lambda: network,
+        lambda model: {"seen": 1.0},
+        method=way,
+        paired=paired,
+        title="a step",
+        seed=0,
+        augment=options.augment,
     )
     assert model is network and len(history) == 1 and history[0]["seen"] == 1.0
     assert all((old != new).any() for old, new in zip(before, model.get_weights(), strict=True))

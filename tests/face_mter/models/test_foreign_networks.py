@@ -10,10 +10,11 @@ from common.errors import UserError
 from common.runs import record
 from common.training import checkpoints
 from face_mter import ad_face, attack, verify
-from face_mter.data.faces import Faces, hold_all_back, split_people
-from face_mter.evaluation.people import Cast, check_strangers, folded_pairs, knows_the_trained, lineage, load_checked
+from face_mter.ad_face import check_strangers, knows_the_trained, lineage, load_checked
+from face_mter.data.faces import Cast, Faces, hold_all_back, split_people
 from face_mter.models import networks
 from face_mter.models.networks import CosineLogits, embedder, embedder_at, head_of, with_head
+from face_mter.verify import folded_pairs
 
 SHAPE = (8, 8, 3)
 X = np.random.default_rng(0).random((3, *SHAPE), np.float32)
