@@ -2,19 +2,31 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from common.runs.model_input import InputOptions, check_input, look_at, reading
+from common.runs.options import alias
 from common.runs.record import Run
 from common.runs.script import script
-from multimedia_recsys.data.catalogues import SHOP_FIELDS, ShopOptions, load_shop
-from multimedia_recsys.data.looks import (
-    ClassifierOptions,
-    check_classifier,
-    check_looks,
-    classifier,
-    needs,
-    see,
-    write_looks,
-)
+from multimedia_recsys.train_cnn import SHOP_FIELDS, ShopOptions, load_shop, train_cnn
+
+if TYPE_CHECKING:
+    import keras
+
+    from multimedia_recsys.data.catalogues import Shop
+
+RESNET50 = "resnet50"
+# Pictures that a network of others is tried on.
+_TRIED = 128
+
+
+@dataclass(kw_only=True)
+class ClassifierOptions(InputOptions, ShopOptions):
+    """Which network looks at the pictures."""
+
+    model: Path | None = alias(default=None, known=(RESNET50,))
+    """Classifier: a .keras file, a run of train_cnn.py, or resnet50 (ImageNet weights, downloaded once); by default
+    that of train_cnn.py, trained if need be."""
 
 
 @dataclass(kw_only=True)
@@ -22,10 +34,56 @@ class Options(ClassifierOptions):
     """What looks at the pictures."""
 
 
-@script(app="multimedia_recsys", name="classify_extract", refusals=check_classifier, needs=needs)
+def check_classifier(options: ClassifierOptions) -> None:
+    """Refuse what can be refused before a picture is read. Errors: as `classifier`."""
+    from common.evaluation.classifiers import load_classifier
+
+    check_input(options, [options.model], [RESNET50])
+    if options.model not in (None, Path(RESNET50)):
+        look_at(options.model, lambda: load_classifier(options.model, **reading(options, options.model)))
+
+
+def classifier_needs(options: ClassifierOptions) -> None:
+    """What train_cnn.py would refuse, where it is to be run."""
+    if options.model != Path(RESNET50):
+        train_cnn.expect(*_needed(options))
+
+
+def classifier(options: ClassifierOptions, shop: "Shop", run: Run) -> "tuple[keras.Model, tuple[str, ...]]":
+    """The network that `options` name, and the names of its classes.
+
+    Errors: `UserError` for one that is not there or does not take the shop's pictures.
+    """
+    import numpy as np
+
+    from common.evaluation.classifiers import class_count, load_classifier
+    from common.models import imagenet_classifier, imagenet_names
+
+    if options.model == Path(RESNET50):
+        return imagenet_classifier(RESNET50, size=shop.pictures.shape[0]), imagenet_names()
+    path = train_cnn.produce(*_needed(options), say=run.say)
+    arguments = {**reading(options, path), "say": run.say}
+    classes = class_count(load_classifier(path, **arguments))
+    known = shop.category is not None and len(shop.category_names) == classes
+    rows = np.unique(np.linspace(0, len(shop.pictures) - 1, min(len(shop.pictures), _TRIED)).astype(int))
+    labels = shop.category[rows] if known else None
+    model = load_classifier(path, shop.pictures.read(rows), labels, **arguments)
+    return model, shop.category_names if known else tuple(map(str, range(classes)))
+
+
+def _needed(options: ClassifierOptions) -> tuple[Path | None, ClassifierOptions, tuple[str, ...]]:
+    """Arguments of `train_cnn.produce`."""
+    # A model that is named may have learnt elsewhere; one found by default must be that of this shop.
+    return options.model, options, ("dataset", "seed", "image_size") if options.model is None else ()
+
+
+@script(app="multimedia_recsys", name="classify_extract", refusals=check_classifier, needs=classifier_needs)
 def classify_extract(options: Options, run: Run) -> None:
     """Look at all pictures; writes `original_images/classes.csv` and `original_images/features.npy`."""
     import numpy as np
+
+    from multimedia_recsys.data.looks import write_looks
+    from multimedia_recsys.models.cnn import see
 
     shop = load_shop(options)
     run.data(shop.name, shop.sha256)
@@ -51,6 +109,8 @@ def produced(given: Path | None, options: ShopOptions, run: Run, *also: str) -> 
 
 def expected(given: Path | None, options: ShopOptions, *also: str) -> None:
     """What `produced` would refuse, and a folder that holds no looks."""
+    from multimedia_recsys.data.looks import check_looks
+
     classify_extract.expect(given, options, (*SHOP_FIELDS, *also))
     if given is not None:
         check_looks(_looks_in(given))

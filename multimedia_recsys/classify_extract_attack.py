@@ -9,9 +9,8 @@ from common.runs.options import Budget, Count, LinfBudget, alias
 from common.runs.record import Run
 from common.runs.script import script
 from multimedia_recsys import classify_extract, rec_generator, results_analyzer
-from multimedia_recsys.data import looks
-from multimedia_recsys.data.catalogues import load_shop
-from multimedia_recsys.data.looks import ClassifierOptions, check_classifier, classifier
+from multimedia_recsys.classify_extract import ClassifierOptions, check_classifier, classifier, classifier_needs
+from multimedia_recsys.train_cnn import load_shop
 
 if TYPE_CHECKING:
     from multimedia_recsys.data.categories import Pair
@@ -72,7 +71,7 @@ def refusals(options: Options) -> None:
 
 def needs(options: Options) -> None:
     """What the scripts before this one would refuse, where they are to be run."""
-    looks.needs(options)
+    classifier_needs(options)
     classify_extract.expected(options.features, options, *_alike(options))
     if options.origin_class is None:
         results_analyzer.expected(options.analysis, options)
@@ -94,8 +93,8 @@ def classify_extract_attack(options: Options, run: Run) -> None:
     from common.files import write_text
     from multimedia_recsys.attacks.images import BUDGETED
     from multimedia_recsys.data import attack_folders
-    from multimedia_recsys.data.looks import read_looks, write_looks
-    from multimedia_recsys.models.cnn import Seen, look
+    from multimedia_recsys.data.looks import Seen, read_looks, write_looks
+    from multimedia_recsys.models.cnn import look
 
     shop = load_shop(options)
     run.data(shop.name, shop.sha256)

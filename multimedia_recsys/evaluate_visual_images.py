@@ -10,7 +10,8 @@ from common.runs.record import Run
 from common.runs.script import script
 from multimedia_recsys import classify_extract
 from multimedia_recsys.classify_extract_attack import classify_extract_attack
-from multimedia_recsys.data.catalogues import SHOP_FIELDS, ShopOptions, load_shop
+from multimedia_recsys.results_analyzer import check_attack, read_attack
+from multimedia_recsys.train_cnn import SHOP_FIELDS, ShopOptions, load_shop
 
 _BLOCK = 64
 
@@ -29,8 +30,6 @@ class Options(ShopOptions):
 
 def refusals(options: Options) -> None:
     """What is refused before anything is read or trained."""
-    from multimedia_recsys.data.attack_folders import check_attack
-
     if options.attacked is not None:
         check_attack(options.attacked)
 
@@ -54,7 +53,7 @@ def evaluate_visual_images(options: Options, run: Run) -> None:
     run.data(shop.name, shop.sha256)
     clean = read_looks(classify_extract.produced(options.features, options, run), shop.file_names)
     place = classify_extract_attack.produce(options.attacked, options, SHOP_FIELDS, say=run.say)
-    attack = attack_folders.read_attack(place, shop.file_names)
+    attack = read_attack(place, shop.file_names)
     if not (attack.folder / "images").is_dir():
         raise UserError(f"{attack.folder}: its pictures are gone; make the attack anew")
     found = []

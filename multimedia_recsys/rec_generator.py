@@ -8,8 +8,8 @@ from common.errors import UserError
 from common.runs.options import Budget, Count, Natural, alias
 from common.runs.record import Run, read_config
 from common.runs.script import script
-from multimedia_recsys.data.catalogues import SHOP_FIELDS, ShopOptions, load_shop
 from multimedia_recsys.models.settings import KINDS, Kind, Settings
+from multimedia_recsys.train_cnn import SHOP_FIELDS, ShopOptions, load_shop
 
 if TYPE_CHECKING:
     import numpy as np

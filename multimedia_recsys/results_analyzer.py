@@ -1,18 +1,20 @@
 """How often each class is recommended, which classes make an attack, and what an attack has changed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from common.errors import UserError
 from common.runs.options import Count
-from common.runs.record import Run
+from common.runs.record import Run, read_results
 from common.runs.script import script
 from multimedia_recsys import classify_extract, rec_generator
-from multimedia_recsys.data.catalogues import SHOP_FIELDS, ShopOptions, load_shop
 from multimedia_recsys.models.settings import VISUAL, Kind
+from multimedia_recsys.train_cnn import SHOP_FIELDS, ShopOptions, load_shop
 
 if TYPE_CHECKING:
+    from multimedia_recsys.data.attack_folders import Attack
     from multimedia_recsys.data.catalogues import Shop
     from multimedia_recsys.data.categories import Pair
     from multimedia_recsys.data.looks import Looks
@@ -43,8 +45,6 @@ class Options(ShopOptions):
 
 def refusals(options: Options) -> None:
     """What is refused before anything is read or trained."""
-    from multimedia_recsys.data.attack_folders import check_attack
-
     if options.attacked is not None:
         if options.recommender not in VISUAL:
             raise UserError(
@@ -133,7 +133,6 @@ def _measure(options: Options, run: Run, shop: "Shop", looks: "Looks", place: Pa
     """What an attack does with the recommender."""
     import numpy as np
 
-    from multimedia_recsys.data.attack_folders import read_attack
     from multimedia_recsys.evaluation import effects
     from multimedia_recsys.models import recommendations
 
@@ -163,6 +162,28 @@ def _measure(options: Options, run: Run, shop: "Shop", looks: "Looks", place: Pa
             run.row(model=options.recommender, attack=attack.name, split=threat, metric=metric, **columns)
             run.metrics(**{f"{metric}_{threat}": columns["value"]})
     run.metrics(chr_origin_clean=before.chr_origin, attacked_items=len(attack.items))
+
+
+def check_attack(run: Path) -> dict[str, Any]:
+    """The results of a run of classify_extract_attack.py. Errors: `UserError` for one that is not finished, and for
+    another run."""
+    results = read_results(run)
+    if "images" not in results["artifacts"]:
+        raise UserError(f"{run}: holds no attack; make it by classify_extract_attack.py")
+    return results
+
+
+def read_attack(run: Path, file_names: Sequence[str]) -> "Attack":
+    """The attack of a finished run of classify_extract_attack.py on a shop whose items' pictures have these names.
+
+    Errors: `UserError` for one that is not finished or of another shop.
+    """
+    from multimedia_recsys.data import attack_folders
+    from multimedia_recsys.data.categories import Pair
+
+    results = check_attack(run)
+    pair = Pair(int(results["metrics"]["origin"]), int(results["metrics"]["target"]))
+    return attack_folders.read_attack(run / results["artifacts"]["images"], pair, file_names)
 
 
 if __name__ == "__main__":

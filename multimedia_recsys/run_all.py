@@ -10,14 +10,13 @@ from common.runs.options import Count, LinfBudget
 from common.runs.record import Run, read_results, read_table
 from common.runs.script import Parts, Script, part_options, script
 from multimedia_recsys import rec_generator
-from multimedia_recsys.classify_extract import classify_extract
+from multimedia_recsys.classify_extract import RESNET50, classify_extract
 from multimedia_recsys.classify_extract_attack import classify_extract_attack
-from multimedia_recsys.data.catalogues import SHOP_FIELDS, ShopOptions, load_shop
 from multimedia_recsys.evaluate_visual_images import evaluate_visual_images
 from multimedia_recsys.models.settings import VISUAL
 from multimedia_recsys.rec_generator import rec_generator as generator
-from multimedia_recsys.results_analyzer import results_analyzer
-from multimedia_recsys.train_cnn import train_cnn
+from multimedia_recsys.results_analyzer import read_attack, results_analyzer
+from multimedia_recsys.train_cnn import SHOP_FIELDS, ShopOptions, load_shop, train_cnn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,7 +94,6 @@ class Stage(NamedTuple):
 def refusals(options: Options) -> None:
     """What is refused before anything is read or trained."""
     from multimedia_recsys.data.categories import check_length
-    from multimedia_recsys.data.looks import RESNET50
 
     if len({Path(cnn).stem for cnn in options.cnns}) < len(options.cnns):
         raise UserError("--cnns: expected one or more networks of different names")
@@ -165,7 +163,7 @@ def _place(cnn: str) -> tuple[str, ...]:
 
 
 def _stage(cnn: str, shop: "Shop", part: Parts, run: Run) -> Stage:
-    from multimedia_recsys.data.looks import RESNET50, read_looks
+    from multimedia_recsys.data.looks import read_looks
     from multimedia_recsys.models import recommendations
 
     place, name = _place(cnn), Path(cnn).stem
@@ -240,7 +238,6 @@ def _judge(
     """The effect on each recommender, frozen and retrained: rows of the table, and the frozen figures."""
     import numpy as np
 
-    from multimedia_recsys.data.attack_folders import read_attack
     from multimedia_recsys.evaluation import effects
     from multimedia_recsys.models import recommendations
 

@@ -1,19 +1,42 @@
 """Train the network that looks at pictures: plainly, or adversarially."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from common.errors import UserError
-from common.runs.options import Budget, Count, LinfBudget
+from common.runs.options import Budget, CommonOptions, Count, LinfBudget
 from common.runs.record import Run
 from common.runs.script import script
 from common.runs.training_options import FittingOptions
-from multimedia_recsys.data.catalogues import ShopOptions, load_training
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from common.models import Builder
+    from multimedia_recsys.data.catalogues import Shop
+
+
+@dataclass(kw_only=True)
+class ShopOptions(CommonOptions):
+    """Which shop."""
+
+    dataset: str = "catalogue"
+    """Shop: catalogue (drawn), fashion_mnist (simulated users), a folder of the original layout, or, with
+    --interactions, an image folder <root>/<class>/<file>."""
+    interactions: Path | None = None
+    """CSV with columns user,item and perhaps timestamp, for an image folder; an item is the name of its picture, its
+    ending left out if wanted."""
+    image_size: Count | None = None
+    """Pixels a side to which pictures of folders are brought; by default 224."""
+    n_items: Count = 1000
+    """Items of the drawn catalogue and of fashion_mnist."""
+    n_users: Count = 2000
+    """Simulated users of the drawn catalogue and of fashion_mnist."""
+
+
+SHOP_FIELDS = ("dataset", "seed", "interactions", "image_size", "n_items", "n_users")
+"""What must be the same in all runs on one shop."""
 
 
 @dataclass(kw_only=True)
@@ -34,6 +57,13 @@ class Options(ShopOptions, FittingOptions):
     """Pictures a step, over all devices."""
     learning_rate: Budget = 0.1
     """Learning rate at its highest."""
+
+
+def load_shop(options: ShopOptions) -> "Shop":
+    """The shop that `options` name. Errors: as `catalogues.load_shop`."""
+    from multimedia_recsys.data import catalogues
+
+    return catalogues.load_shop(**{name: getattr(options, name) for name in (*SHOP_FIELDS, "data_dir")})
 
 
 def networks() -> "Mapping[str, Builder]":
@@ -65,8 +95,10 @@ def train_cnn(options: Options, run: Run) -> None:
     from common.evaluation.predictions import accuracy
     from common.training import checkpoints, fit
     from common.training.methods import named
+    from multimedia_recsys.data.catalogues import load_training
 
-    data = load_training(options)
+    names = ("dataset", "data_dir", "seed", "n_train", "n_test", "image_size")
+    data = load_training(**{name: getattr(options, name) for name in names})
     digest = hashlib.sha256()
     for array in (data.x_train, data.y_train, data.x_test, data.y_test):
         digest.update(np.ascontiguousarray(array).data)

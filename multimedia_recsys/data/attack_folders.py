@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,7 +10,6 @@ from common.datasets.images import read_picture, write_png
 from common.errors import UserError, one_line
 from common.files import inside, png_names
 from common.progress import blocks, track
-from common.runs.record import read_results
 from multimedia_recsys.data.catalogues import Shop
 from multimedia_recsys.data.categories import Pair
 from multimedia_recsys.data.looks import Looks, read_looks
@@ -61,23 +60,11 @@ def picture_paths(folder: Path, shop: Shop, items: np.ndarray) -> dict[int, Path
     return {int(item): inside(folder, names[item]) for item in items}
 
 
-def check_attack(run: Path) -> dict[str, Any]:
-    """The results of a run of classify_extract_attack.py. Errors: `UserError` for one that is not finished, and for
-    another run."""
-    results = read_results(run)
-    if "images" not in results["artifacts"]:
-        raise UserError(f"{run}: holds no attack; make it by classify_extract_attack.py")
-    return results
+def read_attack(folder: Path, pair: Pair, file_names: Sequence[str]) -> Attack:
+    """The attack from one class to another in `folder`, on a shop whose items' pictures have these names.
 
-
-def read_attack(run: Path, file_names: Sequence[str]) -> Attack:
-    """The attack of a finished run of classify_extract_attack.py on a shop whose items' pictures have these names.
-
-    Errors: `UserError` for one that is not finished or of another shop.
+    Errors: `UserError` for one of another shop.
     """
-    results = check_attack(run)
-    metrics = results["metrics"]
-    folder = run / results["artifacts"]["images"]
     looks: Looks = read_looks(folder, file_names)
     try:
         attacked = np.loadtxt(folder / "items.csv", dtype=np.int64, ndmin=1)
@@ -85,5 +72,4 @@ def read_attack(run: Path, file_names: Sequence[str]) -> Attack:
         raise UserError(f"{folder / 'items.csv'}: not readable ({one_line(error)}); make the attack anew") from error
     if len(attacked) == 0 or attacked.min() < 0 or attacked.max() >= len(file_names):
         raise UserError(f"{folder / 'items.csv'}: items that the shop does not have; make the attack anew")
-    pair = Pair(int(metrics["origin"]), int(metrics["target"]))
     return Attack(folder.name.removesuffix("_images"), pair, attacked, looks.features, looks.label, folder)

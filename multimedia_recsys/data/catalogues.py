@@ -13,7 +13,6 @@ import numpy as np
 from common import datasets
 from common.datasets.images import SUFFIXES, list_pictures, read_picture, visible
 from common.errors import UserError
-from common.runs.options import CommonOptions, Count
 from multimedia_recsys.data import interactions as feedback_files
 from multimedia_recsys.data.interactions import Interactions, simulated
 from multimedia_recsys.data.products import CATEGORIES, products
@@ -23,28 +22,6 @@ EMBEDDED = "catalogue"
 IMAGES = "original_images/images"
 # The sides of pictures that are looked at with ImageNet weights.
 SIZE = 224
-
-
-@dataclass(kw_only=True)
-class ShopOptions(CommonOptions):
-    """Which shop."""
-
-    dataset: str = EMBEDDED
-    """Shop: catalogue (drawn), fashion_mnist (simulated users), a folder of the original layout, or, with
-    --interactions, an image folder <root>/<class>/<file>."""
-    interactions: Path | None = None
-    """CSV with columns user,item and perhaps timestamp, for an image folder; an item is the name of its picture, its
-    ending left out if wanted."""
-    image_size: Count | None = None
-    """Pixels a side to which pictures of folders are brought; by default 224."""
-    n_items: Count = 1000
-    """Items of the drawn catalogue and of fashion_mnist."""
-    n_users: Count = 2000
-    """Simulated users of the drawn catalogue and of fashion_mnist."""
-
-
-SHOP_FIELDS = ("dataset", "seed", "interactions", "image_size", "n_items", "n_users")
-"""What must be the same in all runs on one shop."""
 
 
 class Pictures:
@@ -97,51 +74,65 @@ class Training(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def load_shop(options: ShopOptions) -> Shop:
-    """The shop that `options` name.
+def load_shop(
+    dataset: str = EMBEDDED,
+    *,
+    data_dir: Path = Path("data"),
+    seed: int = 0,
+    interactions: Path | None = None,
+    image_size: int | None = None,
+    n_items: int = 1000,
+    n_users: int = 2000,
+) -> Shop:
+    """The shop called `dataset`, or in that folder: of the original layout or, with `interactions`, one of images.
+
+    `image_size`: pixels a side to which pictures of folders are brought, by default 224; `n_items` and `n_users` of
+    the drawn catalogue and of fashion_mnist.
 
     Errors: `UserError` for an unknown name and whatever is wrong with its files.
     """
-    if options.dataset in (EMBEDDED, "fashion_mnist"):
-        for name in ("interactions", "image_size"):
-            if getattr(options, name) is not None:
-                raise UserError(f"--{name.replace('_', '-')}: is for folders of pictures; leave it out")
-        if options.dataset == EMBEDDED:
-            return _drawn(options.n_items, options.n_users, options.seed)
-        return _clothes(options)
-    root = Path(options.dataset)
+    if dataset in (EMBEDDED, "fashion_mnist"):
+        for name, value in (("interactions", interactions), ("image-size", image_size)):
+            if value is not None:
+                raise UserError(f"--{name}: is for folders of pictures; leave it out")
+        if dataset == EMBEDDED:
+            return _drawn(n_items, n_users, seed)
+        return _clothes(data_dir, n_items, n_users, seed)
+    root, size = Path(dataset), image_size or SIZE
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; a shop is catalogue, fashion_mnist or a folder")
-    if options.interactions is not None:
-        return _folder(root, options)
+    if interactions is not None:
+        return _folder(root, interactions, seed, size)
     if not (root / IMAGES).is_dir():
         raise UserError(f"{root}: no {IMAGES}; expected the original layout, or give --interactions FILE.csv")
-    return _layout(root, options)
+    return _layout(root, seed, size)
 
 
-def load_training(options: ShopOptions) -> Training:
+def load_training(
+    dataset: str, *, data_dir: Path, seed: int, n_train: int | None, n_test: int | None, image_size: int | None
+) -> Training:
     """What a classifier of the shop's categories learns from.
 
     Errors: `UserError` for a shop without categories of its own.
     """
-    if options.dataset == EMBEDDED:
+    if dataset == EMBEDDED:
         parts = []
-        for split, count in (("train", options.n_train or 3000), ("test", options.n_test or 1000)):
-            drawn = products(count, seed=options.seed, split=split)
+        for split, count in (("train", n_train or 3000), ("test", n_test or 1000)):
+            drawn = products(count, seed=seed, split=split)
             parts += [drawn.images, drawn.category]
         return Training(*parts, CATEGORIES)
-    root = Path(options.dataset)
+    root = Path(dataset)
     if (root / IMAGES).is_dir():
         raise UserError(
             f"{root}: has no categories to train on; use --model resnet50, or a .keras classifier of your own"
         )
     data = datasets.load(
-        options.dataset,
-        data_dir=options.data_dir,
-        seed=options.seed,
-        n_train=options.n_train,
-        n_test=options.n_test,
-        image_size=None if options.dataset == "fashion_mnist" else options.image_size or SIZE,
+        dataset,
+        data_dir=data_dir,
+        seed=seed,
+        n_train=n_train,
+        n_test=n_test,
+        image_size=None if dataset == "fashion_mnist" else image_size or SIZE,
         progress=True,
     )
     x_train, x_test = _in_colour(data.x_train), _in_colour(data.x_test)
@@ -156,13 +147,13 @@ def _drawn(n_items: int, n_users: int, seed: int) -> Shop:
     return _in_memory(EMBEDDED, drawn.images, feedback, drawn.category, CATEGORIES)
 
 
-def _clothes(options: ShopOptions) -> Shop:
+def _clothes(data_dir: Path, n_items: int, n_users: int, seed: int) -> Shop:
     """Test pictures of Fashion-MNIST; beside the category, users like light or dark and small or large ones."""
-    data = datasets.load("fashion_mnist", data_dir=options.data_dir, n_train=1, n_test=options.n_items)
+    data = datasets.load("fashion_mnist", data_dir=data_dir, n_train=1, n_test=n_items)
     ink = data.x_test.astype(np.float32).reshape(len(data.x_test), -1)
     traits = [ink.sum(axis=1) / np.maximum((ink > 32).sum(axis=1), 1), (ink > 32).mean(axis=1)]
     thirds = [np.searchsorted(np.quantile(values, (1 / 3, 2 / 3)), values).astype(np.int32) for values in traits]
-    feedback = simulated((data.y_test, *thirds), options.n_users, seed=options.seed)
+    feedback = simulated((data.y_test, *thirds), n_users, seed=seed)
     return _in_memory("fashion_mnist", _in_colour(data.x_test), feedback, data.y_test, data.class_names)
 
 
@@ -180,7 +171,7 @@ def _in_memory(
     return Shop(name, Pictures(images), feedback, files, digest.hexdigest(), category, names)
 
 
-def _layout(root: Path, options: ShopOptions) -> Shop:
+def _layout(root: Path, seed: int, size: int) -> Shop:
     found = {}
     for entry in visible(root / IMAGES):
         path = Path(entry.path)
@@ -200,27 +191,27 @@ def _layout(root: Path, options: ShopOptions) -> Shop:
                 f"{root / IMAGES}: no picture of item {item}, but of {items - 1}; number items without gaps"
             )
     paths = [found[item] for item in range(items)]
-    feedback = feedback_files.read_feedback(root, items, seed=options.seed)
-    return _of_files(root, paths, feedback, options)
+    feedback = feedback_files.read_feedback(root, items, seed=seed)
+    return _of_files(root, paths, feedback, size)
 
 
-def _folder(root: Path, options: ShopOptions) -> Shop:
+def _folder(root: Path, interactions: Path, seed: int, size: int) -> Shop:
     pictures, names = list_pictures(root, progress=True)
     paths = [picture.path for picture in pictures]
     stems = [path.name for path in paths]
     if len(set(stems)) < len(stems):
         double = next(name for name in stems if stems.count(name) > 1)
         raise UserError(f"{root}: two pictures are called {double}; rename one, for an item is known by that name")
-    feedback = feedback_files.read_named(options.interactions, stems, seed=options.seed)
+    feedback = feedback_files.read_named(interactions, stems, seed=seed)
     category = np.array([picture.label for picture in pictures], np.int32)
-    return _of_files(root, paths, feedback, options, category, names)
+    return _of_files(root, paths, feedback, size, category, names)
 
 
 def _of_files(
     root: Path,
     paths: list[Path],
     feedback: Interactions,
-    options: ShopOptions,
+    size: int,
     category: np.ndarray | None = None,
     names: tuple[str, ...] = (),
 ) -> Shop:
@@ -228,7 +219,7 @@ def _of_files(
     for path in paths:
         digest.update(os.fsencode(path.relative_to(root)) + f"\0{path.stat().st_size}\n".encode())
     _add_feedback(digest, feedback)
-    pictures = Pictures(paths, options.image_size or SIZE)
+    pictures = Pictures(paths, size)
     files = tuple(path.name for path in paths)
     return Shop(root.name, pictures, feedback, files, digest.hexdigest(), category, names)
 

@@ -1,7 +1,6 @@
 """The network that looks at pictures: classes for the attack, features for the recommender."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -13,16 +12,12 @@ from common.attacks.calls import compiled
 from common.errors import UserError
 from common.models import flat, halves, places
 from common.progress import blocks
+from multimedia_recsys.data.catalogues import Pictures
+from multimedia_recsys.data.looks import Seen
 
 Tensor = tf.Tensor
-
-
-class Seen(NamedTuple):
-    """What a network makes of pictures: `label` int32 (N,), its probability `prob` float32 (N,), `features` (N, D)."""
-
-    label: np.ndarray
-    prob: np.ndarray
-    features: np.ndarray
+# Pictures that are read and looked at together.
+_BLOCK = 256
 
 
 def feature_model(model: keras.Model) -> keras.Model:
@@ -45,6 +40,15 @@ def look(model: keras.Model, pictures: np.ndarray, *, batch_size: int = 64, prog
     answer = compiled(model, ("look", pictures.shape[1:]), _look, signature)
     found = [answer(pictures[rows]) for rows in blocks(len(pictures), batch_size, "features", shown=progress)]
     return Seen(*(np.concatenate([block[place].numpy() for block in found]) for place in range(3)))
+
+
+def see(model: keras.Model, pictures: Pictures) -> Seen:
+    """What `model` makes of all `pictures`, a block in memory at a time."""
+    found = [
+        look(model, pictures.read(np.arange(rows.start, rows.stop)))
+        for rows in blocks(len(pictures), _BLOCK, "features")
+    ]
+    return Seen(*map(np.concatenate, zip(*found, strict=True)))
 
 
 def _look(model: keras.Model, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

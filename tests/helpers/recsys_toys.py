@@ -10,18 +10,16 @@ from common.files import write_text
 from multimedia_recsys import classify_extract as extraction
 from multimedia_recsys.classify_extract import classify_extract
 from multimedia_recsys.classify_extract_attack import classify_extract_attack
-from multimedia_recsys.data.catalogues import load_shop
 from multimedia_recsys.data.categories import named
-from multimedia_recsys.data.looks import read_looks, write_looks
+from multimedia_recsys.data.looks import Seen, read_looks, write_looks
 from multimedia_recsys.data.products import CATEGORIES
 from multimedia_recsys.evaluate_visual_images import evaluate_visual_images
 from multimedia_recsys.evaluation import ranking
 from multimedia_recsys.models import recommendations
-from multimedia_recsys.models.cnn import Seen
 from multimedia_recsys.models.recommenders import Bpr
 from multimedia_recsys.models.settings import KINDS
 from multimedia_recsys.rec_generator import rec_generator
-from multimedia_recsys.train_cnn import train_cnn
+from multimedia_recsys.train_cnn import load_shop, train_cnn
 
 SHOP = {"n_items": 60, "n_users": 40, "seed": 0}
 FILES = [f"{item}.png" for item in range(SHOP["n_items"])]

@@ -18,12 +18,12 @@ from multimedia_recsys import (
     train_cnn,
 )
 from multimedia_recsys.data import catalogues
-from multimedia_recsys.data.attack_folders import read_attack
-from multimedia_recsys.data.catalogues import load_shop
 from multimedia_recsys.data.categories import Pair
 from multimedia_recsys.data.looks import read_looks
 from multimedia_recsys.evaluation import effects, ranking
 from multimedia_recsys.models import recommendations
+from multimedia_recsys.results_analyzer import read_attack
+from multimedia_recsys.train_cnn import load_shop
 
 pytestmark = pytest.mark.slow
 

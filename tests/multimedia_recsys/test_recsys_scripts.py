@@ -21,14 +21,15 @@ from multimedia_recsys import (
     train_cnn,
 )
 from multimedia_recsys.data import attack_folders
-from multimedia_recsys.data.attack_folders import picture_paths, read_attack
-from multimedia_recsys.data.catalogues import load_shop
+from multimedia_recsys.data.attack_folders import picture_paths
 from multimedia_recsys.data.categories import Pair
 from multimedia_recsys.data.interactions import interactions
 from multimedia_recsys.data.looks import read_looks
 from multimedia_recsys.evaluation import effects, ranking
 from multimedia_recsys.models import recommendations
 from multimedia_recsys.models.recommenders import Factors
+from multimedia_recsys.results_analyzer import read_attack
+from multimedia_recsys.train_cnn import load_shop
 from tests.helpers.recsys_toys import CLASSES, FILES, SHOP, drawn_recommender, shop, stub
 
 PLACE = "runs/multimedia_recsys"
