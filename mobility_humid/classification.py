@@ -6,8 +6,7 @@ from typing import ClassVar
 from common.runs.options import Budget, Count
 from common.runs.record import Run
 from common.runs.script import script
-from mobility_humid.data.samples import TEST, TRAIN, VALIDATION, load_fleet, needs
-from mobility_humid.training.fit import FittingOptions, fit, network_arguments, refusals
+from mobility_humid.train import FittingOptions, load_fleet, needs, network_arguments, refusals
 
 # Samples a driver that the baselines are fitted to.
 _BASELINE_SAMPLES = 100
@@ -34,9 +33,11 @@ def classification(options: Options, run: Run) -> None:
 
     from common.evaluation import plots, predictions, statistics
     from common.training import checkpoints, loop
+    from mobility_humid.data.samples import TEST, TRAIN, VALIDATION
     from mobility_humid.models import baselines
     from mobility_humid.models.networks import Classifier
-    from mobility_humid.training import naming
+    from mobility_humid.training.fit import fit
+    from mobility_humid.training.tasks import watch_names
 
     fleet = load_fleet(options, run.say, sides=1)
     run.data(options.dataset, fleet.trips.sha256)
@@ -44,12 +45,12 @@ def classification(options: Options, run: Run) -> None:
     validation, test = (fleet.singles(part, options.n_test) for part in (VALIDATION, TEST))
     x_validation = fleet.samples(validation)
     model, history = fit(
-        options,
+        options.recipe,
         run,
         lambda: Classifier(classes=classes, **network_arguments(options, fleet)),
         fleet.epochs(options.n_train, options.batch_size, lambda drawn: drawn.driver),
         loop.cross_entropy,
-        lambda model: naming.watch(model, x_validation, validation.driver),
+        lambda model: watch_names(model, x_validation, validation.driver),
         title=f"{options.encoder} encoder, {classes} drivers",
     )
     answers = {"network": predictions.predict(model, fleet.samples(test))}

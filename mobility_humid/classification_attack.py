@@ -6,8 +6,8 @@ from typing import ClassVar
 from common.runs.record import Run
 from common.runs.script import script
 from mobility_humid.classification import Options as ClassificationOptions
-from mobility_humid.evaluation.outcomes import AttackOptions, attack_task, check_victim, victim_needs
-from mobility_humid.training.tasks import CLASSIFICATION
+from mobility_humid.classification import classification
+from mobility_humid.siamese_attack import AttackOptions, attack_task, check_victim, victim_needs
 
 
 @dataclass(kw_only=True)
@@ -28,13 +28,15 @@ def refusals(options: Options) -> None:
 
 def needs(options: Options) -> None:
     """What the scripts before this one would refuse, where they are to be run."""
-    victim_needs(options, CLASSIFICATION)
+    victim_needs(options, classification)
 
 
 @script(app="mobility_humid", name="classification_attack", refusals=refusals, needs=needs)
 def classification_attack(options: Options, run: Run) -> None:
     """Attack test samples; success counts on snapped trips, among samples whose driver was named rightly."""
-    attack_task(options, run, CLASSIFICATION)
+    from mobility_humid.training.tasks import CLASSIFICATION
+
+    attack_task(options, run, CLASSIFICATION, classification)
 
 
 if __name__ == "__main__":

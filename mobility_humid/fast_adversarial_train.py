@@ -4,33 +4,37 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from common.errors import UserError
-from common.evaluation.statistics import difference, rate
 from common.runs.options import Budget, Count
 from common.runs.record import Run
 from common.runs.script import script
-from mobility_humid.data.samples import VALIDATION, Fleet, load_fleet
-from mobility_humid.evaluation.outcomes import (
+from mobility_humid.classification import classification
+from mobility_humid.siamese_attack import (
     Attacker,
     AttackOptions,
-    Outcome,
     attack_all,
     check_victim,
-    join,
     load_victim,
     record,
+    record_bounds,
     victim_needs,
 )
-from mobility_humid.training.tasks import TASKS, Samples, Task
+from mobility_humid.train import load_fleet, train
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import keras
 
+    from mobility_humid.data.samples import Fleet
+    from mobility_humid.evaluation.outcomes import Outcome
+    from mobility_humid.training.tasks import Samples, Task
+
 METHODS = ("fast", "pgd")
 # Steps of the attack after every epoch.
 _WATCH_STEPS = 10
-Outcomes = dict[tuple[str, str, int], Outcome]
+Outcomes = dict[tuple[str, str, int], "Outcome"]
+# What trains the model of each task.
+PRODUCERS = {"siamese": train, "classification": classification}
 
 
 @dataclass(kw_only=True)
@@ -82,18 +86,19 @@ def refusals(options: Options) -> None:
 
 def needs(options: Options) -> None:
     """What the scripts before this one would refuse, where they are to be run."""
-    victim_needs(options, TASKS[options.task])
+    victim_needs(options, PRODUCERS[options.task])
 
 
 @script(app="mobility_humid", name="fast_adversarial_train", refusals=refusals, needs=needs)
 def fast_adversarial_train(options: Options, run: Run) -> None:
     """Train on from a model with each method; attack all of them on the same test samples."""
     from common.evaluation import plots
+    from mobility_humid.training.tasks import TASKS
 
     task = TASKS[options.task]
     fleet = load_fleet(options, run.say, sides=task.sides)
     run.data(options.dataset, fleet.trips.sha256)
-    model, path = load_victim(options, run, task, fleet)
+    model, path = load_victim(options, run, task, PRODUCERS[task.name], fleet)
     parts = {part: task.samples(fleet, part, options.n_test) for part in task.parts}
     # The curves of all methods are written anew, also by a run that goes on.
     run.curves_until(0)
@@ -106,6 +111,7 @@ def fast_adversarial_train(options: Options, run: Run) -> None:
     for name, when in {"before": "before", options.methods[0]: "after"}.items():
         _headline(options, run, found[name], when, task)
     _differences(options, run, found)
+    record_bounds(options, run, fleet, task)
     drawn = {
         "clean": "clean",
         f"ST-iFGSM, {options.eta} cells": "st_ifgsm_linf",
@@ -124,8 +130,10 @@ def fast_adversarial_train(options: Options, run: Run) -> None:
         run.artifact("defence", run.folder / "defence.png")
 
 
-def _headline(options: Options, run: Run, outcomes: Outcomes, when: str, task: Task) -> None:
+def _headline(options: Options, run: Run, outcomes: Outcomes, when: str, task: "Task") -> None:
     """Accuracy on all test samples, and on each part, clean and under ST-iFGSM and the strong attack."""
+    from common.evaluation.statistics import rate
+
     for part in (None, *task.parts) if len(task.parts) > 1 else (None,):
         ending = when if part is None else f"{when}_{part}"
         head = _joined(outcomes, "st_ifgsm_linf", options.eta, part)
@@ -138,6 +146,8 @@ def _headline(options: Options, run: Run, outcomes: Outcomes, when: str, task: T
 
 def _differences(options: Options, run: Run, found: dict[str, Outcomes]) -> None:
     """Rows for what each method gains and costs against the model before, on the same samples."""
+    from common.evaluation.statistics import difference
+
     for name, outcomes in found.items():
         for attack in dict.fromkeys(attack for attack, _, _ in outcomes) if name != "before" else ():
             before, after = (_joined(of, attack, options.eta) for of in (found["before"], outcomes))
@@ -151,7 +161,7 @@ def _differences(options: Options, run: Run, found: dict[str, Outcomes]) -> None
 
 
 def _attacked(
-    options: Options, run: Run, fleet: Fleet, model: "keras.Model", parts: dict[str, Samples], name: str
+    options: Options, run: Run, fleet: "Fleet", model: "keras.Model", parts: "dict[str, Samples]", name: str
 ) -> Outcomes:
     run.say(f"-- attacking the model {name}")
     return attack_all(options, run, Attacker(options, model, fleet), parts, name)
@@ -163,19 +173,20 @@ def _transfer(options: Options, run: Run, attacker: Attacker, before: Outcomes, 
     for (attack, part, eta), outcome in before.items():
         if (attack, eta) == ("st_ifgsm_linf", options.eta):
             moved = attacker.judge(outcome.samples, outcome.moved)
-            record(run, moved, attacker.layout, model=name, attack="transfer", eta=eta, split=part, radius=None)
+            record(run, moved, attacker, model=name, attack="transfer", eta=eta, split=part)
 
 
 def _hardened(
-    options: Options, run: Run, fleet: Fleet, task: Task, path: "Path", method: str, stand_in: "keras.Model"
+    options: Options, run: Run, fleet: "Fleet", task: "Task", path: "Path", method: str, stand_in: "keras.Model"
 ) -> "keras.Model":
     """The model in `path`, trained on by `method`, and saved as `model_<method>.keras`.
 
     While it trains, `stand_in`, a model like it, is given its weights and attacked in its place.
     """
     from common.training import checkpoints
+    from mobility_humid.data.samples import VALIDATION
     from mobility_humid.training import hardening
-    from mobility_humid.training.fit import fit
+    from mobility_humid.training.fit import TripRecipe, fit
 
     grid = fleet.trips.grid.size
     settings = {"eta": options.eta, "alpha": options.adv_alpha or options.eta / 2, "rounds": options.rounds}
@@ -192,7 +203,17 @@ def _hardened(
         return {**measured, "validation_error": 1 - both / 2}
 
     model, history = fit(
-        replace(options, batch_size=options.train_batch_size),
+        TripRecipe(
+            epochs=options.epochs,
+            batch_size=options.train_batch_size,
+            n_train=options.n_train,
+            learning_rate=options.learning_rate,
+            weight_decay=options.weight_decay,
+            jit_compile=options.jit_compile,
+            strategy=options.strategy,
+            precision=options.precision,
+            seed=options.seed,
+        ),
         run,
         lambda: checkpoints.load_model(path),
         fleet.epochs(options.n_train, options.train_batch_size, task.label),
@@ -212,8 +233,10 @@ def _hardened(
     return model
 
 
-def _joined(outcomes: Outcomes, attack: str, eta: int, part: str | None = None) -> Outcome | None:
+def _joined(outcomes: Outcomes, attack: str, eta: int, part: str | None = None) -> "Outcome | None":
     """The outcomes of one attack on all parts, or on one, as one; None if it was not run."""
+    from mobility_humid.evaluation.outcomes import join
+
     found = [o for (name, of, e), o in outcomes.items() if (name, e) == (attack, eta) and part in (None, of)]
     return join(found) if found else None
 

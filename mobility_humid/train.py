@@ -1,20 +1,108 @@
 """Train ST-Siamese: are two days of trips those of the same driver?"""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from common.errors import UserError
+from common.runs.options import Budget, CommonOptions, Count, alias
 from common.runs.record import Run
 from common.runs.script import script
-from mobility_humid.data.samples import SEEN, TRAIN, UNSEEN, VALIDATION, Fleet, load_fleet, needs
-from mobility_humid.training.fit import FittingOptions, fit, network_arguments, refusals
+from mobility_humid.prepare import prepare
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from mobility_humid.data.samples import Fleet, Sampling
     from mobility_humid.models.networks import Siamese
+    from mobility_humid.training.fit import TripRecipe
 
 # Pairs that the baselines are fitted to: their features have no use for more.
 _BASELINE_PAIRS = 4000
+
+
+@dataclass(kw_only=True)
+class SampleOptions(CommonOptions):
+    """Whose trips, on which days, and how many make a sample."""
+
+    dataset: str = alias("data_path", default="city")
+    """Trips: city, trips that prepare.py wrote (.npz), or whatever prepare.py reads, which is then prepared first."""
+    traj_type: Literal["seek", "serve", "all"] = "all"
+    """Trips without a passenger, with one, or all of them; of a fleet that does not say which, all."""
+    with_speed: bool = False
+    """Give the networks the speed too, as a fourth feature of each point."""
+    with_profile: bool = False
+    """Give the networks the 11 profile features of a driver's day too."""
+    num_plates: Count | None = None
+    """Number of drivers, seen and unseen together, the first ones; null takes all."""
+    num_days: Count | None = None
+    """Days to train on, the first ones; null takes all that validation and test leave."""
+    num_trajs: Count = 10
+    """Trips of a driver in a sample, of all kinds together."""
+    days_per_sample: Count = 1
+    """Days that a driver's trips in a sample come from; the two sides of a pair share none."""
+    missing_trips: bool = False
+    """Take days with fewer trips than a sample holds too: the places of missing trips stay empty."""
+    padding_length: Count = 30
+    """Points of a trip, the last ones; shorter trips have zeros in front."""
+    unseen_share: Budget = 0.25
+    """Share of the drivers that are held back from training."""
+    validation_days: Count = 2
+    """Days to validate on, those before the test days."""
+    test_days: Count = 3
+    """Days to test on, the last ones."""
+    n_test: Count = 500
+    """Samples to test on, of each part."""
+
+    @property
+    def sampling(self) -> "Sampling":
+        """The same for the library."""
+        from mobility_humid.data.samples import Sampling
+
+        return Sampling(**{field.name: getattr(self, field.name) for field in fields(Sampling)})
+
+
+SAMPLE_FIELDS = (
+    "dataset",
+    "seed",
+    *(name for name in SampleOptions.__annotations__ if name not in ("dataset", "n_test")),
+)
+"""What must be the same in a training and in an attack on its model."""
+
+
+@dataclass(kw_only=True)
+class FittingOptions(SampleOptions):
+    """How a network is trained."""
+
+    encoder: Literal["lstm", "places"] = "lstm"
+    """What reads the trips: two LSTM layers, as published, or a map of where and when time was spent, which suits many
+    trips a sample."""
+    units: tuple[Count, ...] = (64, 48, 32)
+    """Units of the encoder's LSTM, LSTM and dense layer; 200,100,48 in the paper."""
+    place_spacing: Budget = 4.0
+    """Cells between two places (encoder places)."""
+    dropout: Budget = 0.0
+    """Share of what the comparison or the naming sees that is left out in training, in [0, 1)."""
+    epochs: Count = 8
+    """Passes over --n-train samples."""
+    batch_size: Count = 64
+    """Samples a step, over all devices."""
+    n_train: Count = 4000
+    """Samples drawn for an epoch, anew each time."""
+    learning_rate: Budget = 3e-3
+    """Learning rate of Adam at its highest; it falls along a cosine."""
+    weight_decay: Budget = 0.0
+    """L2 weight decay, in the loss, over all weights."""
+    jit_compile: bool = False
+    """Compile the training step with XLA; on a CPU it is then slower."""
+
+    @property
+    def recipe(self) -> "TripRecipe":
+        """The same for the library."""
+        from mobility_humid.training.fit import TripRecipe
+
+        return TripRecipe(**{field.name: getattr(self, field.name) for field in fields(TripRecipe)})
 
 
 @dataclass(kw_only=True)
@@ -26,13 +114,77 @@ class Options(FittingOptions):
     pairs to learn; or their mean trips by |a - b| and a * b, the same for both orders."""
 
 
+def check_samples(options: SampleOptions) -> None:
+    """Refuse what can be refused before trips are read or prepared. Errors: as `samples.check_samples`."""
+    from mobility_humid.data import samples
+
+    samples.check_samples(options.sampling)
+
+
+def refusals(options: FittingOptions) -> None:
+    """What is refused before trips are read or prepared."""
+    check_samples(options)
+    _check_network(options)
+
+
+def _check_network(options: FittingOptions) -> None:
+    if len(options.units) != 3:
+        raise UserError(f"--units: expected three numbers, for LSTM, LSTM and dense layer; got {len(options.units)}")
+    if not options.dropout < 1:
+        raise UserError(f"--dropout: is a share and below 1; got {options.dropout}")
+    if not options.place_spacing > 0:
+        raise UserError(f"--place-spacing: must be above 0; got {options.place_spacing}")
+
+
+def needs(options: SampleOptions) -> None:
+    """What prepare.py would refuse, where it is to be run."""
+    if Path(options.dataset).suffix != ".npz":
+        prepare.expect(None, options)
+
+
+def trips_file(options: SampleOptions, say: Callable[[str], None]) -> Path:
+    """The file of trips that `options` name, made by prepare.py if need be."""
+    path = Path(options.dataset)
+    if path.suffix == ".npz":
+        return path
+    return prepare.produce(None, options, say=say) / "trips.npz"
+
+
+def load_fleet(options: SampleOptions, say: Callable[[str], None], *, sides: int) -> "Fleet":
+    """The fleet that `options` name, prepared first if need be; samples have `sides` drivers, 1 or 2.
+
+    Errors: `UserError` for a data set that cannot be read, or that lacks drivers, days, kinds of trips or profiles.
+    """
+    from mobility_humid.data.samples import fleet_of
+    from mobility_humid.data.trips import load_trips
+
+    return fleet_of(load_trips(trips_file(options, say)), options.sampling, sides=sides, name=options.dataset)
+
+
+def network_arguments(options: FittingOptions, fleet: "Fleet") -> dict[str, Any]:
+    """Arguments that both networks take. Errors: `UserError` for a network that cannot be."""
+    _check_network(options)
+    return {
+        "layout": fleet.layout,
+        "grid": fleet.trips.grid.size,
+        "encoder": options.encoder,
+        "units": options.units,
+        "place_spacing": options.place_spacing,
+        "dropout": options.dropout,
+        "profile_scale": fleet.profile_scale() if options.with_profile else (),
+        "seed": options.seed,
+    }
+
+
 @script(app="mobility_humid", name="train", refusals=refusals, needs=needs)
 def train(options: Options, run: Run) -> None:
     """Train on pairs of seen drivers, fix the threshold on validation days, test on seen and unseen drivers."""
     from common.evaluation import plots
     from common.training import checkpoints
+    from mobility_humid.data.samples import VALIDATION
     from mobility_humid.models.networks import Siamese
     from mobility_humid.training import verification
+    from mobility_humid.training.fit import fit
 
     fleet = load_fleet(options, run.say, sides=2)
     run.data(options.dataset, fleet.trips.sha256)
@@ -45,7 +197,7 @@ def train(options: Options, run: Run) -> None:
         return model
 
     model, history = fit(
-        options,
+        options.recipe,
         run,
         build,
         fleet.epochs(options.n_train, options.batch_size, lambda pairs: pairs.same),
@@ -64,9 +216,10 @@ def train(options: Options, run: Run) -> None:
         run.artifact("training", run.folder / "training.png")
 
 
-def _evaluate(options: Options, run: Run, fleet: Fleet, model: "Siamese", x_validation: "np.ndarray") -> None:
+def _evaluate(options: Options, run: Run, fleet: "Fleet", model: "Siamese", x_validation: "np.ndarray") -> None:
     """Accuracy, F1 and AUC on seen and unseen drivers, beside those of the baselines on the same pairs."""
     from common.evaluation import predictions, statistics
+    from mobility_humid.data.samples import SEEN, TRAIN, UNSEEN, VALIDATION
     from mobility_humid.models import baselines
     from mobility_humid.training import verification
 

@@ -1,19 +1,17 @@
 """The two tasks that the attacks and the defence work on: are two drivers the same, and which driver is it?"""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
+import keras
 import numpy as np
 
-from common.runs.script import Script
-from mobility_humid.classification import classification
+from common.evaluation.predictions import outputs
+from common.evaluation.statistics import auc
+from common.training.loop import Loss, cross_entropy
 from mobility_humid.data.pairs import Pairs, Singles
 from mobility_humid.data.samples import SEEN, TEST, UNSEEN, Fleet
-from mobility_humid.train import train
-
-if TYPE_CHECKING:
-    import keras
+from mobility_humid.training import verification
 
 
 class Samples(NamedTuple):
@@ -30,16 +28,19 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """`producer` trains the model, on samples of `sides` drivers; `parts` are what it is tested on."""
+    """What a model answers about samples of `sides` drivers; `parts` are what it is tested on."""
 
     name: str
-    producer: Script
     sides: int
     parts: tuple[str, ...]
 
+    def drawn(self, fleet: Fleet, part: str, count: int) -> Pairs | Singles:
+        """`count` pairs or single drivers of `part`, always the same."""
+        return (fleet.pairs if self.sides == 2 else fleet.singles)(part, count)
+
     def samples(self, fleet: Fleet, part: str, count: int) -> Samples:
         """`count` samples of `part`, always the same."""
-        drawn = (fleet.pairs if self.sides == 2 else fleet.singles)(part, count)
+        drawn = self.drawn(fleet, part, count)
         return Samples(fleet.samples(drawn), self.label(drawn), drawn.driver)
 
     def label(self, drawn: Pairs | Singles) -> np.ndarray:
@@ -51,35 +52,33 @@ class Task:
         return (1, 2) if self.sides == 2 else (len(fleet.trips.drivers),)
 
     @property
-    def loss(self) -> Callable[..., Any]:
-        """The loss of `common.training.loop`."""
-        from common.training import loop
-        from mobility_humid.training import verification
+    def loss(self) -> Loss:
+        """The loss that it is trained by."""
+        return verification.same_driver_loss if self.sides == 2 else cross_entropy
 
-        return verification.same_driver_loss if self.sides == 2 else loop.cross_entropy
-
-    def watch(self, model: "keras.Model", samples: Samples) -> dict[str, float]:
+    def watch(self, model: keras.Model, samples: Samples) -> dict[str, float]:
         """Loss and accuracy on validation samples."""
-        from mobility_humid.training import naming, verification
+        return (verification.watch if self.sides == 2 else watch_names)(model, samples.x, samples.y)
 
-        return (verification if self.sides == 2 else naming).watch(model, samples.x, samples.y)
-
-    def auc(self, model: "keras.Model", samples: Samples) -> float:
+    def auc(self, model: keras.Model, samples: Samples) -> float:
         """How well a verifier's scores tell pairs apart, whatever its threshold."""
-        from common.evaluation import predictions
-        from common.evaluation.statistics import auc
-
-        z = predictions.outputs(model, samples.x)
+        z = outputs(model, samples.x)
         return auc(z[:, -1] - (z[:, 0] if z.shape[1] == 2 else 0.0), samples.y)
 
-    def settle(self, model: "keras.Model", validation: Samples) -> None:
+    def settle(self, model: keras.Model, validation: Samples) -> None:
         """Fix the threshold of a verifier on validation samples; a classifier has none."""
-        from mobility_humid.training import verification
-
         if self.sides == 2:
             verification.fix_threshold(model, validation.x, validation.y)
 
 
-SIAMESE = Task("siamese", train, 2, (SEEN, UNSEEN))
-CLASSIFICATION = Task("classification", classification, 1, (TEST,))
+SIAMESE = Task("siamese", 2, (SEEN, UNSEEN))
+CLASSIFICATION = Task("classification", 1, (TEST,))
 TASKS = {task.name: task for task in (SIAMESE, CLASSIFICATION)}
+
+
+def watch_names(model: keras.Model, x: np.ndarray, driver: np.ndarray) -> dict[str, float]:
+    """Loss and accuracy of a classifier on validation samples `x` (n, ...) of drivers `driver` (n,)."""
+    z = outputs(model, x).astype(np.float64)
+    z -= z.max(axis=1, keepdims=True)
+    own = z[np.arange(len(z)), driver] - np.log(np.exp(z).sum(axis=1))
+    return {"validation_loss": float(-own.mean()), "validation_accuracy": float(np.mean(z.argmax(axis=1) == driver))}

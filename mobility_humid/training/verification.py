@@ -28,7 +28,7 @@ def meet_fleet(model: Siamese, fleet: Fleet) -> None:
     """Show a network that compares maps those of the seen drivers on the training days."""
     if not (model.on_map and model.head == "symmetric"):
         return
-    drawn = fleet.sampler(TRAIN).pairs(_MET, [fleet.options.seed, 98])
+    drawn = fleet.sampler(TRAIN).pairs(_MET, [fleet.sampling.seed, 98])
     x = fleet.samples(drawn)
     blocks = [model.embed_all(x[first : first + 50]) for first in range(0, len(x), 50)]
     for layer, shares in zip(model.likeness, zip(*blocks, strict=True), strict=True):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from mobility_humid.data.samples import SampleOptions, load_fleet
 from mobility_humid.data.trips import PROFILE_FEATURES, SEEK, SERVE, Grid, TripSet, save_trips
+from mobility_humid.train import SampleOptions, load_fleet
 from tests.helpers.trip_toys import SMALLEST
 
 

@@ -10,12 +10,12 @@ from common.training import checkpoints
 from mobility_humid.classification import classification
 from mobility_humid.classification_attack import classification_attack
 from mobility_humid.data.trips import X, Y
-from mobility_humid.evaluation.outcomes import Outcome, _in_cells, _worst
+from mobility_humid.evaluation.outcomes import Outcome, worst
 from mobility_humid.fast_adversarial_train import fast_adversarial_train
 from mobility_humid.models.networks import Classifier
-from mobility_humid.siamese_attack import siamese_attack
-from mobility_humid.train import train
-from mobility_humid.training.fit import FittingOptions, _best_epoch, network_arguments
+from mobility_humid.siamese_attack import _in_cells, siamese_attack
+from mobility_humid.train import FittingOptions, network_arguments, train
+from mobility_humid.training.fit import BestEpoch
 from mobility_humid.training.tasks import CLASSIFICATION, SIAMESE, Samples
 from mobility_humid.training.verification import fix_threshold, watch
 from tests.helpers.trip_toys import SMALLEST, answers, verifier_file
@@ -49,19 +49,23 @@ def stand_ins(monkeypatch):
     # A network that is not trained, of which three epochs are told.
     told = [{"loss": 1.0, "accuracy": 0.5, "validation_accuracy": 0.5, "validation_auc": 0.5}] * 3
 
-    def fit(options, run, build, *arguments, **settings):
+    def fit(recipe, journal, build, *arguments, **settings):
         return build(), told
 
-    for module in ("train", "classification"):
-        monkeypatch.setattr(f"mobility_humid.{module}.fit", fit)
+    monkeypatch.setattr("mobility_humid.training.fit.fit", fit)
 
 
-def test_b13_rates_are_those_of_a_count_by_hand(workplace, stand_ins, tiny_fleet, tiny_file):
+def of_part(table, part, metric):
+    return [row for row in table if (row["split"], row["metric"]) == (part, metric)]
+
+
+def test_b13_rates_are_those_of_a_count_by_hand(workplace, stand_ins, monkeypatch, tiny_fleet, tiny_file):
     """B13: among pairs that were right, for every attack, part and direction; and the table has the same figures."""
     fleet = tiny_fleet(n_test=60)
     path = verifier_file(workplace / "mine.keras", fleet)
     shared = SMALLEST | {"n_test": 60, "dataset": str(tiny_file)}
     attacks = {"attacks": ("st_ifgsm_l0",), "etas": (1,), "n_slow": 25}
+    monkeypatch.setattr("mobility_humid.evaluation.outcomes._FITTED_PAIRS", 60)
     results = siamese_attack(siamese_attack.options(**shared, **attacks, model=path))
     metrics, table = results["metrics"], read_table(workplace / RUNS / "siamese_attack/tiny")
     assert set(results["artifacts"]) == {"trips", "success_eta", "success_points"}
@@ -96,20 +100,34 @@ def test_b13_rates_are_those_of_a_count_by_hand(workplace, stand_ins, tiny_fleet
         assert 0 < wrong["st_ifgsm_linf", 2].sum() < right.sum()
         worst = np.any([fooled[:25] for (_, eta), fooled in wrong.items() if eta == 2], axis=0)
         assert cells["all", 2, part, "attacked_accuracy"] == (pytest.approx((right[:25] & ~worst).mean()), 25)
+        # Beside what all of them leave, each attack on the samples that all met.
+        common = {row["attack"]: (row["value"], row["n"]) for row in of_part(table, part, "attacked_accuracy_common")}
+        for name in ("st_ifgsm_linf", "st_ifgsm_l0", "noise"):
+            left = right[:25] & ~wrong[name, 2][:25]
+            assert (
+                common[name] == (pytest.approx(left.mean()), 25)
+                and common[name][0] >= cells["all", 2, part, "attacked_accuracy"][0]
+            )
+        # What no attack can change: an answer that is always the same, and a rule that reads the trips which stay.
+        bounds = {row["model"]: (row["value"], row["n"]) for row in of_part(table, part, "accuracy")}
+        assert bounds["constant"] == (pytest.approx(max(y.mean(), 1 - y.mean())), 60)
+        assert 0 < bounds["served_trips"][0] < 1 and bounds["served_trips"][1] == 60
         for metric, name in (("attacked_accuracy", "st_ifgsm_linf"), ("noise_accuracy", "noise")):
             assert metrics[f"{metric}_{part}"] == cells[name, 2, part, "attacked_accuracy"][0]
     assert metrics["displacement_cells_max"] == 2
 
 
 def test_a_classifier_is_attacked_by_name(workplace, stand_ins, tiny_fleet, tiny_file):
-    """One part, one direction; the budget of L2 is what ST-iFGSM took."""
+    """One part, one direction; the budgets of L2 and L1 are what ST-iFGSM took in that norm."""
     shared = {"dataset": str(tiny_file), "num_plates": 4, **SMALLEST}
     fleet = tiny_fleet(sides=1, num_plates=4, unseen_share=0.0)
     arguments = network_arguments(FittingOptions(**UNTRAINED), fleet)
     model = Classifier(classes=4, **arguments)
     checkpoints.save_model(model, workplace / "names.keras")
     results = classification_attack(
-        classification_attack.options(**shared, attacks=("st_fgsm_l2",), etas=(), model=workplace / "names.keras")
+        classification_attack.options(
+            **shared, attacks=("st_fgsm_l2", "st_fgsm_l1"), etas=(), model=workplace / "names.keras"
+        )
     )
     samples = CLASSIFICATION.samples(fleet, "test", 24)
     moved = shifted("st_fgsm_l2", model, fleet.layout, samples.x, samples.y, fleet.trips.grid.size, eta=2)
@@ -119,10 +137,15 @@ def test_a_classifier_is_attacked_by_name(workplace, stand_ins, tiny_fleet, tiny
     assert results["metrics"]["attacked_accuracy"] == pytest.approx((right & ~fooled).mean())
     assert "noise_accuracy" in results["metrics"]
     table = read_table(workplace / RUNS / "classification_attack/tiny")
-    assert {row["attack"] for row in table} == {"st_ifgsm_linf", "st_fgsm_l2", "noise", "all"}
-    norms = np.linalg.norm((moved - samples.x)[fooled].reshape(fooled.sum(), -1), axis=1)
-    (radius,) = {row["eps"] for row in table if row["attack"] == "st_fgsm_l2"}
-    assert radius == pytest.approx(norms.mean() if len(norms) else 1.0)
+    assert {row["attack"] for row in table} == {"st_ifgsm_linf", "st_fgsm_l2", "st_fgsm_l1", "noise", "all", None}
+    assert fooled.any()
+    for order in (1, 2):
+        norms = np.linalg.norm((moved - samples.x)[fooled].reshape(fooled.sum(), -1), ord=order, axis=1)
+        (radius,) = {row["eps"] for row in table if row["attack"] == f"st_fgsm_l{order}"}
+        assert radius == pytest.approx(norms.mean())
+    counts = np.bincount(samples.y)
+    bounds = {row["model"]: row["value"] for row in of_part(table, "test", "accuracy")}
+    assert bounds["constant"] == pytest.approx(counts.max() / counts.sum()) and 0 < bounds["served_trips"] < 1
 
 
 @pytest.mark.parametrize("head", ["concat", "symmetric"])
@@ -208,7 +231,7 @@ def test_the_epoch_of_least_loss_is_kept_and_outlives_an_interruption(tmp_path):
         model.set_weights([np.full((2, 1), value), np.full(1, value)])
 
     def begun():
-        callback = _best_epoch(True, tmp_path, "validation_loss")
+        callback = BestEpoch(True, tmp_path, "validation_loss")
         callback.set_model(model)
         callback.on_train_begin()
         return callback
@@ -260,9 +283,9 @@ def test_b14_the_union_goes_sample_by_sample():
         Outcome(samples.first(n), clean[:n], held[:n], np.full((n, 2, 3, 3), mark, np.float32))
         for mark, held, n in zip((1, 2, 3), robust, (4, 3, 4), strict=True)
     ]
-    worst = _worst(outcomes)
-    assert worst.robust.tolist() == [False, False, False] and worst.clean.tolist() == [True, True, True]
-    assert worst.moved[:, 0, 0, 0].tolist() == [3, 2, 1] and len(worst.samples.y) == 3
+    union = worst(outcomes)
+    assert union.robust.tolist() == [False, False, False] and union.clean.tolist() == [True, True, True]
+    assert union.moved[:, 0, 0, 0].tolist() == [3, 2, 1] and len(union.samples.y) == 3
     assert [_in_cells(name) for name in ("st_fgsm_l2", "st_ifgsm_l1", "cw_l2", "st_ifgsm_l0", "noise")] == [
         0,
         0,

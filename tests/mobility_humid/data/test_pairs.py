@@ -183,7 +183,7 @@ def test_c8_epochs_differ_and_repeat_under_one_seed(tiny_fleet, sides, profile):
     # Few trips make few different samples: some of those of one driver may come again.
     assert np.mean([any((a == b).all() for b in other) for a in x]) < 0.2
     draw = fleet.sampler(TRAIN)
-    drawn = (draw.pairs if sides == 2 else draw.singles)(24, [fleet.options.seed, 0, 0])
+    drawn = (draw.pairs if sides == 2 else draw.singles)(24, [fleet.sampling.seed, 0, 0])
     wanted, label = fleet.samples(drawn), drawn.same if sides == 2 else drawn.driver
     key = lambda rows: np.lexsort(rows.reshape(len(rows), -1).T)  # noqa: E731
     np.testing.assert_array_equal(x[key(x)], wanted[key(wanted)])
