@@ -1,4 +1,4 @@
-"""The one loop. An attack is an objective, a space, a rule and a rank; see DESIGN section 3 in `common/README.md`."""
+"""The one loop. An attack is an objective, a space, a rule and a rank; see `common/README.md`."""
 
 from collections.abc import Callable
 from functools import partial

@@ -6,7 +6,7 @@
 
 A table stands between `<!-- begin: adv_lock/results/cifar10_cpu -->` and `<!-- end -->`. Its template
 `adv_lock/results/cifar10_cpu.md.j2` sees `results` (results.json), `table` (rows of table.csv), `published`
-(adv_lock/published.yaml), the function `value` and the filters `percent` and `interval`; it may include templates that
+(adv_lock/published.yaml), the function `value`, the same for another recipe, `of("demo")`, and the filters `percent` and `interval`; it may include templates that
 lie beside it.
 """
 
@@ -150,6 +150,7 @@ def render(recipe: str, root: Path = ROOT) -> str:
         raise UserError(f"{folder / 'table.csv'}: no such file; bring it with --collect")
     table = read_table(folder)
     names: dict[str, Any] = {"results": read_results(folder), "table": table, "value": picker(table)}
+    names["of"] = functools.partial(_of_another, folder.parent)
     published = root / found["app"] / "published.yaml"
     if published.is_file():
         try:
@@ -228,6 +229,14 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
+
+
+def _of_another(results: Path, recipe: str) -> Callable[..., Any]:
+    """`value` over the table of another recipe of the app."""
+    place = results / recipe / "table.csv"
+    if not place.is_file():
+        raise UserError(f"{place}: no such file; bring it with --collect")
+    return picker(read_table(place.parent))
 
 
 def _rendered(readme: Path, root: Path, block: re.Match[str]) -> str:
