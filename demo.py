@@ -99,7 +99,7 @@ def _recommender(part: Parts, row: Row) -> Mapping[str, Path]:
         ("PGD towards the target class", "pgd_8", "pgd_lift"),
         ("INSA, which raises the score itself", "insa_8_vbpr", "insa_lift"),
         ("noise of the same budget", "noise_8", "noise_lift"),
-        ("real images of the target class, for reference", "swap_8", None),
+        ("real images of the target class, for reference", "swap", None),
     ):
         lift = _measured(joined, metric="item_lift", attack=attack, model="vbpr, frozen")
         row(f"more lists with an attacked item: {label}", "difference", lift, key)

@@ -128,12 +128,10 @@ def _metrics(options: Options, model, history: list[dict[str, float]], data: "Lo
         "locked_accuracy": last["locked_accuracy"],
         "inverse_map_rate": float(np.mean(seen == inverse(data.class_maps[0])[data.y_test])),
     }
-    if options.train_on == "original":
-        # Does a network that never met the lock see the wrong class in it?
-        wanted = data.class_maps[0][data.y_test]
-        metrics["transfer_success"] = float(
-            np.mean(predictions.predict(model, data.locked_test, progress=True) == wanted)
-        )
+    if options.train_on == "original" and data.written_test is not None:
+        # Does a network that never met the lock see the class that it wrote?
+        answers = predictions.predict(model, data.locked_test, progress=True)
+        metrics["transfer_success"] = float(np.mean(answers == data.written_test))
     return metrics
 
 

@@ -129,8 +129,9 @@ def classify_extract_attack(options: Options, run: Run) -> None:
         "origin_kept": seen.label == pair.origin,
         "other_class": (seen.label != pair.target) & (seen.label != pair.origin),
     }
+    columns = {"norm": "linf", "eps": options.eps} if options.attack_type in BUDGETED else {}
     for metric, hit in outcomes.items():
-        run.rate(metric, float(hit.mean()), len(hit), attack=name, norm="linf", eps=options.eps)
+        run.rate(metric, float(hit.mean()), len(hit), attack=name, **columns)
     run.metrics(
         attack_success=float(outcomes["attack_success"].mean()),
         attack_success_n=len(items),

@@ -65,8 +65,16 @@ class Attempt(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As tables have it: `pgd_8`, `insa_8_vbpr`."""
-        return "_".join((self.kind, f"{255 * self.eps:g}", *([self.recommender] if self.recommender else [])))
+        """As tables have it: `pgd_8`, `insa_8_vbpr`, and `cw` and `swap`, which have no budget."""
+        budget = [] if self.budget is None else [f"{255 * self.budget:g}"]
+        return "_".join((self.kind, *budget, *([self.recommender] if self.recommender else [])))
+
+    @property
+    def budget(self) -> float | None:
+        """The L-inf budget, of an attack that has one."""
+        from multimedia_recsys.attacks.images import BUDGETED
+
+        return self.eps if self.kind in BUDGETED else None
 
 
 class Outcome(NamedTuple):
@@ -227,7 +235,7 @@ def _try(
     for folder in (attacked, quality):
         for row in read_table(folder):
             split = where if row["split"] in (None, "all") else f"{where}, {row['split']}"
-            run.row(**{**row, "attack": attempt.name, "split": split, "eps": attempt.eps})
+            run.row(**{**row, "attack": attempt.name, "split": split, "eps": attempt.budget})
     frozen = _judge(options, shop, stage, attacked, run, where, attempt, retrain)
     return Outcome(frozen, read_results(attacked)["metrics"], read_results(quality)["metrics"])
 
@@ -286,7 +294,7 @@ def _headline(run: Run, headline: dict[str, Outcome], parts: Parts, grey: float)
             chr_origin_clean=effect["chr_clean"],
             chr_origin_attacked=effect["chr_origin"],
             chr_origin_noise=headline[f"noise_{grey:g}"].effects["vbpr"]["chr_origin"],
-            chr_origin_ceiling=headline[f"swap_{grey:g}"].effects["vbpr"]["chr_origin"],
+            chr_origin_swap=headline["swap"].effects["vbpr"]["chr_origin"],
             chr_target_clean=effect["chr_target_clean"],
             attack_success=attack["attack_success"],
             attack_success_n=attack["attack_success_n"],

@@ -23,6 +23,8 @@ from common.evaluation import quality
 from common.progress import Progress, track
 
 LOCKED, KEY, MANIFEST, ARRAYS = "locked", "key.npz", "manifest.json", "locked.npz"
+WRITTEN = "test_written"
+"""In the key: the class towards which each test picture was moved."""
 SPLITS = ("train", "test")
 
 _BLOCK = 500
@@ -49,13 +51,15 @@ class Recipe(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Of pictures as stored, (N,): `success` bool, `psnr` in dB, `ssim`, `l2`, and `share`, that of the radius used."""
+    """Of pictures as stored, (N,): `success` bool, `psnr` in dB, `ssim`, `l2`, `share`, that of the radius used, and
+    `written` int32, the class towards which the first map moved it."""
 
     success: np.ndarray
     psnr: np.ndarray
     ssim: np.ndarray
     l2: np.ndarray
     share: np.ndarray
+    written: np.ndarray
 
 
 @dataclass
@@ -101,7 +105,7 @@ def lock_arrays(data: Arrays, recipe: Recipe, folder: Path, store_folder: Path, 
                 hashes[split].update(np.ascontiguousarray(x[rows]).tobytes())
                 progress.add(len(stored))
             shared.member(f"y_{split}", y.shape, np.int32).append(labels[y])
-        _write_key(key, recipe, {split: digest.hexdigest() for split, digest in hashes.items()})
+        _write_key(key, recipe, {split: digest.hexdigest() for split, digest in hashes.items()}, report)
     report.seconds = store.seconds
     _write_manifest(folder, recipe, data.class_names, [{"file": ARRAYS}], labels)
     return report
@@ -195,6 +199,7 @@ def _lock_block(recipe: Recipe, store: Store, split: str, x: np.ndarray, y: np.n
             ssim=quality.ssim(x, stored),
             l2=distances,
             share=distances / radius,
+            written=wanted[0].astype(np.int32),
         )
     )
     return stored
@@ -246,7 +251,7 @@ def _join_parts(
             report.measured[SPLITS[int(test)]].append(Measured(*(part[name] for name in Measured._fields)))
             report.base_right.append(part["base_right"])
             report.seconds += float(part["seconds"])
-        _write_key(key, recipe, originals)
+        _write_key(key, recipe, originals, report)
 
 
 def _blocks_of_one_size(sizes: Sequence[tuple[int, int]], is_test: np.ndarray) -> Iterator[list[int]]:
@@ -317,14 +322,20 @@ def _finished(folder: Path, parts: Path, name: str, source: Path) -> bool:
     part, target = _part(parts, name), files.inside(folder / LOCKED, name)
     if not (part.is_file() and target.is_file()):
         return False
-    hashes = files.read_npz(part)["hashes"].tobytes().decode()
+    found = files.read_npz(part)
+    # A part of before may lack what is measured today.
+    if not {*Measured._fields} <= set(found):
+        return False
+    hashes = found["hashes"].tobytes().decode()
     return hashes == files.sha256(source) + files.sha256(target)
 
 
-def _write_key(key: NpzWriter, recipe: Recipe, originals: dict[str, str]) -> None:
+def _write_key(key: NpzWriter, recipe: Recipe, originals: dict[str, str], report: Report) -> None:
     about = {name: getattr(recipe, name) for name in ("method", "alpha", "lambd", "eps", "seed")}
     for name, array in {
         "class_maps": recipe.class_maps,
+        # Labels do not tell it: test pictures are locked by what the base classifier answers.
+        WRITTEN: report.of("written", "test") if report.measured["test"] else np.zeros(0, np.int32),
         "about": _text(json.dumps({**about, "originals_sha256": originals}, sort_keys=True)),
     }.items():
         key.member(name, array.shape, array.dtype).append(array)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adv_lock.attacks import mixing
-from adv_lock.attacks.locking import ARRAYS, KEY, LOCKED, MANIFEST, SPLITS, difference_name
+from adv_lock.attacks.locking import ARRAYS, KEY, LOCKED, MANIFEST, SPLITS, WRITTEN, difference_name
 from common import files
 from common.datasets import scaled
 from common.datasets.images import read_picture
@@ -56,6 +56,8 @@ class LockedData:
     original_test: np.ndarray
     original_train: Any
     """Function of no argument: the original training pictures, restored when they are asked for."""
+    written_test: np.ndarray | None = None
+    """Towards which class each test picture was moved, int32 (N,); None for a key of before that does not say."""
 
 
 def read_manifest(locked: Path) -> dict[str, Any]:
@@ -125,6 +127,7 @@ def read_locked(run: Path, image_size: int) -> LockedData:
         eps=key.about["eps"],
         class_names=tuple(manifest["classes"]),
         class_maps=key.class_maps,
+        written_test=key.archive[WRITTEN] if WRITTEN in key.archive.files else None,
         **content,
     )
 

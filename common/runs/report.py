@@ -6,8 +6,8 @@
 
 A table stands between `<!-- begin: adv_lock/results/cifar10_cpu -->` and `<!-- end -->`. Its template
 `adv_lock/results/cifar10_cpu.md.j2` sees `results` (results.json), `table` (rows of table.csv), `published`
-(adv_lock/published.yaml), the function `value`, the same for another recipe, `of("demo")`, and the filters `percent` and `interval`; it may include templates that
-lie beside it.
+(adv_lock/published.yaml), the functions `value`, `seeds` (all seeds of it) and `of("demo")` (`value` of another
+recipe), and the filters `percent`, `interval` and `over_seeds`; it may include templates that lie beside it.
 """
 
 import argparse
@@ -135,6 +135,27 @@ def picker(table: Sequence[Mapping[str, Any]]) -> Callable[..., Any]:
     return value
 
 
+def by_seed(table: Sequence[Mapping[str, Any]]) -> Callable[..., list[float]]:
+    """`seeds(metric=..., attack=...)`: the values of the rows whose columns are as given, in the order of the seeds."""
+
+    def seeds(**columns: Any) -> list[float]:
+        rows = [row for row in table if all(_same(row.get(c), wanted) for c, wanted in columns.items())]
+        return [row["value"] for row in sorted(rows, key=lambda row: row.get("seed") or 0)]
+
+    return seeds
+
+
+def over_seeds(values: Sequence[float]) -> Value | str:
+    """The mean of a value a seed, with a 95 % interval by Student's t; without one of a single seed."""
+    if len(values) < 2:
+        return Value(values[0]) if values else "-"
+    from scipy.stats import t
+
+    mean, half = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    half *= float(t.ppf(0.975, len(values) - 1))
+    return Value(mean, low=mean - half, high=mean + half, n=len(values))
+
+
 def render(recipe: str, root: Path = ROOT) -> str:
     """The table of a recipe such as `adv_lock/results/cifar10_cpu`, as Markdown.
 
@@ -150,6 +171,7 @@ def render(recipe: str, root: Path = ROOT) -> str:
         raise UserError(f"{folder / 'table.csv'}: no such file; bring it with --collect")
     table = read_table(folder)
     names: dict[str, Any] = {"results": read_results(folder), "table": table, "value": picker(table)}
+    names["seeds"] = by_seed(table)
     names["of"] = functools.partial(_of_another, folder.parent)
     published = root / found["app"] / "published.yaml"
     if published.is_file():
@@ -159,7 +181,7 @@ def render(recipe: str, root: Path = ROOT) -> str:
             raise UserError(f"{published}: not plain YAML ({error})") from error
     beside = FileSystemLoader(template.parent)
     environment = SandboxedEnvironment(loader=beside, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "interval": interval}
+    environment.filters |= {"percent": percent, "interval": interval, "over_seeds": over_seeds}
     try:
         return environment.from_string(template.read_text(encoding="utf-8")).render(names).strip()
     except TemplateError as error:
@@ -233,6 +255,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _of_another(results: Path, recipe: str) -> Callable[..., Any]:
     """`value` over the table of another recipe of the app."""
+    if RECIPE.fullmatch(f"app/results/{recipe}") is None:
+        raise UserError(f"of({recipe!r}): expected the name of a recipe of the app")
     place = results / recipe / "table.csv"
     if not place.is_file():
         raise UserError(f"{place}: no such file; bring it with --collect")

@@ -14,7 +14,7 @@ from multimedia_recsys.models.cnn import features_at
 
 Tensor = tf.Tensor
 Kind = Literal["fgsm", "pgd", "cw", "insa", "noise", "swap"]
-"""Attacks, and two that are none: noise of the same budget, and real pictures of the target class, the ceiling."""
+"""Attacks, and two that are none: noise of the same budget, and real pictures of the target class, for reference."""
 BUDGETED: tuple[Kind, ...] = ("fgsm", "pgd", "insa", "noise")
 """Those that have an L-inf budget."""
 
@@ -117,6 +117,6 @@ def _insa(model: keras.Model, x: Tensor, direction: Tensor, eps: Tensor, steps: 
 
 
 def stand_ins(candidates: np.ndarray, index: np.ndarray, seed: int) -> np.ndarray:
-    """For each item of `index` (n,) one of the items `candidates` (m,), whose real picture is to take its place: the
-    ceiling of any attack. Who stands in for an item does not depend on the others."""
+    """For each item of `index` (n,) one of the items `candidates` (m,), whose real picture is to take its place:
+    what an attack may be measured by, and can surpass. Who stands in for an item does not depend on the others."""
     return np.random.default_rng([seed, 0xCE11]).permutation(candidates)[np.asarray(index) % len(candidates)]

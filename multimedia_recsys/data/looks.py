@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from common.errors import UserError
-from common.files import replacing
+from common.files import replacing, write_text
 from multimedia_recsys.data.catalogues import Shop
 
-# The files of the original layout.
-CLASSES, FEATURES = "classes.csv", "features.npy"
+# The files of the original layout, and of attacked pictures the scale of the clean ones.
+CLASSES, FEATURES, SCALE = "classes.csv", "features.npy", "scale.txt"
 _COLUMNS = ("ImageID", "ClassStr", "ClassNum", "Prob")
 
 
@@ -32,12 +32,14 @@ class Looks(NamedTuple):
     prob: np.ndarray
     features: np.ndarray
     names: tuple[str, ...]
+    clean_scale: float | None = None
+    """Of attacked pictures: the scale of the clean ones."""
 
     @property
     def scale(self) -> float:
         """The largest absolute feature, by which recommenders divide: always that of the clean pictures, so that an
         attacked one rescales no other item."""
-        return max(float(np.abs(self.features).max()), 1e-12)
+        return max(float(np.abs(self.features).max()), 1e-12) if self.clean_scale is None else self.clean_scale
 
 
 def write_looks(folder: Path, shop: Shop, seen: Seen, names: Sequence[str], started: Looks | None = None) -> None:
@@ -56,6 +58,8 @@ def write_looks(folder: Path, shop: Shop, seen: Seen, names: Sequence[str], star
         writer.writerows([columns, *rows])
     with replacing(folder / FEATURES) as file:
         np.save(file, seen.features.astype(np.float32), allow_pickle=False)
+    if started is not None:
+        write_text(folder / SCALE, f"{started.scale!r}\n")
 
 
 def read_looks(folder: Path, file_names: Sequence[str]) -> Looks:
@@ -91,7 +95,13 @@ def read_looks(folder: Path, file_names: Sequence[str]) -> Looks:
     if len(label) and label.min() < 0:
         raise UserError(f"{folder / CLASSES}: class {label.min()}; expected numbers from 0")
     names = {int(number): text for number, text in zip(label, table["ClassStr"], strict=True)}
-    return Looks(label, prob, features, tuple(names.get(n, str(n)) for n in range(max(names) + 1)))
+    clean_scale = None
+    if (folder / SCALE).is_file():
+        try:
+            clean_scale = float((folder / SCALE).read_text("utf-8"))
+        except ValueError as error:
+            raise UserError(f"{folder / SCALE}: expected a number ({error}); make the attack anew") from error
+    return Looks(label, prob, features, tuple(names.get(n, str(n)) for n in range(max(names) + 1)), clean_scale)
 
 
 def check_looks(folder: Path) -> None:

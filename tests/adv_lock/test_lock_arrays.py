@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from adv_lock import train as train_module
 from adv_lock.attacks import locking, mixing
 from adv_lock.attacks.targeted import targeted_attack
 from adv_lock.data import locked
@@ -133,6 +134,19 @@ def test_the_thief_never_sees_the_originals(tmp_path, store, lock_scenes, scenes
     assert (data.original_train() == scenes.x_train).all()
     assert (data.original_test == scenes.x_test).all()
     assert (data.y_train == scenes.y_train).all() and (data.y_test == scenes.y_test).all()
+
+
+def test_transfer_is_to_the_class_that_was_written(tmp_path, store, lock_scenes, scenes, classifier):
+    """Test pictures are locked by what the base classifier answers, which is not always their label."""
+    lock_scenes("basic", tmp_path, store)
+    data = locked.read_locked(tmp_path, 32)
+    answers = predictions.predict(classifier, scenes.x_test)
+    assert (data.written_test == data.class_maps[0][answers]).all() and (answers != scenes.y_test).any()
+    history = [{"original_accuracy": 0.5, "locked_accuracy": 0.5}]
+    found = train_module._metrics(train_module.Options(train_on="original"), classifier, history, data)
+    seen = predictions.predict(classifier, data.locked_test)
+    by_label = np.mean(seen == data.class_maps[0][data.y_test])
+    assert found["transfer_success"] == np.mean(seen == data.written_test) > by_label
 
 
 def test_another_key_and_damaged_pictures_are_refused(workplace, store, lock_scenes):

@@ -37,11 +37,11 @@ def tracked():
     if listed.returncode == 0 and (ROOT / ".git").exists():
         return [ROOT / name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
     products = {".venv", "build", "runs", "data"}
-    return [p for p in ROOT.rglob("*") if p.is_file() and not products & set(p.relative_to(ROOT).parts)]
+    return [p for p in ROOT.rglob("*") if p.is_file() and p.relative_to(ROOT).parts[0] not in products]
 
 
 def test_e1_nothing_unpickles_evaluates_or_calls_a_shell():
-    sources = [path for path in tracked() if path.suffix not in (".png", ".npz", ".md", ".lock")]
+    sources = [path for path in tracked() if path.suffix not in (".png", ".npz", ".keras", ".md", ".lock")]
     assert len(sources) > 60
     found = [
         f"{path.relative_to(ROOT)}:{number}: {pattern}"

@@ -5,15 +5,17 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import ttest_1samp
 
 from common.errors import UserError
 from common.runs import report
 from common.runs.folder import execute
 from common.runs.record import Identity
-from common.runs.report import Value, console, interval, percent, picker, wilson
+from common.runs.report import Value, by_seed, console, interval, over_seeds, percent, picker, wilson
 
 ROWS = [
     {
@@ -128,6 +130,17 @@ TEMPLATE = """\
 """
 MARKED = "# App\n\n<!-- begin: adv_lock/results/demo -->\n{}<!-- end -->\n\nAfter.\n"
 RENDERED = "| attack | paper | ours |\n|---|---|---|\n| none | 91.0 | 50.0 |\n| pgd | 10.0 | - |\n"
+
+
+def test_values_by_seed_and_what_they_say_together():
+    """Student's t over the seeds; scipy's own paired test is the oracle."""
+    seeds = by_seed(ROWS[::-1])
+    assert seeds(attack="pgd") == [0.2, 0.3] and seeds(attack="none") == [0.9] and seeds(attack="cw") == []
+    values = [0.31, 0.12, 0.25, -0.02, 0.4]
+    found = over_seeds(values)
+    oracle = ttest_1samp(values, 0).confidence_interval()
+    assert (found, found.low, found.high) == pytest.approx((np.mean(values), *oracle)) and found.n == 5
+    assert interval(over_seeds([0.9])) == "-" and over_seeds([]) == "-"
 
 
 def test_the_console_shows_the_interval_that_a_metric_brings():

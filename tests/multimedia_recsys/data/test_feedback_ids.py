@@ -171,6 +171,21 @@ def test_classes_in_another_order_than_the_items_are_refused(tmp_path):
         read_looks(tmp_path, ["x.jpg", *names[1:]])
 
 
+def test_features_of_attacked_pictures_are_scaled_as_the_clean_ones(tmp_path):
+    """Or one attacked item with a large feature would bring all others nearer to zero."""
+    names = ["a.jpg", "b.jpg", "c.jpg"]
+    write_looks(tmp_path / "clean", shop_of(names), seen_of(3), ["hat", "sock"])
+    clean, seen = read_looks(tmp_path / "clean", names), seen_of(3)
+    assert clean.scale == np.abs(clean.features).max()
+    seen.features[1] = 50
+    write_looks(tmp_path / "attacked", shop_of(names), seen, ["hat", "sock"], started=clean)
+    attacked = read_looks(tmp_path / "attacked", names)
+    assert attacked.features.max() == 50 and attacked.scale == clean.scale
+    (tmp_path / "attacked/scale.txt").write_text("much\n")
+    with pytest.raises(UserError, match=r"scale.txt: expected a number"):
+        read_looks(tmp_path / "attacked", names)
+
+
 def test_attacked_pictures_of_one_name_but_for_the_ending_are_two_files(tmp_path):
     shop = shop_of(["a.jpg", "b.jpg", "a.png", "a_png.jpg", "../a.jpg"])
     items = np.arange(5)
