@@ -127,6 +127,8 @@ def _metrics(options: Options, model, history: list[dict[str, float]], data: "Lo
         "original_accuracy_peak": max(epoch["original_accuracy"] for epoch in history),
         "locked_accuracy": last["locked_accuracy"],
         "inverse_map_rate": float(np.mean(seen == inverse(data.class_maps[0])[data.y_test])),
+        # What an answer that is always the same has: the least that anybody gets.
+        "constant_accuracy": float(np.bincount(data.y_test).max() / len(data.y_test)),
     }
     if options.train_on == "original" and data.written_test is not None:
         # Does a network that never met the lock see the class that it wrote?

@@ -255,6 +255,8 @@ class Judged:
     """One model under one attack after the other, on the same pictures `x` float32 (N, H, W, C), `y` int32 (N,)."""
 
     def __init__(self, options: Options, run: Run, chosen: "Chosen", x: "np.ndarray", y: "np.ndarray") -> None:
+        import numpy as np
+
         from common.evaluation.predictions import predict
         from common.evaluation.robustness import gradient_rows
 
@@ -262,6 +264,7 @@ class Judged:
         self.right = predict(chosen.model, x, batch_size=options.batch_size, progress=True) == y
         self.standing: dict[tuple[str, float], np.ndarray] = {}
         self._rate("clean_accuracy", self.right, split="attacked")
+        self._rate("constant_accuracy", y == np.bincount(y).argmax(), split="attacked")
         run.metrics(clean_accuracy=float(self.right.mean()), clean_accuracy_n=len(y))
         # Where the loss has no gradient at all, attacks that follow it are blind; where it is infinite, they see badly.
         slopes = gradient_rows(chosen.model, x, y, batch_size=options.batch_size, progress=True)
@@ -283,6 +286,11 @@ class Judged:
             for one in tried:
                 held &= one[:count]
             self._write("all", eps, held, self.right[:count])
+            # Dear attacks met fewer pictures: the others are also compared on what all of them met.
+            for (kind, other), one in self.standing.items():
+                if other == eps and count < len(self.y):
+                    columns = {"attack": kind, "norm": "linf", "eps": eps, "split": "test"}
+                    self._rate("accuracy_common", one[:count], **columns)
 
     def transferred(self, source: "keras.Model", eps: float) -> None:
         """Accuracy on what PGD-20 makes for another model."""

@@ -60,6 +60,10 @@ def test_accuracies_go_together(model, case, run):
     for kind in ("fgsm", "pgd20", "transfer"):
         left &= judged.standing[kind, 1 / 255]
     assert value["all"] == left.mean()
+    # The most frequent class, always; and nothing is compared anew where all met the same pictures.
+    constant = next(row for row in table if row["metric"] == "constant_accuracy")
+    assert (constant["value"], constant["n"]) == (np.bincount(y).max() / 40, 40)
+    assert not [row for row in table if row["metric"] == "accuracy_common"]
     assert {name: metrics[f"accuracy_{name}"] for name in ("fgsm", "pgd20", "all")} == {
         name: value[name] for name in ("fgsm", "pgd20", "all")
     }
@@ -71,6 +75,22 @@ def test_accuracies_go_together(model, case, run):
     assert curve[0.0] == 0.8 and curve[2 / 255] <= 0.8 and curve[1.0] == 0
     drawn = [row for row in table if row["split"] == "curve"]
     assert {row["eps"]: row["value"] for row in drawn} == pytest.approx(curve) and {row["n"] for row in drawn} == {20}
+
+
+def test_attacks_are_compared_on_the_pictures_that_all_met(case, run):
+    """The first ones may be easier than the others."""
+    options = attack.Options(budgets=(1 / 255,), n_strongest=20, batch_size=40)
+    judged = attack.Judged(options, run, case.chosen, case.x, case.y)
+    judged.standing["fgsm", 1 / 255] = np.arange(40) % 20 < 15
+    judged.standing["fgsm", 1 / 255][20:] = False
+    judged.standing["pgd100", 1 / 255] = np.arange(20) < 12
+    judged.standing["noise", 1 / 255] = np.arange(40) < 30
+    judged.by_all(1 / 255)
+    run.finish()
+    found = {(row["metric"], row["attack"]): (row["value"], row["n"]) for row in read_table(run.folder)}
+    assert found["accuracy", "all"] == (0.6, 20)
+    common = {attack: value for (metric, attack), value in found.items() if metric == "accuracy_common"}
+    assert common == {"fgsm": (0.75, 20), "pgd100": (0.6, 20), "noise": (1.0, 20)}
 
 
 def test_outcomes_are_all_that_was_attacked(case, run, few_draws):
