@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 State = tuple[Hashable, ...]
 
@@ -27,6 +28,8 @@ _SMALL = 4096
 
 _numbers = itertools.count()
 _tokens: "dict[int, tuple[weakref.ref, int]]" = {}
+# By a layer's token: what its own calls write down, such as how many there were.
+_written: dict[int, frozenset[str]] = {}
 
 
 class PerModel:
@@ -48,7 +51,9 @@ class PerModel:
         known, values = self._kept.get(model, (None, {}))
         if known == before and key in values:
             return values[key]
+        properties = _properties(model)
         value = make()
+        _learn(properties)
         # A model that was never called before has its weights from now on.
         now = state(model)
         known, values = self._kept.get(model, (None, {}))
@@ -61,7 +66,7 @@ class PerModel:
 
 def state(model: Any) -> State:
     """What a function of `model` that was traced depends on, beside the values of variables: equal as long as the model
-    has the same layers, variables and properties.
+    has the same layers, variables and properties. Numbers and tensors that its own calls write down count as values.
 
     Of a function that is no Keras model those are the models that it holds: in its closure, in its module, as arguments
     of a partial or as what a method belongs to.
@@ -69,12 +74,38 @@ def state(model: Any) -> State:
     found: list[Hashable] = []
     ignored = _ignored()
     for layer in layers_of(model):
-        found.append(_token(layer))
+        token = _token(layer)
+        found.append(token)
+        skipped = ignored | _written[token] if token in _written else ignored
         # Before every attack on every batch: few calls.
         for name, value in vars(layer).items():
-            if name not in ignored:
+            if name not in skipped:
                 found.append(value if type(value) in _PLAIN else _value(value))
     return tuple(found)
+
+
+def _properties(model: Any) -> list[tuple[keras.Layer, dict[str, Any]]]:
+    """The layers of `model` that are built, each with its properties. Building another sets them, once."""
+    return [(layer, dict(vars(layer))) for layer in layers_of(model) if layer.built]
+
+
+def _learn(before: list[tuple[keras.Layer, dict[str, Any]]]) -> None:
+    """Note what calls have written since `before`: a counter is no reason to compile anew."""
+    ignored = _ignored()
+    for layer, old in before:
+        names = {
+            name
+            for name, value in vars(layer).items()
+            if name not in ignored and value is not old.get(name) and _is_note(value) and _is_note(old.get(name))
+        }
+        if names:
+            token = _token(layer)
+            _written[token] = _written.get(token, frozenset()) | names
+
+
+def _is_note(value: Any) -> bool:
+    kinds = int | float | np.generic | tf.Tensor | keras.KerasTensor | None
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def layers_of(model: Any) -> Iterator[keras.Layer]:
@@ -152,4 +183,4 @@ def _token(thing: Any) -> int:
 
 def _forget(place: int, gone: weakref.ref) -> None:
     if _tokens.get(place, (None,))[0] is gone:
-        del _tokens[place]
+        _written.pop(_tokens.pop(place)[1], None)

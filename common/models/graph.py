@@ -5,12 +5,13 @@ file that is not the model's own graph, so everything here starts from the model
 """
 
 import contextlib
-import weakref
 from typing import Any, NamedTuple
 
 import keras
 
-_flat: "weakref.WeakKeyDictionary[Any, keras.Model | None]" = weakref.WeakKeyDictionary()
+from common.per_model import PerModel
+
+_flat = PerModel()
 
 
 class Place(NamedTuple):
@@ -75,14 +76,16 @@ def flat(model: keras.Model) -> keras.Model:
     The model itself where there is nothing to take apart, or where it cannot be: without a graph, or where two layers
     are of one name. It is meant for inference: whether a nested model was called in another mode is forgotten.
     """
-    if model not in _flat:
-        _flat[model] = None
+
+    def taken_apart() -> keras.Model | None:
         if any(isinstance(place.layer, keras.Model) and has_graph(place.layer) for place in places(model)):
             images = keras.Input(batch_shape=model.inputs[0].shape, dtype=model.inputs[0].dtype)
             # Names that occur twice.
             with contextlib.suppress(ValueError):
-                _flat[model] = keras.Model(images, rewired(model, images, nested=True), name=model.name)
-    found = _flat[model]
+                return keras.Model(images, rewired(model, images, nested=True), name=model.name)
+        return None
+
+    found = _flat.get(model, "flat", taken_apart)
     return model if found is None else found
 
 

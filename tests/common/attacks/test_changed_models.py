@@ -8,6 +8,7 @@ import tensorflow as tf
 from common import attacks
 from common.evaluation import predictions, robustness
 from tests.helpers.misread_toys import CLASSES, LOGITS, PGD, WEIGHTS, X, Y
+from common.models import flat
 
 layers = keras.layers
 
@@ -113,3 +114,45 @@ def test_a_model_that_stays_is_compiled_once():
         net.compile("sgd", "mse")
         count, traced[:] = len(traced), []
     assert count == 0
+
+
+@pytest.mark.parametrize("kind", ["number", "tensor", "variable"])
+def test_what_a_model_writes_down_at_each_call_is_no_change(kind):
+    traced = []
+
+    class Noting(layers.Layer):
+        def build(self, shape):
+            self.count = self.add_weight(shape=(), initializer="zeros", trainable=False)
+            self.calls, self.last, self.scale = 0, None, 1.0
+
+        def call(self, x):
+            traced.append(1)
+            if kind == "number":
+                self.calls += 1
+            elif kind == "tensor":
+                self.last = x
+            else:
+                self.count.assign_add(1.0)
+            return self.scale * x
+
+    net = keras.Sequential([keras.Input((6,)), Noting(), layers.Dense(CLASSES)])
+    moved = [attacks.fgsm(net, X, Y, eps=0.1) for _ in range(2)]
+    evaluation.predict(net, X)
+    net(X)
+    traced.clear()
+    attacks.fgsm(net, X, Y, eps=0.1)
+    evaluation.predict(net, X)
+    assert not traced
+    net.layers[0].scale = -1.0
+    assert np.abs(attacks.fgsm(net, X, Y, eps=0.1) - moved[0]).max() > 0.1
+
+
+def test_a_model_taken_apart_follows_the_model():
+    inner = keras.Sequential([keras.Input((6,)), layers.Dense(CLASSES), layers.ReLU()])
+    net = keras.Sequential([keras.Input((6,)), inner])
+    first = flat(net)
+    assert flat(net) is first
+    low_rank = lambda: net.layers[0].layers[0].enable_lora(1)  # noqa: E731
+    for change in (inner.pop, lambda: net.add(layers.Dense(2)), low_rank, net.pop):
+        change()
+        np.testing.assert_allclose(flat(net)(X), net(X), atol=1e-6)
