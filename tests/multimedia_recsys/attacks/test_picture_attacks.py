@@ -143,3 +143,20 @@ def test_stand_ins_are_candidates_and_each_items_own():
     found = stand_ins(candidates, np.array([10, 11, 12, 13]), seed=0)
     assert set(found) == set(candidates)
     assert stand_ins(candidates, np.array([12]), seed=0)[0] == found[2]
+
+
+def test_a_look_follows_the_model():
+    inner = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(6, activation="relu")])
+    net = keras.Sequential([keras.Input((4, 4, 3)), inner, keras.layers.Dense(3)])
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3)).astype(np.uint8)
+
+    def agrees():
+        answer, found = keras.ops.softmax(net(pictures / np.float32(255))), cnn.look(net, pictures)
+        np.testing.assert_allclose(found.prob, np.max(answer, axis=1), atol=1e-5)
+        np.testing.assert_array_equal(found.label, np.argmax(answer, axis=1))
+        np.testing.assert_allclose(found.features, cnn.feature_model(net)(pictures / np.float32(255)), atol=1e-5)
+
+    agrees()
+    for change in (lambda: net.add(keras.layers.Dense(2)), net.pop, net.pop, lambda: net.add(keras.layers.Dense(4))):
+        change()
+        agrees()
