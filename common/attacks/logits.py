@@ -61,7 +61,7 @@ def training_logits(model: Function) -> Function:
             f"the model ends in {kind}, and its loss would put a second one on top: leave the last activation out;"
             " predictions and attacks need none"
         )
-    plain, kinds = isinstance(_last(model), keras.layers.Dense), compute_dtypes(model)
+    plain, kinds = _is_plain(_last(model)), compute_dtypes(model)
 
     def logits(x: Tensor) -> Tensor:
         z = model(x, training=True) if isinstance(model, keras.Layer) else model(x)
@@ -162,7 +162,7 @@ def _refusal(model: Function, answer: Tensor, z: Tensor) -> str | None:
     if answer.shape[1] == 1:
         # One unit that stays between 0 and 1 may yet be a logit, and is known to be one only behind a plain layer.
         inside = bool(tf.reduce_all((answer >= 0) & (answer <= 1))) and bool(tf.reduce_any(answer != 0))
-        refused = inside and not isinstance(_last(model), keras.layers.Dense)
+        refused = inside and not _is_plain(_last(model))
     else:
         refused = bool(probabilities(answer, kinds))
     if refused:
@@ -240,6 +240,11 @@ def _ending(model: Function) -> str | None:
 def _plain_call(model: Function) -> bool:
     """Whether calling `model` is Keras's own way through its layers."""
     return isinstance(model, keras.Model) and type(model).call.__module__.partition(".")[0] == "keras"
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether it is a dense layer without an activation, which may be of any name, such as `tf.nn.softmax`."""
+    return isinstance(layer, keras.layers.Dense) and layer.activation is keras.activations.linear
 
 
 def _hands_on(operation: Any) -> bool:

@@ -119,3 +119,25 @@ def test_one_logit_is_trained_as_two():
     terms, logged = loop.cross_entropy(model, (tf.constant(X), tf.constant(y)))
     assert float(terms["cross_entropy"]) == pytest.approx(wanted, rel=1e-5)
     assert float(logged["accuracy"]) == pytest.approx(np.mean((z > 0) == y))
+
+
+OWN = {
+    "tf.nn.softmax": lambda: [layers.Dense(CLASSES, activation=tf.nn.softmax)],
+    "lambda": lambda: [layers.Dense(CLASSES, activation=lambda z: keras.ops.softmax(z))],
+    "activation layer": lambda: [layers.Dense(CLASSES), layers.Activation(lambda z: keras.ops.softmax(z))],
+    "logistic": lambda: [layers.Dense(1, activation=lambda z: 1 / (1 + keras.ops.exp(-z)))],
+}
+
+
+@pytest.mark.parametrize("policy", ["float32", *HALVES])
+@pytest.mark.parametrize("head", OWN)
+def test_activations_that_are_no_keras_functions_are_found_by_their_numbers(head, policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = keras.Sequential([keras.Input((6,)), *OWN[head]()])
+    finally:
+        keras.config.set_dtype_policy("float32")
+    y = np.minimum(Y, 1)
+    with pytest.raises(ValueError, match="probabilities"):
+        attacks.fgsm(model, X, y, eps=0.1)
+    assert "probabilit" in refusal(lambda: fitted(model, y=y))
