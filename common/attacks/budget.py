@@ -3,8 +3,10 @@
 Shapes and units, for all of them: `x` float (B, ...) in [low, high]; `y` int (B,); budgets in the units of `x`. The
 answer is a float32 tensor of the shape of `x`, a constant to any gradient tape around it. Called eagerly, an attack
 checks its input and runs compiled: one trace per model and input shape, one more under a mask, whatever the batch, the
-budget and the number of steps. Called inside a `tf.function` (a training step, say) it becomes part of that graph,
-unchecked.
+budget and the number of steps. Called inside a `tf.function` (a training step, say) it becomes part of that graph, of
+whose input only the box is checked; with `jit_compile=True`, where nothing can be raised, examples outside the box or
+not finite are answered with NaN throughout. A gradient that is not a number counts as 0 everywhere, so that where there
+is no other an attack without a random start answers with `x`: `common.evaluation.gradient_rows` counts those.
 
 `eps` and `alpha`: scalar, (B,), or, for L-inf, any shape that broadcasts to `x` at its rank. `mask`: broadcasts to `x`
 likewise; where it is 0 nothing changes. `index`: the examples' places in the data set, (B,), to which random starts are
@@ -34,6 +36,7 @@ from common.attacks.calls import (
     check_finite,
     check_labels,
     compiled,
+    marked,
 )
 from common.attacks.loop import Objective, Rank, Result, choose, merge, search, strongest
 from common.attacks.tensors import align, example_seeds, seed_pair, uniform
@@ -101,7 +104,7 @@ class NamedAttack:
 def run(plan: Plan, model: Model, tensors: Tensors) -> Tensor:
     """What a prepared attack finds: (B, ...)."""
     if tf.inside_function():
-        return _graph(plan, model, tensors)
+        return marked(_graph(plan, model, tensors), tensors.x, tensors.low, tensors.high)
     return call(_graph, plan, model, tensors)
 
 

@@ -8,6 +8,7 @@ already comes back as it was, too.
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from common.attacks import objectives, threat_models, updates
@@ -20,6 +21,7 @@ from common.attacks.calls import (
     check_broadcast,
     check_labels,
     compiled,
+    marked,
 )
 from common.attacks.loop import Objective, Rank, Result, merge, search
 from common.attacks.pruning import eliminate
@@ -133,7 +135,7 @@ def cw_l2(
     high=1.0,
 ) -> Tensor:
     """Smallest L2 norm by Adam on ||d||^2 + c max(-margin, -`confidence`) in the space of tanh, with a search for each
-    example's own c from `constant` up (Carlini & Wagner 2017, section VI-A)."""
+    example's own c from `constant` up (Carlini & Wagner 2017, section VI-A). The box must have ends."""
 
     def attack(model: Model, t: _Tensors) -> Result:
         constant, learning_rate, confidence, search_steps = t.settings
@@ -257,7 +259,7 @@ def _run(key: Any, attack: Callable, model: Model, x: Array, y: Array, steps, ma
     flat = [*tensors[:6], *tensors.settings]
     if tf.inside_function():
         check_box(x, tensors.low, tensors.high)
-        return graph(model, *flat)
+        return marked(graph(model, *flat), tensors.x, tensors.low, tensors.high)
     _check(model, tensors, settings)
     signature = [tf.TensorSpec([None] * value.shape.rank, value.dtype) for value in flat]
     signature[0] = tf.TensorSpec([None, *x.shape[1:]], x.dtype)
@@ -268,6 +270,8 @@ def _run(key: Any, attack: Callable, model: Model, x: Array, y: Array, steps, ma
 def _check(model: Model, t: _Tensors, settings: dict[str, Any]) -> None:
     check_broadcast(t.x, mask=t.mask, low=t.low, high=t.high)
     check_box(t.x, t.low, t.high)
+    if "constant" in settings and not (np.isfinite(t.low.numpy()).all() and np.isfinite(t.high.numpy()).all()):
+        raise ValueError("low and high must be finite: the space of tanh, in which this attack moves, has two ends")
     if t.y.shape != t.x.shape[:1]:
         raise ValueError(f"one label per example, ({t.x.shape[0]},), is wanted; received shape {tuple(t.y.shape)}")
     for name, value in {"steps": int(t.steps), **settings}.items():

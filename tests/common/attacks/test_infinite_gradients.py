@@ -105,3 +105,12 @@ def test_answers_that_are_no_numbers_are_no_class():
     assert predictions.accuracy(broken, X, Y) == pytest.approx(np.mean(~lost))
     with pytest.raises(ValueError, match="not finite"):
         predictions.predict(LOGITS, np.where(X > 0.9, np.nan, X))
+
+
+@pytest.mark.parametrize("attack", [FINITE["fgsm"], FINITE["bim l2"], partial(attacks.ddn, steps=3)])
+def test_under_xla_what_is_no_image_is_answered_with_no_numbers(attack):
+    x = X.copy()
+    x[3, 2], x[5, 1], x[7] = np.nan, np.inf, 200
+    found = tf.function(lambda x: attack(LOGITS, x, tf.constant(Y)), jit_compile=True)(tf.constant(x)).numpy()
+    bad = np.isin(np.arange(len(x)), [3, 5, 7])
+    assert np.isnan(found[bad]).all() and np.isfinite(found[~bad]).all()

@@ -378,3 +378,11 @@ def test_ddn_beats_a_fixed_budget_on_the_same_gradients(task):
     eps = np.float32(np.median(sizes[fooled(model, found, y)]))
     fixed = bim(model, x, y, eps=eps, alpha=eps / 10, steps=100, norm="l2")
     assert (sizes <= eps).sum() >= fooled(model, fixed, y).sum()
+
+
+@pytest.mark.parametrize("attack", [cw_l2, cw_l0])
+def test_carlini_wagner_wants_a_box_with_ends(task, attack):
+    model, x, y = task
+    for low, high in ((-np.inf, np.inf), (0.0, np.inf)):
+        with pytest.raises(ValueError, match="low and high must be finite"):
+            attack(model, x, y, steps=2, low=low, high=high)
