@@ -81,6 +81,8 @@ def training_logits(model: Function) -> Function:
 
 def _two_or_more(z: Tensor, kind: str | None = None, error: type[ValueError] = ValueError) -> Tensor:
     """Logits `z` (B, units), cut before an activation of `kind` if any, as those of exclusive classes."""
+    if isinstance(z, dict):
+        raise error("the model answers with a dictionary; pass a function that picks the logits")
     z = tf.cast(z, tf.float32)
     if z.shape.rank != 2:
         raise error(f"a classifier must answer with (batch, classes); received shape {tuple(z.shape)}")
@@ -139,8 +141,10 @@ def compute_dtypes(model: Function) -> tuple[str, ...]:
 
 def _look(model: Function, x: Tensor) -> _Looked:
     # The model goes first: one that was never called has no weights before.
-    answer = tf.cast(inference(model)(x), tf.float32)
+    answer = inference(model)(x)
+    # Refuses what is no tensor.
     z = logits_of(model)(x)
+    answer = tf.cast(answer, tf.float32)
     return _Looked(z.shape[1], _refusal(model, answer, z), answer.shape[1] > 1 and _cut(model)[1] is None)
 
 

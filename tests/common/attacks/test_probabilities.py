@@ -141,3 +141,10 @@ def test_activations_that_are_no_keras_functions_are_found_by_their_numbers(head
     with pytest.raises(ValueError, match="probabilities"):
         attacks.fgsm(model, X, y, eps=0.1)
     assert "probabilit" in refusal(lambda: fitted(model, y=y))
+
+
+def test_a_dictionary_of_logits_is_refused():
+    images = keras.Input((6,))
+    model = keras.Model(images, {"logits": layers.Dense(CLASSES)(images)})
+    with pytest.raises(ValueError, match="dictionary; pass a function"):
+        attacks.fgsm(model, X, Y, eps=0.1)
