@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from common import attacks
 from common.evaluation import predictions, robustness
-from tests.helpers.misread_toys import CLASSES, LOGITS, PGD, WEIGHTS, X, Y
 from common.models import flat
+from tests.helpers.misread_toys import CLASSES, LOGITS, PGD, WEIGHTS, X, Y
 
 layers = keras.layers
 
@@ -137,11 +137,11 @@ def test_what_a_model_writes_down_at_each_call_is_no_change(kind):
 
     net = keras.Sequential([keras.Input((6,)), Noting(), layers.Dense(CLASSES)])
     moved = [attacks.fgsm(net, X, Y, eps=0.1) for _ in range(2)]
-    evaluation.predict(net, X)
+    predictions.predict(net, X)
     net(X)
     traced.clear()
     attacks.fgsm(net, X, Y, eps=0.1)
-    evaluation.predict(net, X)
+    predictions.predict(net, X)
     assert not traced
     net.layers[0].scale = -1.0
     assert np.abs(attacks.fgsm(net, X, Y, eps=0.1) - moved[0]).max() > 0.1
