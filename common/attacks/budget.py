@@ -6,7 +6,8 @@ checks its input and runs compiled: one trace per model and input shape, one mor
 budget and the number of steps. Called inside a `tf.function` (a training step, say) it becomes part of that graph, of
 whose input only the box is checked; with `jit_compile=True`, where nothing can be raised, examples outside the box or
 not finite are answered with NaN throughout. A gradient that is not a number counts as 0 everywhere, so that where there
-is no other an attack without a random start answers with `x`: `common.evaluation.gradient_rows` counts those.
+is no other an attack without a random start answers with `x`; `gradient_rows` in `common.evaluation.robustness` counts
+those.
 
 `eps` and `alpha`: scalar, (B,), or, for L-inf, any shape that broadcasts to `x` at its rank. `mask`: broadcasts to `x`
 likewise; where it is 0 nothing changes. `index`: the examples' places in the data set, (B,), to which random starts are

@@ -8,6 +8,7 @@ from keras import layers
 
 from adv_lock.attacks.targeted import at_size, targeted_attack
 from common.evaluation.input_range import rescaled
+from tests.helpers.steep import classifier
 
 RNG = np.random.default_rng(0)
 
@@ -63,3 +64,10 @@ def test_photographs_are_looked_at_one_by_one():
 
     assert at_size(photographs(), convolutional((8, 8))).shape == (6, 8, 8, 3)
     assert max(alive) <= 2
+
+
+def test_infinite_slopes_at_black_pixels_give_finite_signals():
+    pictures = RNG.integers(256, size=(4, 8, 8, 3), dtype=np.uint8)
+    pictures[:3, :4] = 0
+    shift = targeted_attack(classifier((8, 8, 3), 3), eps=0.5, alpha=0.2, steps=4).towards(pictures, np.arange(4) % 3)
+    assert np.isfinite(shift).all() and (np.abs(shift).max(axis=(1, 2, 3)) > 0).all()

@@ -12,6 +12,7 @@ from attention_defense.attacks.names import AttackName
 from attention_defense.models.grad_cam import Attention, area, overlap, shown
 from common.errors import UserError
 from common.evaluation.robustness import attacked
+from tests.helpers.steep import classifier
 
 EPS = 16 / 255
 
@@ -123,3 +124,14 @@ def test_the_layer_that_is_aimed_at_decides_and_no_other(model, case, kind):
     same = moved(None, None)
     assert np.array_equal(moved(None, "conv1"), same)
     assert not np.array_equal(moved("conv1", None), same)
+
+
+@pytest.mark.parametrize("kind", get_args(AttackName))
+def test_infinite_slopes_at_black_pixels_give_finite_pictures(kind):
+    model, x = classifier((12, 12, 3), 4), np.random.default_rng(0).random((4, 12, 12, 3), np.float32)
+    x[:3, :6] = 0
+    y = np.asarray(model(x)).argmax(axis=1).astype(np.int32)
+    attack = table.named(kind, model, eps=EPS, layer="map")
+    given = {"index": np.arange(4)} if kind in (*KINDS, "r_step_ll", "noise") else {}
+    moved = np.asarray(attack(x, y, **given))
+    assert np.isfinite(moved).all() and 0 < np.abs(moved - x).max() <= EPS + 1e-6

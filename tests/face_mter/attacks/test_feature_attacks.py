@@ -9,6 +9,7 @@ from common.attacks import feature_pgd, iftgsm
 from common.errors import UserError
 from face_mter.attacks.features import Attacker, steps_of
 from face_mter.models.networks import build, embedder
+from tests.helpers.steep import classifier
 
 EPS = 8 / 255
 
@@ -106,3 +107,16 @@ def test_unknown_attacks_and_missing_classifiers_are_refused():
     only = Attacker(embedder(a.model))
     with pytest.raises(UserError, match="itgsm: needs a model with a classifier"):
         only.impersonate("itgsm", sources, targets, EPS, np.zeros(3, int))
+
+
+@pytest.mark.parametrize("name", ["fftgsm", "iftgsm", "itgsm", "pgd", "dodge"])
+def test_infinite_slopes_at_black_pixels_give_finite_pictures(name):
+    a, (sources, victims) = Attacker(classifier((12, 12, 3), 6), pgd_steps=4, restarts=2), pictures(4)
+    sources[:3, :6] = 0
+    targets = a.embeddings(victims)
+    if name == "dodge":
+        found = a.dodge(sources, targets, EPS)
+    else:
+        found = a.impersonate(name, sources, targets, EPS, np.arange(4))
+    assert np.isfinite(found.x).all() and np.isfinite(found.cosine).all() and np.isfinite(found.rounded).all()
+    assert 0 < np.abs(found.x - sources / np.float32(255)).max() <= EPS + 1e-6

@@ -10,6 +10,7 @@ from common.training import loop
 from face_mter.data.pair_batches import pair_epochs, pairs_of
 from face_mter.models.networks import build, embedder
 from face_mter.training.mter import distance, exploit, method, triplet
+from tests.helpers.steep import classifier
 
 SETTINGS = {"radius": 0.2, "sigma": 0.05, "rounds": 8, "threshold": 0.1}
 
@@ -201,3 +202,12 @@ def test_a_training_lowers_loss_and_names_people(name):
         verbose=False,
     )
     assert history[-1]["loss"] < 0.8 * history[0]["loss"] and history[-1]["accuracy"] > history[0]["accuracy"]
+
+
+def test_the_search_stays_finite_where_slopes_are_infinite():
+    model, x = classifier((12, 12, 3), 6), np.random.default_rng(0).random((8, 12, 12, 3), np.float32)
+    x[:3, :6] = 0
+    adversary = exploit(radius=0.05, sigma=0.01, rounds=4, threshold=0.0)
+    labels = tf.zeros([4], tf.int32)
+    moved = adversary(model, (tf.constant(x[:4]), tf.constant(x[4:]), labels, labels), tf.zeros([2], tf.int32))[0]
+    assert np.isfinite(moved).all() and 0 < np.abs(moved - x[:4]).max() <= 0.05 + 1e-6

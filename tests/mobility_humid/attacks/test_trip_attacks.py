@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,6 +16,7 @@ from mobility_humid.attacks import trips
 from mobility_humid.attacks.trips import ATTACKS, Budget, attack, attack_batch, fixed_but_moving
 from mobility_humid.data.layout import Layout
 from mobility_humid.data.trips import SEEK, SERVE, SLOT, SPEED, UNTYPED, X, Y
+from tests.helpers.steep import Gamma
 from tests.helpers.trip_toys import CLASSES, GRID, MODELS, answers, dense, random_samples, tiny_model
 
 BY_NORM = [name for name in ATTACKS if name.endswith(("_l2", "_l1")) and not name.startswith("cw")]
@@ -402,3 +404,24 @@ def test_speed_stays_where_there_is_one():
     moved = hit("strong", "places_classes", x, y, eta=5)
     np.testing.assert_array_equal(moved[..., SPEED], x[..., SPEED])
     assert (moved[..., X] != x[..., X]).any()
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_infinite_slopes_at_the_edge_of_the_map_give_whole_cells(name):
+    """The first column and row of cells are 0."""
+    layout = MODELS["dense"][1]
+    first, second = (keras.initializers.GlorotUniform(seed) for seed in (1, 2))
+    trips_in = keras.Input(layout.shape)
+    hidden = keras.layers.Dense(8, activation="tanh", kernel_initializer=first)
+    flat = keras.layers.Flatten()(Gamma()(trips_in))
+    model = keras.Model(trips_in, keras.layers.Dense(1, kernel_initializer=second)(hidden(flat)))
+    x = random_samples(layout, 8, 5)
+    x[..., :2] = np.where(np.arange(8)[:, None, None, None] < 6, 0, x[..., :2])
+    moved = attack(
+        name, model, layout, x, answers(model, x), GRID, eta=2, steps=4, radius=6.0, restarts=1, search_steps=2
+    )
+    assert (
+        np.isfinite(moved).all()
+        and (moved == np.rint(moved)).all()
+        and np.abs(moved - x).max() <= (2 if name not in BY_NORM else 6)
+    )

@@ -9,6 +9,7 @@ from common.errors import UserError
 from common.models import imagenet_classifier
 from multimedia_recsys.attacks.images import PictureAttack, stand_ins
 from multimedia_recsys.models import cnn
+from tests.helpers.steep import classifier
 
 
 def blobs(count, seed):
@@ -160,3 +161,16 @@ def test_a_look_follows_the_model():
     for change in (lambda: net.add(keras.layers.Dense(2)), net.pop, net.pop, lambda: net.add(keras.layers.Dense(4))):
         change()
         agrees()
+
+
+@pytest.mark.parametrize("kind", ["fgsm", "pgd", "cw", "insa"])
+def test_infinite_slopes_at_black_pixels_move_pictures_within_the_budget(kind):
+    """A picture that is not a number would be written as black."""
+    model, (pictures, _) = classifier((16, 16, 3), 4), blobs(4, seed=3)
+    pictures[:3, :8] = 0
+    direction = np.linspace(-1, 1, 6).astype(np.float32)
+    attack = PictureAttack(kind, model, eps=8 / 255, steps=3, cw_steps=5, cw_rounds=2, direction=direction)
+    changed = attack(pictures, 1, np.arange(4)).astype(int)
+    shift = np.abs(changed - pictures)
+    assert shift.max() <= 8 if kind != "cw" else shift.max() < 200
+    assert kind == "cw" or (shift.max(axis=(1, 2, 3)) > 0).all()
