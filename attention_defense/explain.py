@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from attention_defense.analyse import Table
 from attention_defense.attack import TestedOptions, check_models, chosen, load_tested, needs
 from attention_defense.attacks.names import AttackName
 from common.progress import track
@@ -93,7 +94,7 @@ def explain(options: Options, run: Run) -> None:
         known = tested.masks.any(axis=(1, 2))
         measures["iou_object"] = analysis.object_overlap(looked["clean"].attention, tested.masks)
         measures["iou_lime_object"] = np.where(known, analysis.moved(lime["clean"], tested.masks), np.nan)
-    table = analysis.Table(run, name, options.eps)
+    table = Table(run, name, options.eps)
     for metric, values in measures.items():
         found = analysis.mean(values, everything, seed=options.seed)
         table.write(metric, found, attack=options.attack, split="test", headline=metric)

@@ -594,11 +594,11 @@ def test_the_city_is_prepared_by_default(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_no_tensorflow_is_imported_and_memory_stays_low(fleet):
     code = (
-        "import sys; from mobility_humid.prepare import prepare; from high_water import peak\n"
+        "import sys; from mobility_humid.prepare import prepare; from tests.helpers.high_water import peak\n"
         f"prepare(prepare.options(dataset={str(fleet)!r}))\n"
         "print(sorted({'tensorflow', 'keras', 'torch'} & set(sys.modules)), peak())"
     )
-    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests' / 'common'}"}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     modules, peak = done.stdout.splitlines()[-1].rsplit(" ", 1)
     assert modules == "[]" and int(peak) < 400e6
@@ -611,11 +611,11 @@ def test_the_60_cabs_take_seconds_and_under_400_mb(tmp_path):
     if not folder or not source.exists():
         pytest.skip("SUITE_DATA does not name a folder with the cabs")
     code = (
-        "from mobility_humid.prepare import prepare; from high_water import peak\n"
+        "from mobility_humid.prepare import prepare; from tests.helpers.high_water import peak\n"
         f"prepare(prepare.options(dataset={str(source)!r}, out='run', time_zone='America/Los_Angeles'))\n"
         "print(peak())"
     )
-    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests' / 'common'}"}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     begun = os.times()
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True

@@ -69,6 +69,8 @@ def test_siamese_attack_from_the_trips_to_the_figures(chain):
         *(("noise", eta) for eta in (1, 2)),
         ("st_ifgsm_l0", 2),
         ("all", 2),
+        # What no attack can change.
+        (None, None),
     }
     by_hand = {
         (row["attack"], row["split"]): row for row in table if row["metric"] == "attacked_accuracy" and row["eps"] == 2
@@ -125,4 +127,4 @@ def test_classification_attack_from_the_trips_to_the_figures(tmp_path, monkeypat
     assert {"changed_points_mean", "displacement_cells_max", "largest_jump_after"} <= set(metrics)
     assert "success_rate" in metrics or metrics["clean_accuracy"] == 0
     table = read_table(tmp_path / RUNS / "classification_attack/tiny")
-    assert {row["attack"] for row in table} == {"st_ifgsm_linf", "st_fgsm_l2", "noise", "all"}
+    assert {row["attack"] for row in table} == {"st_ifgsm_linf", "st_fgsm_l2", "noise", "all", None}
