@@ -276,12 +276,32 @@ def record_bounds(options: AttackOptions, run: Run, fleet: "Fleet", task: "Task"
 
 
 def _draw(options: AttackOptions, run: Run, fleet: "Fleet", outcomes: "dict[tuple[str, str, int], Outcome]") -> None:
-    from mobility_humid.evaluation import figures
+    import numpy as np
 
-    for name, figure in figures.attack_figures(
-        run.folder, outcomes, fleet.layout, fleet.trips.grid, options.eta
-    ).items():
-        run.artifact(name, figure)
+    from mobility_humid.evaluation import figures
+    from mobility_humid.evaluation.measures import changed_points
+
+    layout, parts = fleet.layout, list(dict.fromkeys(part for _, part, _ in outcomes))
+    drawn = {name: run.folder / f"{name}.png" for name in ("trips", "success_eta", "success_points")}
+    head = outcomes["st_ifgsm_linf", parts[0], options.eta]
+    chosen = np.flatnonzero(head.fooled)[: figures.SHOWN] if head.fooled.any() else [0]
+    examples = [(head.samples.x[i], head.moved[i]) for i in chosen]
+    title = f"ST-iFGSM, {options.eta} cells"
+    figures.trips_before_after(examples, layout, fleet.trips.grid, drawn["trips"], title=title)
+    curves = {}
+    for part in parts:
+        for name, label in (("st_ifgsm_linf", "ST-iFGSM"), ("noise", "noise")):
+            found = {eta: o for (attack, of, eta), o in outcomes.items() if (attack, of) == (name, part)}
+            clean = float(found[options.eta].clean.mean())
+            curves[part, label] = {0: clean} | {eta: float(found[eta].robust.mean()) for eta in sorted(found)}
+    figures.success_against_eta(curves, drawn["success_eta"])
+    l0 = {part: o for (name, part, _), o in outcomes.items() if name == "st_ifgsm_l0"}
+    points = {part: (changed_points(o.samples.x, o.moved)[o.fooled], int(o.clean.sum())) for part, o in l0.items()}
+    if points:
+        figures.success_against_points(points, drawn["success_points"])
+    for name, path in drawn.items():
+        if path.is_file():
+            run.artifact(name, path)
 
 
 def _norm(name: str) -> int | None:

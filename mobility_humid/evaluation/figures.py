@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.collections import LineCollection
@@ -13,25 +13,8 @@ from common.evaluation.plots import COLOURS, save
 from mobility_humid.data.layout import Layout
 from mobility_humid.data.trips import SLOT, Grid, X, Y
 
-if TYPE_CHECKING:
-    from mobility_humid.evaluation.outcomes import Outcome
-
-Outcomes = Mapping[tuple[str, str, int], "Outcome"]
-_SHOWN = 3
-
-
-def attack_figures(folder: Path, outcomes: Outcomes, layout: Layout, grid: Grid, eta: int) -> dict[str, Path]:
-    """`trips.png`, `success_eta.png` and, if L0 was run, `success_points.png` in `folder`, by name."""
-    drawn = {"trips": folder / "trips.png", "success_eta": folder / "success_eta.png"}
-    first = next(part for _, part, _ in outcomes)
-    trips_before_after(
-        _examples(outcomes["st_ifgsm_linf", first, eta]), layout, grid, drawn["trips"], title=f"ST-iFGSM, {eta} cells"
-    )
-    success_against_eta(outcomes, drawn["success_eta"])
-    if any(name == "st_ifgsm_l0" for name, _, _ in outcomes):
-        drawn["success_points"] = folder / "success_points.png"
-        success_against_points(outcomes, layout, drawn["success_points"])
-    return drawn
+# Samples of which the trips are drawn.
+SHOWN = 3
 
 
 def trips_before_after(
@@ -72,37 +55,29 @@ def trips_before_after(
     save(figure, path)
 
 
-def success_against_eta(outcomes: Outcomes, path: Path) -> None:
-    """The share of samples still answered rightly after ST-iFGSM and noise, against the cells that a point may move."""
+def success_against_eta(curves: Mapping[tuple[str, str], Mapping[int, float]], path: Path) -> None:
+    """The share of samples still answered rightly by the cells that a point may move, by part and attack, of which the
+    first of a part is drawn as a line and the others as dots."""
     figure = Figure(figsize=(6.0, 3.8))
     axes = figure.add_subplot()
-    parts = list(dict.fromkeys(part for _, part, _ in outcomes))
-    for colour, part in zip(COLOURS, parts, strict=False):
-        for name, style in (("st_ifgsm_linf", "-"), ("noise", ":")):
-            found = {
-                eta: outcome
-                for (attack, of, eta), outcome in sorted(outcomes.items(), key=lambda item: item[0][2])
-                if (attack, of) == (name, part)
-            }
-            clean = next(iter(found.values())).clean.mean()
-            values = [clean, *(outcome.robust.mean() for outcome in found.values())]
-            label = f"{part}, {'ST-iFGSM' if style == '-' else 'noise'}"
-            axes.plot([0, *found], values, style, color=colour, marker="o", markersize=4, label=label)
+    parts = list(dict.fromkeys(part for part, _ in curves))
+    for (part, label), rates in curves.items():
+        first = next(name for of, name in curves if of == part)
+        colour, style = COLOURS[parts.index(part) % len(COLOURS)], "-" if label == first else ":"
+        axes.plot(
+            list(rates), list(rates.values()), style, color=colour, marker="o", markersize=4, label=f"{part}, {label}"
+        )
     axes.set(xlabel="eta, cells", ylabel="accuracy", ylim=(0, 1), title="accuracy against the budget")
     _finish(figure, axes, path)
 
 
-def success_against_points(outcomes: Outcomes, layout: Layout, path: Path) -> None:
-    """The share of the samples, right before, that L0 fools by moving at most so many points."""
-    from mobility_humid.evaluation.measures import changed_points
-
+def success_against_points(points: Mapping[str, tuple[np.ndarray, int]], path: Path) -> None:
+    """By part, the points that L0 moved of each sample that it fooled (n,), of so many that were right before."""
     figure = Figure(figsize=(6.0, 3.8))
     axes = figure.add_subplot()
-    found = [(part, outcome) for (name, part, _), outcome in outcomes.items() if name == "st_ifgsm_l0"]
-    for colour, (part, outcome) in zip(COLOURS, found, strict=False):
-        taken = np.sort(changed_points(outcome.samples.x, outcome.moved)[outcome.fooled])
-        share = np.arange(1, len(taken) + 1) / max(outcome.clean.sum(), 1)
-        axes.step([0, *taken], [0, *share], where="post", color=colour, label=part, linewidth=2)
+    for colour, (part, (taken, right)) in zip(COLOURS, points.items(), strict=False):
+        share = np.arange(1, len(taken) + 1) / max(right, 1)
+        axes.step([0, *np.sort(taken)], [0, *share], where="post", color=colour, label=part, linewidth=2)
     axes.set(xlabel="points moved", ylabel="fooled", ylim=(0, 1), title="success against the number of points, L0")
     _finish(figure, axes, path)
 
@@ -114,9 +89,3 @@ def _finish(figure: Figure, axes: Any, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     save(figure, path)
-
-
-def _examples(outcome: "Outcome") -> list[tuple[np.ndarray, np.ndarray]]:
-    chosen = np.flatnonzero(outcome.fooled)[:_SHOWN]
-    chosen = chosen if len(chosen) else np.arange(1)
-    return [(outcome.samples.x[i], outcome.moved[i]) for i in chosen]
