@@ -8,6 +8,7 @@ sides have the same weights, trips and labels.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -209,24 +210,17 @@ def unstopped_attack(model: "Siamese", *, eta: float, alpha: float, steps: int) 
     """The suite's ST-iFGSM in L-inf as a compiled function of x, y that takes all its steps, whatever succeeds."""
     import tensorflow as tf
 
-    from common.attacks import bim
+    from common.attacks import in_ball, run, untargeted_ce
     from mobility_humid.attacks import trips
 
     layout = model.layout
+    value = trips.OnTrips(layout, GRID)(in_ball(untargeted_ce))
     signature = [tf.TensorSpec([None, *layout.shape], tf.float32), tf.TensorSpec([None], tf.int32)]
 
     @tf.function(input_signature=signature, autograph=False)
     def attack(x, y):
-        rows = layout.moving
-        ground = trips.stand(x[:, rows], GRID, eta)
-        victim = trips.fixed_but_moving(model, layout, x)
-
-        def seen(moving):
-            return victim(moving + tf.stop_gradient(trips.snap(moving) - moving))
-
-        box = {"mask": ground.mask, "low": ground.low, "high": ground.high}
-        moved = bim(seen, ground.x, y, eps=eta, alpha=alpha, steps=steps, norm="linf", stop=False, **box)
-        return tf.concat([x[:, : rows.start], trips.snap(moved), x[:, rows.stop :]], axis=1)
+        moved = run(value, model, trips.moving_inputs(layout, x, y, eps=eta, alpha=alpha, steps=steps))
+        return trips.replace_rows(layout, x, trips.snap(moved))
 
     return attack
 
@@ -235,6 +229,9 @@ def _attacks(
     options: Options, ours: "Siamese", original: "keras.Model", x: np.ndarray, y: np.ndarray
 ) -> dict[str, Callable[[], Any]]:
     """What takes turns: attacks of equal numbers of gradients, and single compiled gradients."""
+    import tensorflow as tf
+
+    from common.attacks import attack_dataset
     from mobility_humid.attacks import trips
 
     layout, unit_x, movable = ours.layout, in_unit_box(x), ours.layout.movable(x)
@@ -247,10 +244,12 @@ def _attacks(
         return on_grid(eager_attack(original, unit_x, y, movable, **unit))
 
     def stopping_attack() -> np.ndarray:
-        size = {"batch_size": options.batch_size, "seed": options.seed}
-        return trips.attack("st_ifgsm_linf", ours, layout, x, y, GRID, **settings, **size)
+        where = {"name": "st_ifgsm_linf", "layout": layout, "grid": GRID}
+        attack = partial(trips.trip_attack, ours, **where, **settings, seed=options.seed)
+        return attack_dataset(attack, x, y, batch_size=options.batch_size).x
 
-    victim = trips.fixed_but_moving(ours, layout, x)
+    sample = tf.constant(x)
+    victim = trips.partial_victim(ours, layout, {"sample": sample, **trips.embedded(ours, sample)})
     gradients = {
         "sliced_gradient": _gradient(lambda x: original(x, training=False), unit_x, y, probabilities=True),
         "folded_gradient": _gradient(lambda x: ours(x, training=False), x, y),

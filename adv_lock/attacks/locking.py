@@ -50,7 +50,7 @@ class Recipe(NamedTuple):
     attack: Attack
 
 
-class Measured(NamedTuple):
+class Estimate(NamedTuple):
     """Of pictures as stored, (N,): `success` bool, `psnr` in dB, `ssim`, `l2`, `share`, that of the radius used, and
     `written` int32, the class towards which the first map moved it."""
 
@@ -67,7 +67,7 @@ class Report:
     """What locking measured, split by split, and the seconds that its attacks took."""
 
     seconds: float = 0.0
-    measured: dict[str, list[Measured]] = field(default_factory=lambda: {split: [] for split in SPLITS})
+    measured: dict[str, list[Estimate]] = field(default_factory=lambda: {split: [] for split in SPLITS})
     base_right: list[np.ndarray] = field(default_factory=list)
 
     def of(self, name: str, *splits: str) -> np.ndarray:
@@ -192,7 +192,7 @@ def _lock_block(recipe: Recipe, store: Store, split: str, x: np.ndarray, y: np.n
     wanted = recipe.class_maps[:, classes]
     distances = mixing.distances(x, stored)
     report.measured[split].append(
-        Measured(
+        Estimate(
             # The paper's maps have fixed points: an answer that did not change is no success.
             success=((seen == wanted) & (wanted != classes)).any(axis=0),
             psnr=np.minimum(quality.psnr(x, stored), _PSNR_UNCHANGED),
@@ -248,7 +248,7 @@ def _join_parts(
             difference = part["difference"]
             key.member(difference_name(name), difference.shape, np.uint8).append(difference)
             originals[name] = part["original"].tobytes().decode()
-            report.measured[SPLITS[int(test)]].append(Measured(*(part[name] for name in Measured._fields)))
+            report.measured[SPLITS[int(test)]].append(Estimate(*(part[name] for name in Estimate._fields)))
             report.base_right.append(part["base_right"])
             report.seconds += float(part["seconds"])
         _write_key(key, recipe, originals, report)
@@ -324,7 +324,7 @@ def _finished(folder: Path, parts: Path, name: str, source: Path) -> bool:
         return False
     found = files.read_npz(part)
     # A part of before may lack what is measured today.
-    if not {*Measured._fields} <= set(found):
+    if not {*Estimate._fields} <= set(found):
         return False
     hashes = found["hashes"].tobytes().decode()
     return hashes == files.sha256(source) + files.sha256(target)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +15,8 @@ import tensorflow as tf
 
 from adv_lock.attacks.mixing import budget
 from common import attacks, files
-from common.arrays import to_labels
-from common.attacks.calls import compiled
+from common.arrays import as_float, to_labels
+from common.attacks.compile import compiled
 from common.errors import UserError
 
 
@@ -34,6 +35,37 @@ class Attack(NamedTuple):
     fingerprint: Callable[[], str]
 
 
+@dataclass(frozen=True)
+class Resized:
+    """The logits that a classifier of images of `size` gives to images of any size, resized inside the graph."""
+
+    size: tuple[int | None, int | None]
+    channels: int
+
+    def __call__(self, model: keras.Model, x: tf.Tensor) -> tf.Tensor:
+        if None not in self.size and tuple(x.shape[1:3]) != self.size:
+            x = tf.ensure_shape(tf.image.resize(x, self.size, antialias=True), [None, *self.size, self.channels])
+        return attacks.logits_of(model)(x)
+
+    def answer(self, model: keras.Model, images: tf.Tensor) -> tf.Tensor:
+        """The classes of uint8 `images`, int32 (B,)."""
+        return tf.argmax(self(model, as_float(images)), axis=1, output_type=tf.int32)
+
+
+@dataclass(frozen=True)
+class Towards:
+    """Minus the cross-entropy of the `target`."""
+
+    logits: Resized
+
+    def __call__(self, model: keras.Model, inputs: attacks.Inputs) -> attacks.Objective:
+        return attacks.targeted_ce(partial(self.logits, model), inputs)
+
+
+TARGETED = attacks.in_ball(attacks.targeted_ce, "l2", classes=False, selection=attacks.best_loss)
+"""A(x, c) on images of the classifier's own size."""
+
+
 def targeted_attack(base: keras.Model, *, eps: float, alpha: float, steps: int) -> Attack:
     """A(x, c) of the paper: `steps` of length `alpha` along the unit gradient of -cross-entropy(F(x), c), inside the L2
     ball of radius `eps`, from the picture itself, keeping the iterate of least cross-entropy.
@@ -41,48 +73,29 @@ def targeted_attack(base: keras.Model, *, eps: float, alpha: float, steps: int) 
     `eps` and `alpha` hold at 32 x 32 x 3 and grow with the square root of the number of values. Pictures of another
     size than the base classifier's are resized inside the graph, so the gradient reaches their own pixels.
     """
-    size = tuple(base.input_shape[1:3])
-    channels = base.input_shape[3]
+    size, channels = tuple(base.input_shape[1:3]), base.input_shape[3]
+    logits = Resized(size, channels)
 
-    def logits(model: keras.Model, x: tf.Tensor) -> tf.Tensor:
-        if tuple(x.shape[1:3]) != size:
-            x = tf.ensure_shape(tf.image.resize(x, size, antialias=True), [None, *size, channels])
-        return attacks.logits_of(model)(x)
-
-    def perturb(
-        model: keras.Model, images: tf.Tensor, target: tf.Tensor, radius: tf.Tensor, step: tf.Tensor, count: tf.Tensor
-    ) -> tf.Tensor:
-        x = tf.cast(images, tf.float32) / 255.0
-        space = attacks.l2(x, radius)
-        rule = attacks.ascent(attacks.unit_l2, step)
-        objective = attacks.targeted_ce(partial(logits, model), target)
-        best = attacks.search(objective, rule, space, x, count, rank=attacks.highest)
-        # Half precision is a twentieth of a grey level at most: what is stored and what is used are the same numbers.
-        return tf.cast(best.x - x, tf.float16)
-
-    def answer(model: keras.Model, images: tf.Tensor) -> tf.Tensor:
-        z = logits(model, tf.cast(images, tf.float32) / 255.0)
-        return tf.argmax(z, axis=1, output_type=tf.int32)
-
-    def function(of: Callable, images: np.ndarray, *more: tf.TensorSpec) -> Callable:
+    def check_channels(images: np.ndarray) -> bool:
+        """Whether `images` are of the model's own size: those get a graph of that fixed shape, all other sizes share
+        one. A fully convolutional classifier takes any size."""
         if images.ndim != 4 or images.shape[3] != channels:
             raise UserError(f"pictures of shape {images.shape[1:]}: the base model takes {channels} channel(s)")
-        # Pictures of the model's own size get a graph of that fixed shape; all other sizes share one. A fully
-        # convolutional classifier takes any size.
-        shape = size if None in size or images.shape[1:3] == size else (None, None)
-        return compiled(
-            base, ("lock", of.__name__, shape), of, [tf.TensorSpec([None, *shape, channels], tf.uint8), *more]
-        )
+        return None not in size and images.shape[1:3] == size
 
     def towards(images: np.ndarray, target: np.ndarray, steps: int = steps) -> np.ndarray:
-        shape = images.shape[1:]
-        step, radius = budget(alpha, shape), budget(eps, shape)
-        scalar, targets, whole = tf.TensorSpec([]), tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
-        run = function(perturb, images, targets, scalar, scalar, whole)
-        return run(images, to_labels(target, len(images)), tf.constant(radius), tf.constant(step), steps).numpy()
+        fixed, shape = check_channels(images), images.shape[1:]
+        attack = replace(TARGETED, objective=Towards(logits), fixed_size=fixed)
+        x = as_float(tf.constant(images))
+        inputs = {"x": x, "target": to_labels(target, len(images)), "steps": steps}
+        best = attacks.run(attack, base, {**inputs, "eps": budget(eps, shape), "alpha": budget(alpha, shape)})
+        # Half precision is a twentieth of a grey level at most: what is stored and what is used are the same numbers.
+        return tf.cast(best - x, tf.float16).numpy()
 
     def answers(images: np.ndarray) -> np.ndarray:
-        return function(answer, images)(images).numpy()
+        shape = size if check_channels(images) else (None, None)
+        signature = [tf.TensorSpec([None, *shape, channels], tf.uint8)]
+        return compiled(base, ("lock", logits, shape), logits.answer, signature)(images).numpy()
 
     def fingerprint() -> str:
         # The weights alone do not tell how they are used, nor in which range the network takes its pictures.

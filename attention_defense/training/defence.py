@@ -17,8 +17,7 @@ from attention_defense.models import losses
 from attention_defense.models.grad_cam import Attention, resized, spread
 from attention_defense.models.losses import Weights
 from common.arrays import label_column
-from common.attacks import bim, logits_of, step_ll
-from common.attacks.objectives import least_likely
+from common.attacks import iter_ll, logits_of, step_ll
 from common.training.batches import Batch
 from common.training.loop import Adversary, Loss, Terms, logits_and_labels
 from common.training.methods import Method
@@ -130,10 +129,9 @@ def _one_step(eps: float) -> Adversary:
 def _by_turns(eps: float) -> Adversary:
     def adversary(model: keras.Model, batch: Batch, seed: Tensor) -> Batch:
         x, y, turn = batch
-        target = least_likely(model, x)
         # A batch is at one turn. A second step of eps would only take pixels back.
         steps = turn[0]
-        return x, y, bim(model, x, target, eps=eps, alpha=eps / tf.cast(steps, tf.float32), steps=steps, targeted=True)
+        return x, y, iter_ll(model, x, eps=eps, alpha=eps / tf.cast(steps, tf.float32), steps=steps)
 
     return adversary
 

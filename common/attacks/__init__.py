@@ -1,10 +1,48 @@
-"""Gradient attacks: one loop (`search`), what to raise, where to stand, how to move, which iterate to keep."""
+"""Gradient attacks: one value (`Attack`), one loop, and the papers' names made of them."""
 
-from common.attacks.budget import bim, corner_noise, feature_pgd, fftgsm, fgsm, iftgsm, mi_fgsm, pgd, r_step_ll, step_ll
-from common.attacks.dataset import Attacked, attack_dataset
+from common.attacks.attack import Bound, NamedAttack, check_classes, named, run
+from common.attacks.budget import (
+    NOISE,
+    Ascent,
+    Ball,
+    Check,
+    bim,
+    feature_pgd,
+    fftgsm,
+    fgsm,
+    iftgsm,
+    in_ball,
+    iter_ll,
+    mi_fgsm,
+    pgd,
+    r_step_ll,
+    random_corner,
+    random_point,
+    random_sign_noise,
+    step_ll,
+    towards_least_likely,
+)
+from common.attacks.dataset import AttackResult, attack_dataset, run_dataset
 from common.attacks.logits import check_logits, inference, logits_of
-from common.attacks.loop import Objective, Rank, Result, highest, merge, search, strongest
-from common.attacks.minimal import cw_l0, cw_l2, ddn, nearest, sigma_zero
+from common.attacks.loop import (
+    Attack,
+    Inputs,
+    Memory,
+    Model,
+    Objective,
+    Restarts,
+    Result,
+    Selection,
+    at_success,
+    best_loss,
+    choose,
+    clean,
+    merge,
+    search,
+    seeds_of,
+    worst_case,
+)
+from common.attacks.minimal import MinimumNorm, cw_l0, cw_l2, ddn, sigma_zero
 from common.attacks.objectives import (
     cosine_to,
     divergence_from,
@@ -14,36 +52,53 @@ from common.attacks.objectives import (
     untargeted_ce,
     untargeted_margin,
 )
-from common.attacks.pruning import eliminate, salient
-from common.attacks.threat_models import Space, box, l1, l2, linf
-from common.attacks.updates import Rule, adam, ascent, top_l1, unit_l2
+from common.attacks.pruning import Pruning, salient
+from common.attacks.threat_models import ThreatModel, box, l1, l2, linf
+from common.attacks.updates import UpdateRule, adam, ascent, top_l1, unit_l2
 
 __all__ = [
-    "Attacked",
+    "NOISE",
+    "Ascent",
+    "Attack",
+    "AttackResult",
+    "Ball",
+    "Bound",
+    "Check",
+    "Inputs",
+    "Memory",
+    "MinimumNorm",
+    "Model",
+    "NamedAttack",
     "Objective",
-    "Rank",
+    "Pruning",
+    "Restarts",
     "Result",
-    "Rule",
-    "Space",
+    "Selection",
+    "ThreatModel",
+    "UpdateRule",
     "adam",
     "ascent",
+    "at_success",
     "attack_dataset",
+    "best_loss",
     "bim",
     "box",
+    "check_classes",
     "check_logits",
-    "corner_noise",
+    "choose",
+    "clean",
     "cosine_to",
     "cw_l0",
     "cw_l2",
     "ddn",
     "divergence_from",
-    "eliminate",
     "feature_pgd",
     "fftgsm",
     "fgsm",
-    "highest",
     "iftgsm",
+    "in_ball",
     "inference",
+    "iter_ll",
     "l1",
     "l2",
     "least_likely",
@@ -51,18 +106,25 @@ __all__ = [
     "logits_of",
     "merge",
     "mi_fgsm",
-    "nearest",
+    "named",
     "pgd",
     "r_step_ll",
+    "random_corner",
+    "random_point",
+    "random_sign_noise",
+    "run",
+    "run_dataset",
     "salient",
     "search",
+    "seeds_of",
     "sigma_zero",
     "step_ll",
-    "strongest",
     "targeted_ce",
     "targeted_margin",
     "top_l1",
+    "towards_least_likely",
     "unit_l2",
     "untargeted_ce",
     "untargeted_margin",
+    "worst_case",
 ]

@@ -1,124 +1,153 @@
-"""The gradient attacks by their papers' names, each one call: a space, a rule and an objective put into the loop.
+"""Attacks within a budget, by their papers' names, each one call: an objective, a threat model and an update rule.
 
 Shapes and units, for all of them: `x` float (B, ...) in [low, high]; `y` int (B,); budgets in the units of `x`. The
-answer is a float32 tensor of the shape of `x`, a constant to any gradient tape around it. Called eagerly, an attack
-checks its input and runs compiled: one trace per model and input shape, one more under a mask, whatever the batch, the
-budget and the number of steps. Called inside a `tf.function` (a training step, say) it becomes part of that graph, of
-whose input only the box is checked; with `jit_compile=True`, where nothing can be raised, examples outside the box or
-not finite are answered with NaN throughout. A gradient that is not a number counts as 0 everywhere, so that where there
-is no other an attack without a random start answers with `x`; `gradient_rows` in `common.evaluation.robustness` counts
+answer is a float32 tensor of the shape of `x`, a constant to any gradient tape around it; what is checked, compiled and
+raised says `common.attacks.attack.run`. A gradient that is not a number counts as 0 everywhere, so that where there is
+no other an attack without a random start answers with `x`; `gradient_rows` in `common.evaluation.robustness` counts
 those.
 
 `eps` and `alpha`: scalar, (B,), or, for L-inf, any shape that broadcasts to `x` at its rank. `mask`: broadcasts to `x`
 likewise; where it is 0 nothing changes. `index`: the examples' places in the data set, (B,), to which random starts are
 tied. With 0 steps the answer is the start.
-
-Errors: `ValueError` for input outside the box, not finite or not floating, a budget that is negative or not finite, a
-label out of range, a shape that does not fit.
 """
 
-import functools
-import inspect
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
 
-from common.attacks import objectives, threat_models, updates
-from common.attacks.calls import (
-    Array,
+from common.attacks import threat_models, updates
+from common.attacks.attack import Bound, check_classes, named
+from common.attacks.compile import Array
+from common.attacks.logits import check_logits
+from common.attacks.loop import (
+    Attack,
+    Inputs,
     Model,
-    as_float32,
-    as_labels,
-    as_targets,
-    check_box,
-    check_broadcast,
-    check_finite,
-    check_labels,
-    compiled,
-    marked,
+    Objective,
+    Restarts,
+    at_success,
+    clean,
+    seeds_of,
+    worst_case,
 )
-from common.attacks.loop import Objective, Rank, Result, choose, merge, search, strongest
-from common.attacks.tensors import align, example_seeds, seed_pair, uniform
-from common.attacks.threat_models import linf
+from common.attacks.objectives import (
+    cosine_to,
+    least_likely,
+    targeted_ce,
+    targeted_margin,
+    untargeted_ce,
+    untargeted_margin,
+)
+from common.attacks.tensors import example_seeds, uniform
+from common.attacks.threat_models import ThreatModel
+from common.attacks.updates import UpdateRule
 
 Tensor = tf.Tensor
 Norm = Literal["linf", "l2", "l1"]
 
-_SPACES = {"linf": threat_models.linf, "l2": threat_models.l2, "l1": threat_models.l1}
+_BALLS = {"linf": threat_models.linf, "l2": threat_models.l2, "l1": threat_models.l1}
 # Share of the coordinates that an L1 step moves.
 _L1_SHARE = 0.01
+_DIRECTIONS = {"linf": tf.sign, "l2": updates.unit_l2, "l1": updates.top_l1(_L1_SHARE)}
 
 
-class Plan(NamedTuple):
-    """What decides the graph: everything else enters it as a tensor."""
+@dataclass(frozen=True)
+class Ball:
+    """Within `eps` of the clean input, in the box: threat model of `x`, `eps`, `low`, `high` and, if there is one,
+    `mask`."""
 
-    objective: str
-    norm: Norm
-    start: Literal["clean", "uniform", "corner"]
-    keep: Literal["last", "best"] = "last"
-    momentum: bool = False
-    restarts: bool = False
-    stop: bool = False
-    masked: bool = False
+    norm: Norm = "linf"
 
+    def __post_init__(self) -> None:
+        if self.norm not in _BALLS:
+            raise ValueError(f"norm must be one of {', '.join(_BALLS)}; received {self.norm!r}")
 
-class Tensors(NamedTuple):
-    """What enters the graph."""
-
-    x: Tensor
-    y: Tensor
-    eps: Tensor
-    alpha: Tensor
-    steps: Tensor
-    momentum: Tensor
-    restarts: Tensor
-    threshold: Tensor
-    seed: Tensor
-    index: Tensor
-    mask: Tensor
-    low: Tensor
-    high: Tensor
+    def __call__(self, inputs: Inputs) -> ThreatModel:
+        return _BALLS[self.norm](*(inputs[name] for name in ("x", "eps", "low", "high")), inputs.get("mask"))
 
 
-class Prepared(NamedTuple):
-    """An attack on a batch, checked and ready to run."""
+@dataclass(frozen=True)
+class Ascent:
+    """Steps of `alpha` along the steepest direction in a norm: update rule of `alpha` and, if there is one,
+    `momentum`."""
 
-    plan: Plan
-    model: Model
-    tensors: Tensors
+    norm: Norm = "linf"
 
-
-class NamedAttack:
-    """An attack that is called by its paper's name. `prepare` takes the same arguments and only gets it ready."""
-
-    def __init__(self, prepare: Callable[..., Prepared]) -> None:
-        functools.update_wrapper(self, prepare)
-        self.prepare = prepare
-        self.__signature__ = inspect.signature(prepare).replace(return_annotation=Tensor)
-
-    def __call__(self, *args: Any, **options: Any) -> Tensor:
-        return run(*self.prepare(*args, **options))
+    def __call__(self, inputs: Inputs, threat_model: ThreatModel) -> UpdateRule:
+        return updates.ascent(
+            _DIRECTIONS[self.norm], inputs["alpha"], inputs.get("momentum"), tangent=threat_model.tangent
+        )
 
 
-def run(plan: Plan, model: Model, tensors: Tensors) -> Tensor:
-    """What a prepared attack finds: (B, ...)."""
-    if tf.inside_function():
-        return marked(_graph(plan, model, tensors), tensors.x, tensors.low, tensors.high)
-    return call(_graph, plan, model, tensors)
+def ascent_of_the_rest(inputs: Inputs, threat_model: ThreatModel) -> UpdateRule:
+    """Steps of what `start_eps` has left of `eps`."""
+    return updates.ascent(tf.sign, inputs["eps"] - inputs["start_eps"], tangent=threat_model.tangent)
 
 
-@NamedAttack
+@dataclass(frozen=True)
+class Check:
+    """What the inputs of an attack in a ball have to be, beside what `run` checks of any."""
+
+    norm: Norm = "linf"
+    classes: bool = True
+
+    def __call__(self, model: Model, inputs: Inputs) -> None:
+        if self.norm != "linf" and np.prod(inputs["eps"].shape[1:]) != 1:
+            raise ValueError(
+                f"an {self.norm} budget is one number per example; received shape {tuple(inputs['eps'].shape)}"
+            )
+        if "start_eps" in inputs and bool(tf.reduce_any(inputs["start_eps"] > inputs["eps"])):
+            raise ValueError(f"start_eps must be at most eps; received {inputs['start_eps'].numpy().max()}")
+        if self.classes:
+            check_classes(model, inputs)
+
+
+def towards_least_likely(model: Model, inputs: Inputs) -> dict[str, Tensor]:
+    """The least likely class of the clean input as the target."""
+    return {"target": least_likely(model, inputs["x"])}
+
+
+def random_point(inputs: Inputs, threat_model: ThreatModel) -> Tensor:
+    """Start anywhere in the threat model."""
+    return threat_model.random_point(seeds_of(inputs))
+
+
+def random_corner(inputs: Inputs, threat_model: ThreatModel) -> Tensor:
+    """Start `start_eps` away along both ends of every axis, at random."""
+    signs = tf.sign(uniform(seeds_of(inputs), tf.shape(inputs["x"])[1:], -1.0, 1.0))
+    return threat_model.project(inputs["x"] + inputs["start_eps"] * signs)
+
+
+def in_ball(
+    objective: Callable[[Model, Inputs], Objective], norm: Norm = "linf", *, classes: bool = True, **parts: Any
+) -> Attack:
+    """Gradient steps in a ball: `parts` are further fields of `Attack`. `classes`: `y` or `target` are classes of the
+    model's."""
+    parts = {"threat_model": Ball(norm), "update": Ascent(norm), "check": Check(norm, classes), **parts}
+    return Attack(objective=objective, **parts)
+
+
+def _classes(targeted: bool, y: Array) -> dict[str, Array]:
+    return {"target" if targeted else "y": y}
+
+
+def _cross_entropy(targeted: bool) -> Callable[[Model, Inputs], Objective]:
+    return targeted_ce if targeted else untargeted_ce
+
+
+@named
 def fgsm(
     model: Model, x: Array, y: Array, *, eps, norm: Norm = "linf", targeted: bool = False, mask=None, low=0.0, high=1.0
-) -> Prepared:
+) -> Bound:
     """One step of size `eps` along the gradient's sign (Goodfellow et al. 2015); `targeted`: towards the class `y`."""
-    plan = Plan(_objective(targeted), norm, "clean")
-    return _prepare(plan, model, x, y, eps=eps, alpha=eps, steps=1, mask=mask, low=low, high=high)
+    inputs = {"x": x, **_classes(targeted, y), "eps": eps, "alpha": eps, "steps": 1}
+    return Bound(in_ball(_cross_entropy(targeted), norm), model, {**inputs, "mask": mask, "low": low, "high": high})
 
 
-@NamedAttack
+@named
 def bim(
     model: Model,
     x: Array,
@@ -133,13 +162,14 @@ def bim(
     mask=None,
     low=0.0,
     high=1.0,
-) -> Prepared:
+) -> Bound:
     """`steps` steps of size `alpha` from the clean input (Kurakin et al. 2017, basic iterative method)."""
-    plan = Plan(_objective(targeted), norm, "clean", stop=stop)
-    return _prepare(plan, model, x, y, eps=eps, alpha=alpha, steps=steps, mask=mask, low=low, high=high)
+    attack = in_ball(_cross_entropy(targeted), norm, stop=at_success if stop else None)
+    inputs = {"x": x, **_classes(targeted, y), "eps": eps, "alpha": alpha, "steps": steps}
+    return Bound(attack, model, {**inputs, "mask": mask, "low": low, "high": high})
 
 
-@NamedAttack
+@named
 def mi_fgsm(
     model: Model,
     x: Array,
@@ -155,15 +185,26 @@ def mi_fgsm(
     mask=None,
     low=0.0,
     high=1.0,
-) -> Prepared:
+) -> Bound:
     """BIM along the running sum of normalised gradients, decayed by `momentum` (Dong et al. 2018)."""
-    plan = Plan(_objective(targeted), norm, "clean", momentum=True, stop=stop)
-    return _prepare(
-        plan, model, x, y, eps=eps, alpha=alpha, steps=steps, momentum=momentum, mask=mask, low=low, high=high
+    bound = bim.bind(
+        model,
+        x,
+        y,
+        eps=eps,
+        alpha=alpha,
+        steps=steps,
+        norm=norm,
+        targeted=targeted,
+        stop=stop,
+        mask=mask,
+        low=low,
+        high=high,
     )
+    return bound._replace(inputs={**bound.inputs, "momentum": tf.cast(momentum, tf.float32)})
 
 
-@NamedAttack
+@named
 def pgd(
     model: Model,
     x: Array,
@@ -184,10 +225,10 @@ def pgd(
     mask=None,
     low=0.0,
     high=1.0,
-) -> Prepared:
-    """BIM from a random point of the space (Madry et al. 2018, section 2.1).
+) -> Bound:
+    """BIM from a random point of the threat model (Madry et al. 2018, section 2.1).
 
-    Of several `restarts` each example keeps its strongest: success first, then loss. `keep="best"` does the same over
+    Of several `restarts` each example keeps its worst case: success first, then loss. `keep="best"` does the same over
     all iterates. `stop` leaves an example where it first succeeds. `loss="margin"` raises the difference of logits in
     place of the cross-entropy, whose gradient vanishes where the logits lie some hundred apart.
     """
@@ -197,33 +238,41 @@ def pgd(
         raise ValueError(f"keep must be 'last' or 'best'; received {keep!r}")
     if loss not in ("ce", "margin"):
         raise ValueError(f"loss must be 'ce' or 'margin'; received {loss!r}")
-    start = "uniform" if random_start else "clean"
-    plan = Plan(_objective(targeted, loss), norm, start, keep, restarts=restarts > 1, stop=stop)
-    return _prepare(
-        plan,
-        model,
-        x,
-        y,
-        eps=eps,
-        alpha=alpha,
-        steps=steps,
-        restarts=restarts,
-        seed=seed,
-        index=index,
-        mask=mask,
-        low=low,
-        high=high,
+    margin = targeted_margin if targeted else untargeted_margin
+    attack = in_ball(
+        margin if loss == "margin" else _cross_entropy(targeted),
+        norm,
+        start=random_point if random_start else clean,
+        selection=worst_case if keep == "best" else None,
+        stop=at_success if stop else None,
+        rounds=Restarts(until_success=stop) if restarts > 1 else None,
     )
+    inputs = {"x": x, **_classes(targeted, y), "eps": eps, "alpha": alpha, "steps": steps, "restarts": restarts}
+    inputs |= {"seed": seed, "index": index, "mask": mask, "low": low, "high": high}
+    return Bound(attack, model, inputs)
 
 
-@NamedAttack
-def step_ll(model: Model, x: Array, *, eps, mask=None, low=0.0, high=1.0) -> Prepared:
+@named
+def step_ll(model: Model, x: Array, *, eps, mask=None, low=0.0, high=1.0) -> Bound:
     """One step of size `eps` towards the least likely class (Kurakin et al. 2017, step l.l.)."""
-    target = _least_likely(model, x)
-    return fgsm.prepare(model, x, target, eps=eps, targeted=True, mask=mask, low=low, high=high)
+    inputs = {"x": x, "eps": eps, "alpha": eps, "steps": 1, "mask": mask, "low": low, "high": high}
+    return Bound(in_ball(targeted_ce, prepare=towards_least_likely, check=_check_classifier), model, inputs)
 
 
-@NamedAttack
+@named
+def iter_ll(
+    model: Model, x: Array, *, eps, alpha, steps: int, stop: bool = False, mask=None, low=0.0, high=1.0
+) -> Bound:
+    """Step-LL in `steps` steps of size `alpha`, towards the least likely class of the clean input (Kurakin et al.
+    2017, iter. l.l.)."""
+    attack = in_ball(
+        targeted_ce, prepare=towards_least_likely, check=_check_classifier, stop=at_success if stop else None
+    )
+    inputs = {"x": x, "eps": eps, "alpha": alpha, "steps": steps, "mask": mask, "low": low, "high": high}
+    return Bound(attack, model, inputs)
+
+
+@named
 def r_step_ll(
     model: Model,
     x: Array,
@@ -235,41 +284,31 @@ def r_step_ll(
     mask=None,
     low=0.0,
     high=1.0,
-) -> Prepared:
+) -> Bound:
     """`start_eps` (half of `eps`) to a random corner, the rest by Step-LL (Tramer et al. 2018, R+Step-LL).
 
     The least likely class is that of the clean input.
     """
     eps = tf.cast(eps, tf.float32)
     start_eps = eps / 2 if start_eps is None else tf.cast(start_eps, tf.float32)
-    if not tf.inside_function() and bool(tf.reduce_any(start_eps > eps)):
-        raise ValueError(f"start_eps must be at most eps; received {start_eps.numpy().max()}")
-    plan = Plan("targeted_ce", "linf", "corner")
-    target = _least_likely(model, x)
-    return _prepare(
-        plan,
-        model,
-        x,
-        target,
-        eps=eps,
-        alpha=eps - start_eps,
-        steps=1,
-        seed=seed,
-        index=index,
-        mask=mask,
-        low=low,
-        high=high,
+    attack = in_ball(
+        targeted_ce,
+        prepare=towards_least_likely,
+        check=_check_classifier,
+        start=random_corner,
+        update=ascent_of_the_rest,
     )
+    inputs = {"x": x, "eps": eps, "start_eps": start_eps, "steps": 1}
+    return Bound(attack, model, {**inputs, "seed": seed, "index": index, "mask": mask, "low": low, "high": high})
 
 
-@NamedAttack
-def fftgsm(embed: Model, x: Array, target: Array, *, eps, mask=None, low=0.0, high=1.0) -> Prepared:
+@named
+def fftgsm(embed: Model, x: Array, target: Array, *, eps, mask=None, low=0.0, high=1.0) -> Bound:
     """One step of size `eps` that raises the cosine of `embed(x)` to `target` (B, D) (MTER: fast feature target)."""
-    plan = Plan("cosine_to", "linf", "clean")
-    return _prepare(plan, embed, x, target, eps=eps, alpha=eps, steps=1, mask=mask, low=low, high=high)
+    return iftgsm.bind(embed, x, target, eps=eps, alpha=eps, steps=1, mask=mask, low=low, high=high)
 
 
-@NamedAttack
+@named
 def iftgsm(
     embed: Model,
     x: Array,
@@ -282,28 +321,17 @@ def iftgsm(
     mask=None,
     low=0.0,
     high=1.0,
-) -> Prepared:
+) -> Bound:
     """FFTGSM in `steps` steps of size `alpha` (MTER: iterative feature target).
 
     With `threshold` (scalar or (B,)) an example stops once its cosine is above it.
     """
-    plan = Plan("cosine_to", "linf", "clean", stop=threshold is not None)
-    return _prepare(
-        plan,
-        embed,
-        x,
-        target,
-        eps=eps,
-        alpha=alpha,
-        steps=steps,
-        threshold=1.0 if threshold is None else threshold,
-        mask=mask,
-        low=low,
-        high=high,
-    )
+    attack = in_ball(cosine_to, classes=False, stop=None if threshold is None else at_success)
+    inputs = {"x": x, "embedding": target, "eps": eps, "alpha": alpha, "steps": steps, "threshold": threshold}
+    return Bound(attack, embed, {**inputs, "mask": mask, "low": low, "high": high})
 
 
-@NamedAttack
+@named
 def feature_pgd(
     embed: Model,
     x: Array,
@@ -319,198 +347,65 @@ def feature_pgd(
     mask=None,
     low=0.0,
     high=1.0,
-) -> Prepared:
-    """IFTGSM from random points of the space; each example keeps its nearest iterate over all `restarts`.
+) -> Bound:
+    """IFTGSM from random points of the threat model; each example keeps its nearest iterate over all `restarts`.
 
     `threshold` as in `iftgsm`. Towards the negative of an embedding it leads away from it, until the cosine to that is
     below minus `threshold`.
     """
     if restarts < 1:
         raise ValueError(f"restarts must be at least 1; received {restarts}")
-    plan = Plan("cosine_to", "linf", "uniform", "best", restarts=restarts > 1, stop=threshold is not None)
-    return _prepare(
-        plan,
-        embed,
-        x,
-        target,
-        eps=eps,
-        alpha=alpha,
-        steps=steps,
-        restarts=restarts,
-        threshold=1.0 if threshold is None else threshold,
-        seed=seed,
-        index=index,
-        mask=mask,
-        low=low,
-        high=high,
+    stop = threshold is not None
+    attack = in_ball(
+        cosine_to,
+        classes=False,
+        start=random_point,
+        selection=worst_case,
+        stop=at_success if stop else None,
+        rounds=Restarts(until_success=stop) if restarts > 1 else None,
     )
+    inputs = {"x": x, "embedding": target, "eps": eps, "alpha": alpha, "steps": steps, "threshold": threshold}
+    inputs |= {"restarts": restarts, "seed": seed, "index": index, "mask": mask, "low": low, "high": high}
+    return Bound(attack, embed, inputs)
 
 
-def _objective(targeted: bool, loss: str = "ce") -> str:
-    return f"{'targeted' if targeted else 'untargeted'}_{loss}"
+def _check_classifier(model: Model, inputs: Inputs) -> None:
+    """As `check_classes`, for attacks that take no labels."""
+    Check(classes=False)(model, inputs)
+    check_logits(model, inputs["x"])
 
 
-def _least_likely(model: Model, x: Array) -> Tensor:
-    x = as_float32(x)
-    if tf.inside_function():
-        return objectives.least_likely(model, x)
-    check_finite(x)
-    signature = [tf.TensorSpec([None, *x.shape[1:]], x.dtype)]
-    return compiled(model, ("least_likely", x.shape[1:], x.dtype), objectives.least_likely, signature)(x)
-
-
-def _prepare(
-    plan: Plan,
+@named
+def random_sign_noise(
     model: Model,
     x: Array,
-    y: Array,
     *,
     eps,
-    alpha,
-    steps: int | Tensor,
-    mask,
-    low,
-    high,
-    momentum: float = 0.0,
-    restarts: int = 1,
-    threshold: float | Tensor = 1.0,
     seed: int | Tensor = 0,
     index: Array | None = None,
-) -> Prepared:
-    if plan.norm not in _SPACES:
-        raise ValueError(f"norm must be one of {', '.join(_SPACES)}; received {plan.norm!r}")
-    x = as_float32(x)
-    plan = plan._replace(masked=mask is not None)
-    tensors = Tensors(
-        x=x,
-        y=as_targets(y) if plan.objective == "cosine_to" else as_labels(y),
-        eps=align(eps, x),
-        alpha=align(alpha, x),
-        steps=tf.cast(steps, tf.int32),
-        momentum=tf.cast(momentum, x.dtype),
-        restarts=tf.cast(restarts, tf.int32),
-        threshold=tf.cast(threshold, tf.float32),
-        seed=seed_pair(seed),
-        index=_places(x) if index is None else tf.cast(index, tf.int32),
-        mask=align(1.0 if mask is None else mask, x),
-        low=align(low, x),
-        high=align(high, x),
-    )
-    if tf.inside_function():
-        check_box(tensors.x, tensors.low, tensors.high)
-    else:
-        _check(plan, model, tensors)
-    return Prepared(plan, model, tensors)
+    mask=None,
+    low=0.0,
+    high=1.0,
+) -> Bound:
+    """`x` with every value up or down by `eps` (L-inf), at random: the largest change of the budget, and a control that
+    looks at no model."""
+    inputs = {"x": x, "eps": eps, "alpha": 0.0, "steps": 0, "seed": seed, "index": index}
+    return Bound(NOISE, model, {**inputs, "mask": mask, "low": low, "high": high})
 
 
-def _places(x: Tensor) -> Tensor:
-    # The shape as a tensor would cost an eager call more than all other arguments together.
-    return tf.range(tf.shape(x)[0] if x.shape[0] is None else x.shape[0])
+def _blind(model: Model, inputs: Inputs) -> Objective:
+    return lambda x: (tf.zeros(tf.shape(x)[:1]), tf.zeros(tf.shape(x)[:1], tf.bool))
 
 
-def call(function: Callable, plan: Plan, model: Model, t: Tensors, *extra: Tensor, **static: Any) -> Any:
-    """`function(plan, model, tensors, *extra, **static)`, compiled once for all but tensors' values and batch sizes."""
-    signature = [tf.TensorSpec([None] * value.shape.rank, value.dtype) for value in t]
-    signature[0] = tf.TensorSpec([None, *t.x.shape[1:]], t.x.dtype)
-    signature += [tf.TensorSpec([None, *value.shape[1:]] if value.shape.rank else [], value.dtype) for value in extra]
-    key = (function.__name__, plan, static, *((spec.shape.as_list(), spec.dtype) for spec in signature))
-
-    def whole(model: Model, *flat: Tensor) -> Any:
-        return function(plan, model, Tensors(*flat[: len(t)]), *flat[len(t) :], **static)
-
-    return compiled(model, repr(key), whole, signature)(*t, *extra)
+def _both_ends(inputs: Inputs, threat_model: ThreatModel) -> Tensor:
+    x = inputs["x"]
+    signs = tf.sign(uniform(example_seeds(inputs["seed"], inputs["index"]), tf.shape(x)[1:], -1.0, 1.0))
+    return threat_model.project(x + inputs["eps"] * signs)
 
 
-class Parts(NamedTuple):
-    """What a plan plugs into the loop."""
-
-    objective: Objective
-    rule: updates.Rule
-    space: threat_models.Space
-    rank: Rank | None
+def _still(inputs: Inputs, threat_model: ThreatModel) -> UpdateRule:
+    return UpdateRule(lambda x: (), lambda state, x, *told: (x, state), needs_gradient=False)
 
 
-def parts(plan: Plan, model: Model, t: Tensors) -> Parts:
-    space = _SPACES[plan.norm](t.x, t.eps, t.low, t.high, t.mask if plan.masked else None)
-    if plan.objective == "cosine_to":
-        objective = objectives.cosine_to(model, t.y, t.threshold)
-    else:
-        objective = getattr(objectives, plan.objective)(model, t.y)
-    direction = {"linf": tf.sign, "l2": updates.unit_l2, "l1": updates.top_l1(_L1_SHARE)}[plan.norm]
-    rule = updates.ascent(direction, t.alpha, t.momentum if plan.momentum else None)
-    return Parts(objective, rule, space, strongest if plan.keep == "best" else None)
-
-
-def first_point(plan: Plan, space: threat_models.Space, t: Tensors, restart: Tensor) -> Tensor:
-    """Where a restart, counted from 0, begins: (B, ...)."""
-    seeds = example_seeds(tf.random.fold_in(t.seed, restart), t.index)
-    x = t.x
-    if plan.start == "uniform":
-        x = space.start(seeds)
-    elif plan.start == "corner":
-        corner = tf.sign(uniform(seeds, tf.shape(t.x)[1:], -1.0, 1.0))
-        x = space.project(t.x + (t.eps - t.alpha) * corner)
-    return tf.ensure_shape(x, t.x.shape)
-
-
-def _graph(plan: Plan, model: Model, t: Tensors) -> Tensor:
-    objective, rule, space, rank = parts(plan, model, t)
-
-    def run(restart: Tensor, steps: Tensor) -> Result:
-        x = first_point(plan, space, t, restart)
-        return search(objective, rule, space, x, steps, rank=rank, stop=plan.stop)
-
-    def again(restart: Tensor, best: Result) -> tuple[Tensor, Result]:
-        if not plan.stop:
-            return restart + 1, merge(run(restart, t.steps), best)
-        # What has succeeded stays, and takes no gradient of the restarts after.
-        later = merge(run(restart, tf.where(best.done, 0, t.steps)), best)
-        return restart + 1, choose(best.done, best, later)
-
-    best = run(tf.constant(0), t.steps)
-    if plan.restarts:
-        _, best = tf.while_loop(
-            lambda restart, best: restart < t.restarts, again, (tf.constant(1), best), parallel_iterations=1
-        )
-    # Through the projections and the momentum an outer tape would differentiate every step of the attack.
-    return tf.stop_gradient(best.x)
-
-
-def _check(plan: Plan, model: Model, t: Tensors) -> None:
-    _check_shapes(plan, t)
-    check_box(t.x, t.low, t.high)
-    for name in ("eps", "alpha"):
-        value = getattr(t, name).numpy()
-        if not (sound := (value >= 0) & np.isfinite(value)).all():
-            raise ValueError(f"{name} must be finite and 0 or more; received {value[~sound][0]}")
-    if int(t.steps) < 0:
-        raise ValueError(f"steps must be 0 or more; received {int(t.steps)}")
-    if plan.objective != "cosine_to":
-        check_labels(model, t.x, t.y)
-
-
-def _check_shapes(plan: Plan, t: Tensors) -> None:
-    if plan.norm != "linf" and np.prod(t.eps.shape[1:]) != 1:
-        raise ValueError(f"an {plan.norm} budget is one number per example; received shape {tuple(t.eps.shape)}")
-    check_broadcast(t.x, eps=t.eps, alpha=t.alpha, mask=t.mask, low=t.low, high=t.high)
-    batch, feature = t.x.shape[0], plan.objective == "cosine_to"
-    if t.y.shape[:1] != [batch] or t.y.shape.rank != 1 + feature:
-        wanted = f"({batch}, features)" if feature else f"({batch},)"
-        raise ValueError(f"one target or label per example, {wanted}, is wanted; received shape {tuple(t.y.shape)}")
-    if t.index.shape != [batch]:
-        raise ValueError(f"index must be of shape ({batch},); received shape {tuple(t.index.shape)}")
-
-
-Tensor = tf.Tensor
-
-
-def corner_noise(x: Array, *, eps: float | Tensor, seed: int | Tensor = 0, index: Tensor | None = None) -> Tensor:
-    """`x` (B, ...) in [0, 1] with every value up or down by `eps` (L-inf), at random: the largest change of the budget.
-
-    `index`: the examples' places in the data set (B,), to which the draws are tied.
-    """
-    x = as_float32(x)
-    places = tf.range(tf.shape(x)[0]) if index is None else tf.cast(index, tf.int32)
-    seeds = example_seeds(seed_pair(seed), places)
-    signs = tf.sign(uniform(seeds, tf.shape(x)[1:], -1.0, 1.0))
-    return linf(x, eps).project(x + eps * signs)
+NOISE = in_ball(_blind, classes=False, start=_both_ends, update=_still)
+"""`random_sign_noise` as a value, of `eps` and no steps."""

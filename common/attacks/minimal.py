@@ -1,35 +1,26 @@
 """Attacks that look for the smallest perturbation, by their papers' names, each one call.
 
-Shapes, units, compilation and errors are those of `named`. There is no budget: of all iterates that reach the goal the
-one nearest to `x` is returned, and an example that never reaches it comes back as it was. What is answered wrongly
-already comes back as it was, too.
+Shapes, units, compilation and errors are those of `budget`. There is no budget: of all iterates that reach the goal the
+one nearest to `x` is returned, and an example that never reaches it comes back as it was. What is misclassified already
+comes back as it was, too, and takes no gradient; `dataset.attack_dataset` puts others in its place.
 """
 
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
 
 from common.attacks import objectives, threat_models, updates
-from common.attacks.calls import (
-    Array,
-    Model,
-    as_float32,
-    as_labels,
-    check_box,
-    check_broadcast,
-    check_labels,
-    compiled,
-    marked,
-)
-from common.attacks.loop import Objective, Rank, Result, merge, search
-from common.attacks.pruning import eliminate
-from common.attacks.tensors import align, finite, per_example
+from common.attacks.attack import Bound, check_classes, named
+from common.attacks.compile import Array
+from common.attacks.loop import Attack, Inputs, Memory, Model, Objective, Result, merge
+from common.attacks.pruning import Pruning
+from common.attacks.tensors import finite, per_example
+from common.attacks.threat_models import ThreatModel
+from common.attacks.updates import UpdateRule
 
 Tensor = tf.Tensor
-Size = Callable[[Tensor], Tensor]
-"""x (B, ...) -> how far it is from the clean input, (B,)."""
 
 # The ends of the box stand where tanh is this, not at infinity: a pixel that is black or white has a slope.
 _TANH_AT_ENDS = 0.9
@@ -39,6 +30,52 @@ _DROP = 0.2
 _ROUNDS = 40
 
 
+@dataclass(frozen=True)
+class MinimumNorm:
+    """Of successes the one nearest to `x`, by the number of changed coordinates (0) or in L2; a failure is no
+    candidate."""
+
+    order: Literal[0, 2]
+
+    def __call__(self, inputs: Inputs, x: Tensor, value: Tensor, success: Tensor) -> Tensor:
+        shift, axes = x - inputs["x"], per_example(x)
+        if self.order == 0:
+            size = tf.reduce_sum(tf.cast(shift != 0, tf.float32), axis=axes)
+        else:
+            size = tf.sqrt(tf.reduce_sum(tf.square(shift), axis=axes))
+        return tf.where(success, -size, float("-inf"))
+
+
+def box(inputs: Inputs) -> ThreatModel:
+    """The box alone."""
+    return threat_models.box(*(inputs[name] for name in ("x", "low", "high")), inputs.get("mask"))
+
+
+def misclassified_already(inputs: Inputs, x: Tensor, value: Tensor, success: Tensor) -> Tensor:
+    """Stop at a success that is the clean input itself."""
+    return success & tf.reduce_all(x == inputs["x"], axis=per_example(x))
+
+
+@dataclass(frozen=True)
+class NotNegative:
+    """What the inputs of these attacks have to be, beside what `run` checks of any: those called `names` finite and 0
+    or more."""
+
+    names: tuple[str, ...]
+    box_has_ends: bool = False
+
+    def __call__(self, model: Model, inputs: Inputs) -> None:
+        ends = (inputs[name].numpy() for name in ("low", "high"))
+        if self.box_has_ends and not all(np.isfinite(end).all() for end in ends):
+            raise ValueError("low and high must be finite: the space of tanh, in which this attack moves, has two ends")
+        for name in self.names:
+            value = inputs[name].numpy()
+            if not (sound := np.isfinite(value) & (value >= 0)).all():
+                raise ValueError(f"{name} must be finite and 0 or more; received {value[~sound][0]}")
+        check_classes(model, inputs)
+
+
+@named
 def ddn(
     model: Model,
     x: Array,
@@ -48,21 +85,35 @@ def ddn(
     gamma: float = 0.05,
     initial_eps: float = 1.0,
     targeted: bool = False,
+    index: Array | None = None,
     mask=None,
     low=0.0,
     high=1.0,
-) -> Tensor:
+) -> Bound:
     """Smallest L2 norm, decoupled from the direction: it shrinks by `gamma` at a success and grows by it at a failure
-    (Rony et al. 2019, algorithm 1, without the rounding to 8 bits)."""
+    (Rony et al. 2019, algorithm 1, without the rounding to 8 bits). `initial_eps`: scalar or (B,)."""
+    attack = Attack(
+        objective=objectives.targeted_ce if targeted else objectives.untargeted_ce,
+        threat_model=box,
+        update=_decoupled,
+        selection=MinimumNorm(2),
+        stop=misclassified_already,
+        check=NotNegative(("gamma", "initial_eps")),
+    )
+    return _bound(attack, model, x, y, steps, targeted, index, mask, low, high, gamma=gamma, initial_eps=initial_eps)
 
-    def attack(model: Model, t: _Tensors) -> Result:
-        rule = updates.ddn(t.x, t.steps, gamma=t.settings[0], initial_eps=t.settings[1])
-        objective = _cross_entropy(targeted)(model, t.y)
-        return _descend(objective, rule, t, t.x, nearest(_l2_from(t.x)))
 
-    return _run(("ddn", targeted), attack, model, x, y, steps, mask, low, high, gamma=gamma, initial_eps=initial_eps)
+def _decoupled(inputs: Inputs, threat_model: ThreatModel) -> UpdateRule:
+    return updates.ddn(
+        inputs["x"],
+        inputs["steps"],
+        gamma=inputs["gamma"],
+        initial_eps=inputs["initial_eps"],
+        tangent=threat_model.tangent,
+    )
 
 
+@named
 def sigma_zero(
     model: Model,
     x: Array,
@@ -74,51 +125,61 @@ def sigma_zero(
     threshold: float = 0.3,
     threshold_rate: float = 0.01,
     targeted: bool = False,
+    index: Array | None = None,
     mask=None,
     low=0.0,
     high=1.0,
-) -> Tensor:
+) -> Bound:
     """Fewest changed coordinates, by way of the smooth count sum of d^2 / (d^2 + `sigma`) (Cina et al. 2025,
     algorithm 1)."""
+    settings = {
+        "sigma": sigma,
+        "learning_rate": learning_rate,
+        "threshold": threshold,
+        "threshold_rate": threshold_rate,
+    }
+    attack = Attack(
+        objective=SmoothCount(targeted),
+        threat_model=box,
+        update=_sparse,
+        selection=MinimumNorm(0),
+        stop=misclassified_already,
+        check=NotNegative(tuple(settings)),
+    )
+    return _bound(attack, model, x, y, steps, targeted, index, mask, low, high, **settings)
 
-    def attack(model: Model, t: _Tensors) -> Result:
-        sigma, learning_rate, threshold, threshold_rate = t.settings
-        margin = _margin(targeted)(model, t.y, 0.0)
-        size = tf.cast(tf.reduce_prod(tf.shape(t.x)[1:]), tf.float32)
+
+@dataclass(frozen=True)
+class SmoothCount:
+    """The margin up to 0, less the share of coordinates that have changed, counted smoothly."""
+
+    targeted: bool
+
+    def __call__(self, model: Model, inputs: Inputs) -> Objective:
+        margin = _margin(self.targeted, model, inputs)
+        count_all = tf.cast(tf.reduce_prod(tf.shape(inputs["x"])[1:]), tf.float32)
 
         def objective(x: Tensor) -> tuple[Tensor, Tensor]:
-            lead, done = margin(x)
-            square = tf.square(x - t.x)
-            count = tf.reduce_sum(square / (square + sigma), axis=per_example(x))
-            return tf.minimum(lead, 0.0) - count / size, done
+            lead, success = margin(x)
+            square = tf.square(x - inputs["x"])
+            count = tf.reduce_sum(square / (square + inputs["sigma"]), axis=per_example(x))
+            return tf.minimum(lead, 0.0) - count / count_all, success
 
-        rule = updates.sigma_zero(
-            t.x,
-            t.space.project,
-            t.steps,
-            alpha=learning_rate,
-            threshold=threshold,
-            threshold_rate=threshold_rate,
-        )
-        return _descend(objective, rule, t, t.x, nearest(_l0_from(t.x)))
+        return objective
 
-    return _run(
-        ("sigma_zero", targeted),
-        attack,
-        model,
-        x,
-        y,
-        steps,
-        mask,
-        low,
-        high,
-        sigma=sigma,
-        learning_rate=learning_rate,
-        threshold=threshold,
-        threshold_rate=threshold_rate,
+
+def _sparse(inputs: Inputs, threat_model: ThreatModel) -> UpdateRule:
+    return updates.sigma_zero(
+        inputs["x"],
+        threat_model,
+        inputs["steps"],
+        alpha=inputs["learning_rate"],
+        threshold=inputs["threshold"],
+        threshold_rate=inputs["threshold_rate"],
     )
 
 
+@named
 def cw_l2(
     model: Model,
     x: Array,
@@ -130,36 +191,19 @@ def cw_l2(
     learning_rate: float = 0.01,
     confidence: float = 0.0,
     targeted: bool = False,
+    index: Array | None = None,
     mask=None,
     low=0.0,
     high=1.0,
-) -> Tensor:
+) -> Bound:
     """Smallest L2 norm by Adam on ||d||^2 + c max(-margin, -`confidence`) in the space of tanh, with a search for each
     example's own c from `constant` up (Carlini & Wagner 2017, section VI-A). The box must have ends."""
-
-    def attack(model: Model, t: _Tensors) -> Result:
-        constant, learning_rate, confidence, search_steps = t.settings
-        goal = _margin(targeted)(model, t.y, confidence)
-        start = tf.fill(tf.shape(t.x)[:1], constant)
-        return _carlini_wagner(goal, t, t.mask, confidence, learning_rate, start, tf.cast(search_steps, tf.int32))
-
-    return _run(
-        ("cw_l2", targeted),
-        attack,
-        model,
-        x,
-        y,
-        steps,
-        mask,
-        low,
-        high,
-        constant=constant,
-        learning_rate=learning_rate,
-        confidence=confidence,
-        search_steps=search_steps,
-    )
+    settings = {"constant": constant, "learning_rate": learning_rate, "confidence": confidence}
+    inputs = {**settings, "search_steps": search_steps}
+    return _bound(carlini_wagner(targeted), model, x, y, steps, targeted, index, mask, low, high, **inputs)
 
 
+@named
 def cw_l0(
     model: Model,
     x: Array,
@@ -172,194 +216,180 @@ def cw_l0(
     confidence: float = 0.0,
     per: Literal["coordinate", "pixel"] = "coordinate",
     targeted: bool = False,
+    index: Array | None = None,
     mask=None,
     low=0.0,
     high=1.0,
-) -> Tensor:
+) -> Bound:
     """Few changed coordinates: CW-L2 on ever fewer, giving up those of least |gradient| x |change| (Carlini & Wagner
     2017, section VI-B). `per="pixel"` keeps or gives up the channels, the last axis of `x`, together.
     """
     if per not in ("coordinate", "pixel"):
         raise ValueError(f"per must be 'coordinate' or 'pixel'; received {per!r}")
+    attack = pruned_carlini_wagner(targeted, per)
+    settings = {"constant": constant, "learning_rate": learning_rate, "confidence": confidence}
+    inputs = {**settings, "search_steps": search_steps, "drop": _DROP, "prune_rounds": _ROUNDS}
+    return _bound(attack, model, x, y, steps, targeted, index, mask, low, high, **inputs)
 
-    def attack(model: Model, t: _Tensors) -> Result:
-        constant, learning_rate, confidence, search_steps = t.settings
-        goal = _margin(targeted)(model, t.y, confidence)
-        start = tf.fill(tf.shape(t.x)[:1], constant)
 
-        def inner(mask: Tensor, begin: Tensor) -> Result:
-            rounds = tf.cast(search_steps, tf.int32)
-            return _carlini_wagner(goal, t, t.mask * mask, confidence, learning_rate, start, rounds)
+@dataclass(frozen=True)
+class Units:
+    """What is kept or given up as one: single coordinates, or all channels of a pixel, the last axis."""
 
-        def saliency(x: Tensor) -> Tensor:
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(x)
-                score, _ = goal(x)
-            weight = tf.abs(finite(tape.gradient(score, x))) * tf.abs(x - t.x)
-            return tf.reduce_sum(weight, axis=-1, keepdims=True) if per == "pixel" else weight
+    per: Literal["coordinate", "pixel"]
 
-        units = tf.ones_like(t.x[..., :1] if per == "pixel" else t.x)
-        return eliminate(inner, saliency, t.x, units, rounds=_ROUNDS, drop=_DROP)
+    def __call__(self, inputs: Inputs) -> Tensor:
+        return tf.ones_like(inputs["x"] if self.per == "coordinate" else inputs["x"][..., :1])
 
-    return _run(
-        ("cw_l0", targeted, per),
-        attack,
-        model,
-        x,
-        y,
-        steps,
-        mask,
-        low,
-        high,
-        constant=constant,
-        learning_rate=learning_rate,
-        confidence=confidence,
-        search_steps=search_steps,
+
+@dataclass(frozen=True)
+class ChangeTimesSlope:
+    """How much each unit matters: |gradient of the margin| x |change|, summed over the unit."""
+
+    targeted: bool
+    units: Units
+
+    def __call__(self, model: Model, inputs: Inputs, found: Result) -> Tensor:
+        goal = _margin(self.targeted, model, inputs)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(found.x)
+            value, _ = goal(found.x)
+        weight = tf.abs(finite(tape.gradient(value, found.x))) * tf.abs(found.x - inputs["x"])
+        return tf.reduce_sum(weight, axis=-1, keepdims=True) if self.units.per == "pixel" else weight
+
+
+def pruned_carlini_wagner(targeted: bool = False, per: Literal["coordinate", "pixel"] = "coordinate") -> Attack:
+    """CW-L0 as a value, of the inputs of `carlini_wagner`, `drop` and `prune_rounds`."""
+    attack, units = carlini_wagner(targeted), Units(per)
+    pruning = Pruning(units, ChangeTimesSlope(targeted, units), wants_gradient=False, inner=attack.rounds)
+    return replace(attack, rounds=pruning)
+
+
+def carlini_wagner(targeted: bool = False) -> Attack:
+    """CW-L2 as a value, of `steps`, `search_steps`, `constant`, `learning_rate` and `confidence`. In the space of tanh:
+    a point w stands for the example `_decoded(inputs, w)`."""
+    return Attack(
+        objective=DistanceAndHinge(targeted),
+        threat_model=_tanh_box,
+        update=_adam,
+        start=_encoded_clean,
+        selection=_nearest_in_tanh,
+        stop=_nothing_to_gain,
+        rounds=ConstantSearch(),
+        prepare=_encoded_inputs,
+        output=_decoded,
+        check=NotNegative(("constant", "learning_rate", "confidence", "search_steps"), box_has_ends=True),
     )
 
 
-def nearest(size: Size) -> Rank:
-    """Of successes the one of smallest `size`; a failure is no candidate."""
-    return lambda x, score, done: tf.where(done, -size(x), float("-inf"))
+@dataclass(frozen=True)
+class DistanceAndHinge:
+    """Minus the squared distance, less `constant` times what the margin lacks of `confidence`."""
 
+    targeted: bool
 
-class _Tensors(NamedTuple):
-    """What enters the graph: `settings` are the attack's own scalars."""
+    def __call__(self, model: Model, inputs: Inputs) -> Objective:
+        goal = _margin(self.targeted, model, inputs)
 
-    x: Tensor
-    y: Tensor
-    steps: Tensor
-    mask: Tensor
-    low: Tensor
-    high: Tensor
-    settings: tuple[Tensor, ...]
-
-    @property
-    def space(self) -> threat_models.Space:
-        return threat_models.box(self.x, self.low, self.high, self.mask)
-
-
-def _run(key: Any, attack: Callable, model: Model, x: Array, y: Array, steps, mask, low, high, **settings) -> Tensor:
-    x = as_float32(x)
-    tensors = _Tensors(
-        x=x,
-        y=as_labels(y),
-        steps=tf.cast(steps, tf.int32),
-        mask=align(1.0 if mask is None else mask, x),
-        low=align(low, x),
-        high=align(high, x),
-        settings=tuple(tf.cast(value, tf.float32) for value in settings.values()),
-    )
-
-    def graph(model: Model, *flat: Tensor) -> Tensor:
-        t = _Tensors(*flat[:6], flat[6:])
-        found = attack(model, t)
-        return tf.stop_gradient(tf.where(align(tf.cast(found.done, x.dtype), t.x) != 0, found.x, t.x))
-
-    flat = [*tensors[:6], *tensors.settings]
-    if tf.inside_function():
-        check_box(x, tensors.low, tensors.high)
-        return marked(graph(model, *flat), tensors.x, tensors.low, tensors.high)
-    _check(model, tensors, settings)
-    signature = [tf.TensorSpec([None] * value.shape.rank, value.dtype) for value in flat]
-    signature[0] = tf.TensorSpec([None, *x.shape[1:]], x.dtype)
-    key = (key, *((spec.shape.as_list(), spec.dtype) for spec in signature))
-    return compiled(model, repr(key), graph, signature)(*flat)
-
-
-def _check(model: Model, t: _Tensors, settings: dict[str, Any]) -> None:
-    check_broadcast(t.x, mask=t.mask, low=t.low, high=t.high)
-    check_box(t.x, t.low, t.high)
-    if "constant" in settings and not (np.isfinite(t.low.numpy()).all() and np.isfinite(t.high.numpy()).all()):
-        raise ValueError("low and high must be finite: the space of tanh, in which this attack moves, has two ends")
-    if t.y.shape != t.x.shape[:1]:
-        raise ValueError(f"one label per example, ({t.x.shape[0]},), is wanted; received shape {tuple(t.y.shape)}")
-    for name, value in {"steps": int(t.steps), **settings}.items():
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"{name} must be finite and 0 or more; received {value}")
-    check_labels(model, t.x, t.y)
-
-
-def _cross_entropy(targeted: bool) -> Callable[..., Objective]:
-    return objectives.targeted_ce if targeted else objectives.untargeted_ce
-
-
-def _margin(targeted: bool) -> Callable[..., Objective]:
-    return objectives.targeted_margin if targeted else objectives.untargeted_margin
-
-
-def _descend(objective: Objective, rule: updates.Rule, t: _Tensors, start: Tensor, rank: Rank) -> Result:
-    return search(objective, rule, t.space, start, t.steps, rank=rank)
-
-
-def _l2_from(x0: Tensor) -> Size:
-    return lambda x: tf.sqrt(tf.reduce_sum(tf.square(x - x0), axis=per_example(x)))
-
-
-def _l0_from(x0: Tensor) -> Size:
-    return lambda x: tf.reduce_sum(tf.cast(x != x0, tf.float32), axis=per_example(x))
-
-
-def _carlini_wagner(
-    goal: Objective,
-    t: _Tensors,
-    mask: Tensor,
-    confidence: Tensor,
-    learning_rate: Tensor,
-    constant: Tensor,
-    search_steps: Tensor,
-) -> Result:
-    """The nearest success over all rounds of the search for c, (B,); a round is a descent from the clean input."""
-    free = tf.broadcast_to(mask, tf.shape(t.x)) != 0
-    middle, reach = (t.low + t.high) / 2, (t.high - t.low) / (2 * _TANH_AT_ENDS)
-
-    def encode(x: Tensor) -> Tensor:
-        ends = tf.clip_by_value(tf.math.divide_no_nan(x - middle, reach), -_TANH_AT_ENDS, _TANH_AT_ENDS)
-        return tf.ensure_shape(tf.atanh(ends), t.x.shape)
-
-    def decode(w: Tensor) -> Tensor:
-        x = middle + reach * tf.tanh(w)
-        # Takes back what rounding adds, and must not stop the gradient where it does.
-        x += tf.stop_gradient(tf.where(w == start, t.x, tf.clip_by_value(x, t.low, t.high)) - x)
-        return tf.ensure_shape(tf.where(free, x, t.x), t.x.shape)
-
-    start = encode(t.x)
-    space = threat_models.box(start, encode(t.low + tf.zeros_like(t.x)), encode(t.high + tf.zeros_like(t.x)))
-
-    def rank(w: Tensor, score: Tensor, done: Tensor) -> Tensor:
-        # A success has no hinge left: its score is minus its squared distance.
-        return tf.where(done, score, float("-inf"))
-
-    def descend(c: Tensor) -> Result:
         def objective(w: Tensor) -> tuple[Tensor, Tensor]:
-            x = decode(w)
-            lead, done = goal(x)
-            distance = tf.reduce_sum(tf.square(x - t.x), axis=per_example(x))
-            return -distance - c * tf.nn.relu(confidence - lead), done
+            x = _decoded(inputs, w)
+            lead, success = goal(x)
+            distance = tf.reduce_sum(tf.square(x - inputs["x"]), axis=per_example(x))
+            return -distance - inputs["constant"] * tf.nn.relu(inputs["confidence"] - lead), success
 
-        return search(objective, updates.adam(learning_rate), space, start, t.steps, rank=rank)
-
-    def one_round(k: Tensor, best: Result, c: Tensor, fails: Tensor, works: Tensor):
-        found = descend(c)
-        fails, works = tf.where(found.done, fails, c), tf.where(found.done, c, works)
-        return k + 1, merge(found, best, rank), _next_constant(c, fails, works), fails, works
-
-    nothing = tf.fill(tf.shape(constant), float("-inf"))
-    _, best, _, _, _ = tf.while_loop(
-        lambda k, *_: k < search_steps,
-        one_round,
-        (
-            tf.constant(0),
-            Result(start, nothing, tf.zeros_like(constant, tf.bool)),
-            constant,
-            tf.zeros_like(constant),
-            -nothing,
-        ),
-        parallel_iterations=1,
-    )
-    return Result(decode(best.x), best.score, best.done)
+        return objective
 
 
-def _next_constant(c: Tensor, fails: Tensor, works: Tensor) -> Tensor:
-    """Ten times `c` until one works, then half way between the last that failed and the last that worked."""
-    return tf.where(tf.math.is_finite(works), (fails + works) / 2, tf.minimum(10 * c, _LARGEST_CONSTANT))
+@dataclass(frozen=True)
+class ConstantSearch:
+    """A descent from the clean input for each of `search_steps` constants: ten times `constant` until one works, then
+    half way between the last that failed and the last that worked."""
+
+    shared_parts = False
+    wants_gradient = False
+
+    def init(self, inputs: Inputs) -> Memory:
+        constant = tf.broadcast_to(inputs["constant"], tf.shape(inputs["x"])[:1])
+        infinite = tf.fill(tf.shape(constant), float("inf"))
+        count = tf.zeros_like(constant, tf.int32)
+        return {"constant": constant, "fails": tf.zeros_like(constant), "works": infinite, "count": count}
+
+    def inputs(self, inputs: Inputs, memory: Memory, best: Result) -> Inputs:
+        return {**inputs, "constant": memory["constant"]}
+
+    def next(self, model: Model, inputs: Inputs, memory: Memory, found: Result, best: Result):
+        constant, count = memory["constant"], memory["count"] + 1
+        fails = tf.where(found.success, memory["fails"], constant)
+        works = tf.where(found.success, constant, memory["works"])
+        following = _next_constant(constant, fails, works)
+        best = merge(inputs, found, best, _nearest_in_tanh)
+        again = (count < inputs["search_steps"]) & ~_nothing_to_gain(inputs, best.x, best.value, best.success)
+        return {"constant": following, "fails": fails, "works": works, "count": count}, best, again
+
+
+def _next_constant(constant: Tensor, fails: Tensor, works: Tensor) -> Tensor:
+    larger = tf.minimum(10 * constant, _LARGEST_CONSTANT)
+    return tf.where(tf.math.is_finite(works), (fails + works) / 2, larger)
+
+
+def _nearest_in_tanh(inputs: Inputs, w: Tensor, value: Tensor, success: Tensor) -> Tensor:
+    # A success has no hinge left: its value is minus its squared distance.
+    return tf.where(success, value, float("-inf"))
+
+
+def _nothing_to_gain(inputs: Inputs, w: Tensor, value: Tensor, success: Tensor) -> Tensor:
+    return success & (value >= 0)
+
+
+def _adam(inputs: Inputs, threat_model: ThreatModel) -> UpdateRule:
+    return updates.adam(inputs["learning_rate"])
+
+
+def _tanh_box(inputs: Inputs) -> ThreatModel:
+    return threat_models.box(inputs["w"], inputs["w_low"], inputs["w_high"])
+
+
+def _encoded_clean(inputs: Inputs, threat_model: ThreatModel) -> Tensor:
+    return inputs["w"]
+
+
+def _encoded_inputs(model: Model, inputs: Inputs) -> dict[str, Tensor]:
+    x = inputs["x"]
+    ends = {name: inputs[name] + tf.zeros_like(x) for name in ("low", "high")}
+    middle, reach = _scale(inputs)
+
+    def encoded(x: Tensor) -> Tensor:
+        ends = tf.clip_by_value(tf.math.divide_no_nan(x - middle, reach), -_TANH_AT_ENDS, _TANH_AT_ENDS)
+        return tf.ensure_shape(tf.atanh(ends), inputs["x"].shape)
+
+    return {"w": encoded(x), "w_low": encoded(ends["low"]), "w_high": encoded(ends["high"])}
+
+
+def _decoded(inputs: Inputs, w: Tensor) -> Tensor:
+    clean, (middle, reach) = inputs["x"], _scale(inputs)
+    x = middle + reach * tf.tanh(w)
+    # Takes back what rounding adds, and must not stop the gradient where it does.
+    whole = tf.where(w == inputs["w"], clean, tf.clip_by_value(x, inputs["low"], inputs["high"]))
+    x += tf.stop_gradient(whole - x)
+    if "mask" in inputs:
+        x = tf.where(tf.broadcast_to(inputs["mask"], tf.shape(clean)) != 0, x, clean)
+    return tf.ensure_shape(x, clean.shape)
+
+
+def _scale(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    low, high = inputs["low"], inputs["high"]
+    return (low + high) / 2, (high - low) / (2 * _TANH_AT_ENDS)
+
+
+def _margin(targeted: bool, model: Model, inputs: Inputs) -> Objective:
+    return (objectives.targeted_margin if targeted else objectives.untargeted_margin)(model, inputs)
+
+
+def _bound(attack: Attack, model: Model, x, y, steps, targeted: bool, index, mask, low, high, **settings: Any) -> Bound:
+    inputs = {"x": x, "target" if targeted else "y": y, "steps": steps, "index": index}
+    # Settings are single numbers, or, of some, one for each example; counts stay whole.
+    settings = {
+        name: value if name in ("search_steps", "prune_rounds") else tf.cast(value, tf.float32)
+        for name, value in settings.items()
+    }
+    return Bound(attack, model, {**inputs, "mask": mask, "low": low, "high": high, **settings})

@@ -1,19 +1,16 @@
-"""What an attack raises: functions x (B, ...) -> score (B,), done (B,)."""
-
-from collections.abc import Callable
+"""What an attack raises: from the model and the inputs by name, functions x (B, ...) -> value (B,), success (B,)."""
 
 import tensorflow as tf
 
 from common.attacks.logits import compute_dtypes, inference, logits_of
-from common.attacks.loop import Objective
+from common.attacks.loop import Inputs, Model, Objective
 
 Tensor = tf.Tensor
-Model = Callable[[Tensor], Tensor]
 
 
-def untargeted_ce(model: Model, y: Tensor) -> Objective:
-    """Cross-entropy of the true class `y` (B,); done when another class is answered (Goodfellow et al. 2015)."""
-    logits = _steep(model)
+def untargeted_ce(model: Model, inputs: Inputs) -> Objective:
+    """Cross-entropy of the true class `y` (B,); success: `x` is misclassified (Goodfellow et al. 2015)."""
+    logits, y = steep_logits(model), inputs["y"]
 
     def objective(x: Tensor) -> tuple[Tensor, Tensor]:
         z = logits(x)
@@ -22,9 +19,9 @@ def untargeted_ce(model: Model, y: Tensor) -> Objective:
     return objective
 
 
-def targeted_ce(model: Model, target: Tensor) -> Objective:
-    """Minus the cross-entropy of the class `target` (B,); done when it is answered (Kurakin et al. 2017)."""
-    logits = _steep(model)
+def targeted_ce(model: Model, inputs: Inputs) -> Objective:
+    """Minus the cross-entropy of the class `target` (B,); success: that is predicted (Kurakin et al. 2017)."""
+    logits, target = steep_logits(model), inputs["target"]
 
     def objective(x: Tensor) -> tuple[Tensor, Tensor]:
         z = logits(x)
@@ -35,12 +32,13 @@ def targeted_ce(model: Model, target: Tensor) -> Objective:
     return objective
 
 
-def untargeted_margin(model: Model, y: Tensor, confidence: float | Tensor = 0.0) -> Objective:
+def untargeted_margin(model: Model, inputs: Inputs) -> Objective:
     """The largest logit of another class minus that of the true class `y` (B,) (Carlini & Wagner 2017, V-A, f6).
 
-    Done when another class is answered, by at least `confidence`. Where cross-entropy saturates, it still has a slope.
+    Success: another class is predicted, by at least `confidence`, if given. Where cross-entropy saturates, it still has
+    a slope.
     """
-    logits = logits_of(model)
+    logits, y, confidence = logits_of(model), inputs["y"], inputs.get("confidence", 0.0)
 
     def objective(x: Tensor) -> tuple[Tensor, Tensor]:
         z = logits(x)
@@ -50,12 +48,12 @@ def untargeted_margin(model: Model, y: Tensor, confidence: float | Tensor = 0.0)
     return objective
 
 
-def targeted_margin(model: Model, target: Tensor, confidence: float | Tensor = 0.0) -> Objective:
+def targeted_margin(model: Model, inputs: Inputs) -> Objective:
     """The logit of the class `target` (B,) minus the largest of another (Carlini & Wagner 2017, section V-A, f6).
 
-    Done when `target` is answered, by at least `confidence`.
+    Success: `target` is predicted, by at least `confidence`, if given.
     """
-    logits = logits_of(model)
+    logits, target, confidence = logits_of(model), inputs["target"], inputs.get("confidence", 0.0)
 
     def objective(x: Tensor) -> tuple[Tensor, Tensor]:
         z = logits(x)
@@ -65,11 +63,11 @@ def targeted_margin(model: Model, target: Tensor, confidence: float | Tensor = 0
     return objective
 
 
-def divergence_from(model: Model, reference: Tensor) -> Objective:
-    """Kullback-Leibler divergence of the answer to x from that of the logits `reference` (B, classes); done when
-    another class is answered (Zhang et al. 2019, TRADES, algorithm 1)."""
-    logits = _steep(model)
-    reference = tf.stop_gradient(reference)
+def divergence_from(model: Model, inputs: Inputs) -> Objective:
+    """Kullback-Leibler divergence of the answer to x from that of the `logits` (B, classes); success: another class is
+    predicted (Zhang et al. 2019, TRADES, algorithm 1)."""
+    logits = steep_logits(model)
+    reference = tf.stop_gradient(inputs["logits"])
 
     def objective(x: Tensor) -> tuple[Tensor, Tensor]:
         z = logits(x)
@@ -84,10 +82,11 @@ def divergence(logits: Tensor, other: Tensor) -> Tensor:
     return tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=-1)
 
 
-def cosine_to(embed: Model, target: Tensor, threshold: float | Tensor = 1.0) -> Objective:
-    """Cosine similarity of `embed(x)` (B, D) to `target` (B, D); done above `threshold` (MTER, feature target)."""
-    forward = inference(embed)
-    target = tf.math.l2_normalize(tf.cast(target, tf.float32), axis=-1)
+def cosine_to(embed: Model, inputs: Inputs) -> Objective:
+    """Cosine similarity of `embed(x)` (B, D) to the `embedding` (B, D); success above `threshold`, by default 1 (MTER,
+    feature target)."""
+    forward, threshold = inference(embed), inputs.get("threshold", 1.0)
+    target = tf.math.l2_normalize(tf.cast(inputs["embedding"], tf.float32), axis=-1)
 
     def objective(x: Tensor) -> tuple[Tensor, Tensor]:
         embedding = tf.cast(forward(x), tf.float32)
@@ -102,7 +101,7 @@ def least_likely(model: Model, x: Tensor) -> Tensor:
     return tf.argmin(logits_of(model)(x), axis=1, output_type=tf.int32)
 
 
-def _steep(model: Model) -> Model:
+def steep_logits(model: Model) -> Model:
     """`logits_of(model)`, for losses of which the gradient's direction alone counts, example by example.
 
     Where the true class is nearly certain the gradient by the logits is too small for 16-bit floats, and would be zero

@@ -74,10 +74,27 @@ def seed_pair(seed: int | Tensor) -> Tensor:
 
 def example_seeds(seed: Tensor, index: Tensor) -> Tensor:
     """One seed pair per example: `seed` (2,) folded with `index` (B,), the examples' places in the data set."""
+    return _seeds_at(tf.broadcast_to(_spread(seed), [tf.size(index), 2]), index)
+
+
+def restart_seeds(seed: Tensor, index: Tensor, restart: Tensor, restarts: Tensor) -> Tensor:
+    """One seed pair per example: that of `example_seeds` for `seed` folded with the example's own `restart` (B,), a
+    number below `restarts`."""
+    spread = tf.map_fn(
+        lambda number: _spread(tf.random.fold_in(seed, number)),
+        tf.range(restarts),
+        fn_output_signature=tf.TensorSpec([2], tf.int32),
+    )
+    return _seeds_at(tf.gather(spread, tf.minimum(restart, restarts - 1)), index)
+
+
+def _spread(seed: Tensor) -> Tensor:
     # Folding once with a constant spreads the seed's bits, so that neighbouring seeds share no (seed, index) pair.
-    spread = tf.random.fold_in(seed, 0x5EED)
-    index = tf.cast(index, tf.int32)
-    return tf.stack([tf.fill(tf.shape(index), spread[0]), tf.bitwise.bitwise_xor(spread[1], index)], axis=1)
+    return tf.random.fold_in(seed, 0x5EED)
+
+
+def _seeds_at(spread: Tensor, index: Tensor) -> Tensor:
+    return tf.stack([spread[:, 0], tf.bitwise.bitwise_xor(spread[:, 1], tf.cast(index, tf.int32))], axis=1)
 
 
 def uniform(seeds: Tensor, shape: Sequence[int] | Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:

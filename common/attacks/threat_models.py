@@ -1,8 +1,8 @@
 """Threat models: where an adversarial example may stand, and the exact way back there.
 
-A space is built from tensors at call time: the clean input `x0` (B, ...), a budget, a box and a mask. A budget is a
-scalar, one number per example (B,), or, for L-inf, any tensor of the rank of `x0` that broadcasts to it. Where the mask
-is 0 nothing moves. The box is widened where `x0` itself lies outside it, so that `x0` is a point of every space.
+A threat model is built from tensors at call time: the clean input `x0` (B, ...), a budget, a box and a mask. A budget
+is a scalar, one number per example (B,), or, for L-inf, any tensor of the rank of `x0` that broadcasts to it. Where the
+mask is 0 nothing moves. The box is widened where `x0` itself lies outside it, so that `x0` is always a point of it.
 """
 
 from collections.abc import Callable
@@ -21,19 +21,19 @@ _TOLERANCE = 1e-6
 _ROUNDS = 64
 
 
-class Space(NamedTuple):
-    """A threat model.
+class ThreatModel(NamedTuple):
+    """Where an adversarial example may stand.
 
-    `project`: point (B, ...) -> the nearest point of the space. `start`: seeds (B, 2) -> a random point of the space.
+    `project`: point (B, ...) -> the nearest point of it. `random_point`: seeds (B, 2) -> a random point of it.
     `tangent`: point, gradient -> the part of the gradient along which the point may move.
     """
 
     project: Callable[[Tensor], Tensor]
-    start: Callable[[Tensor], Tensor]
+    random_point: Callable[[Tensor], Tensor]
     tangent: Callable[[Tensor, Tensor], Tensor]
 
 
-def linf(x0: Tensor, eps: float | Tensor, low=0.0, high=1.0, mask: Tensor | None = None) -> Space:
+def linf(x0: Tensor, eps: float | Tensor, low=0.0, high=1.0, mask: Tensor | None = None) -> ThreatModel:
     """|x - x0| <= eps in every coordinate, inside the box; `eps` may differ per example and per coordinate."""
     radius = align(eps, x0)
     low, high = _box(x0, low, high, mask)
@@ -42,13 +42,13 @@ def linf(x0: Tensor, eps: float | Tensor, low=0.0, high=1.0, mask: Tensor | None
     def project(x: Tensor) -> Tensor:
         return tf.clip_by_value(x, lower, upper)
 
-    def start(seeds: Tensor) -> Tensor:
+    def random_point(seeds: Tensor) -> Tensor:
         return project(x0 + radius * tensors.uniform(seeds, tf.shape(x0)[1:], -1.0, 1.0))
 
-    return Space(project, start, _unmasked(mask))
+    return ThreatModel(project, random_point, _unmasked(mask))
 
 
-def l2(x0: Tensor, eps: float | Tensor, low=0.0, high=1.0, mask: Tensor | None = None) -> Space:
+def l2(x0: Tensor, eps: float | Tensor, low=0.0, high=1.0, mask: Tensor | None = None) -> ThreatModel:
     """||x - x0||_2 <= eps per example, inside the box; `eps` is a scalar or (B,)."""
     eps = _radius(eps, x0)
     low, high = _box(x0, low, high, mask)
@@ -58,14 +58,14 @@ def l2(x0: Tensor, eps: float | Tensor, low=0.0, high=1.0, mask: Tensor | None =
         # The last clip takes back what rounding in the sum may add.
         return tf.clip_by_value(x0 + _nearest_l2(x - x0, lower, upper, eps), low, high)
 
-    def start(seeds: Tensor) -> Tensor:
+    def random_point(seeds: Tensor) -> Tensor:
         direction = unit(_unmasked(mask)(x0, tensors.normal(seeds, tf.shape(x0)[1:])), 2)
         return project(x0 + eps * _depth(seeds, x0, mask) * direction)
 
-    return Space(project, start, _unmasked(mask))
+    return ThreatModel(project, random_point, _unmasked(mask))
 
 
-def l1(x0: Tensor, eps: float | Tensor, low=0.0, high=1.0, mask: Tensor | None = None) -> Space:
+def l1(x0: Tensor, eps: float | Tensor, low=0.0, high=1.0, mask: Tensor | None = None) -> ThreatModel:
     """||x - x0||_1 <= eps per example, inside the box; `eps` is a scalar or (B,)."""
     eps = _radius(eps, x0)
     low, high = _box(x0, low, high, mask)
@@ -74,7 +74,7 @@ def l1(x0: Tensor, eps: float | Tensor, low=0.0, high=1.0, mask: Tensor | None =
     def project(x: Tensor) -> Tensor:
         return tf.clip_by_value(x0 + _nearest_l1(x - x0, lower, upper, eps), low, high)
 
-    def start(seeds: Tensor) -> Tensor:
+    def random_point(seeds: Tensor) -> Tensor:
         # Signed exponentials over their sum are uniform on the L1 sphere.
         draws = tensors.uniform(seeds, tf.shape(x0)[1:], -1.0, 1.0)
         laplace = -tf.sign(draws) * tf.math.log1p(-tf.abs(draws))
@@ -85,20 +85,20 @@ def l1(x0: Tensor, eps: float | Tensor, low=0.0, high=1.0, mask: Tensor | None =
         blocked = ((x >= high) & (gradient > 0)) | ((x <= low) & (gradient < 0))
         return tf.where(blocked, tf.zeros_like(gradient), gradient)
 
-    return Space(project, start, tangent)
+    return ThreatModel(project, random_point, tangent)
 
 
-def box(x0: Tensor, low=0.0, high=1.0, mask: Tensor | None = None) -> Space:
+def box(x0: Tensor, low=0.0, high=1.0, mask: Tensor | None = None) -> ThreatModel:
     """The box alone, without a budget: for attacks that look for the smallest change."""
     low, high = _box(x0, low, high, mask)
 
     def project(x: Tensor) -> Tensor:
         return tf.clip_by_value(x, low, high)
 
-    def start(seeds: Tensor) -> Tensor:
+    def random_point(seeds: Tensor) -> Tensor:
         return project(low + (high - low) * tensors.uniform(seeds, tf.shape(x0)[1:]))
 
-    return Space(project, start, _unmasked(mask))
+    return ThreatModel(project, random_point, _unmasked(mask))
 
 
 def _box(x0: Tensor, low, high, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -118,7 +118,8 @@ def _radius(eps: float | Tensor, x0: Tensor) -> Tensor:
 def _unmasked(mask: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
     if mask is None:
         return lambda x, gradient: gradient
-    return lambda x, gradient: tf.where(align(mask, x) != 0, gradient, tf.zeros_like(gradient))
+    # A mask of unknown shape hides that of the gradient.
+    return lambda x, gradient: tf.ensure_shape(tf.where(align(mask, x) != 0, gradient, 0.0), gradient.shape)
 
 
 def _nearest_l2(shift: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How an attack moves: rules that are told (x, score, done, gradient) and answer with the next x."""
+"""Update rules in ask-and-tell form: told (x, value, success, gradient), they answer with the next x."""
 
 from collections.abc import Callable
 from math import pi
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from common.attacks.tensors import align, per_example, unit
+from common.attacks.threat_models import ThreatModel
 
 Tensor = tf.Tensor
 # The square of a larger gradient overflows, and Adam would never again move what has one.
@@ -15,46 +16,52 @@ State = Any
 """A nest of tensors whose shapes and dtypes never change."""
 
 
-class Rule(NamedTuple):
+class UpdateRule(NamedTuple):
     """An ask-and-tell optimiser as two pure functions.
 
-    `init`: x -> state. `step`: state, x, score, done, gradient -> proposal, state; the proposal is projected by the
-    loop. With `needs_grad` false the loop takes no gradient and `step` receives zeros.
+    `init`: x -> state, a nest of tensors with one row per example. `step`: state, x, value, success, gradient ->
+    proposal, state; the proposal is projected by the loop. `needs_gradient`: whether the loop takes one, or a function
+    state -> bool () of whether the next step needs one; where not, `step` receives zeros.
     """
 
     init: Callable[[Tensor], State]
     step: Callable[[State, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, State]]
-    needs_grad: bool = True
+    needs_gradient: bool | Callable[[State], Tensor] = True
 
 
 def ascent(
-    direction: Callable[[Tensor], Tensor], alpha: float | Tensor, momentum: float | Tensor | None = None
-) -> Rule:
+    direction: Callable[[Tensor], Tensor],
+    alpha: float | Tensor,
+    momentum: float | Tensor | None = None,
+    tangent: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> UpdateRule:
     """x + alpha * direction(gradient), as in PGD (Madry et al. 2018) or, with `momentum`, MI-FGSM (Dong et al. 2018).
 
     `alpha` is a scalar, (B,) or of the input's rank, in the input's units. Momentum accumulates gradients over their
-    mean absolute value, not their signs.
+    mean absolute value, not their signs. `tangent`: x, gradient -> what of the gradient counts there.
     """
 
-    def step(velocity: State, x: Tensor, score: Tensor, done: Tensor, gradient: Tensor) -> tuple[Tensor, State]:
+    def step(velocity: State, x: Tensor, value: Tensor, success: Tensor, gradient: Tensor) -> tuple[Tensor, State]:
+        if tangent is not None:
+            gradient = tangent(x, gradient)
         if momentum is not None:
             velocity = gradient = momentum * velocity + scaled_l1(gradient)
         return x + align(alpha, x) * direction(gradient), velocity
 
-    return Rule(lambda x: () if momentum is None else tf.zeros_like(x), step)
+    return UpdateRule(lambda x: () if momentum is None else tf.zeros_like(x), step)
 
 
-def adam(alpha: float | Tensor, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> Rule:
+def adam(alpha: float | Tensor, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8) -> UpdateRule:
     """Ascent by Adam with bias correction, coordinate by coordinate (Kingma & Ba 2015, algorithm 1).
 
     `alpha` is a scalar, (B,) or of the input's rank, in the input's units: about the length of each coordinate's step.
     """
 
-    def step(moments: State, x: Tensor, score: Tensor, done: Tensor, gradient: Tensor) -> tuple[Tensor, State]:
+    def step(moments: State, x: Tensor, value: Tensor, success: Tensor, gradient: Tensor) -> tuple[Tensor, State]:
         climb, moments = _adapt(moments, gradient, beta1, beta2, epsilon)
         return x + align(alpha, x) * climb, moments
 
-    return Rule(_moments, step)
+    return UpdateRule(_moments, step)
 
 
 def ddn(
@@ -64,7 +71,8 @@ def ddn(
     gamma: float | Tensor = 0.05,
     initial_eps: float | Tensor = 1.0,
     largest_eps: float | Tensor = 1e18,
-) -> Rule:
+    tangent: Callable[[Tensor, Tensor], Tensor] = lambda x, gradient: gradient,
+) -> UpdateRule:
     """The direction and the L2 norm of x - x0, each on its own (Rony et al. 2019, algorithm 1).
 
     A step of length 1, annealed to 0.01 over `steps`, along the unit gradient turns x - x0; then it gets the length
@@ -75,43 +83,43 @@ def ddn(
     def init(x: Tensor) -> State:
         return _count(x), _count(x) + align(initial_eps, x)
 
-    def step(state: State, x: Tensor, score: Tensor, done: Tensor, gradient: Tensor) -> tuple[Tensor, State]:
+    def step(state: State, x: Tensor, value: Tensor, success: Tensor, gradient: Tensor) -> tuple[Tensor, State]:
         count, eps = state
-        eps = tf.minimum(eps * align(tf.where(done, 1.0 - gamma, 1.0 + gamma), x), align(largest_eps, x))
-        shift = x - x0 + _annealed(1.0, 0.01, count, steps) * unit_l2(gradient)
+        eps = tf.minimum(eps * align(tf.where(success, 1.0 - gamma, 1.0 + gamma), x), align(largest_eps, x))
+        shift = x - x0 + _annealed(1.0, 0.01, count, steps) * unit_l2(tangent(x, gradient))
         return x0 + eps * unit_l2(shift), (count + 1.0, eps)
 
-    return Rule(init, step)
+    return UpdateRule(init, step)
 
 
 def sigma_zero(
     x0: Tensor,
-    project: Callable[[Tensor], Tensor],
+    threat_model: ThreatModel,
     steps: int | Tensor,
     *,
     alpha: float | Tensor = 1.0,
     threshold: float | Tensor = 0.3,
     threshold_rate: float | Tensor = 0.01,
-) -> Rule:
+) -> UpdateRule:
     """Adam along the gradient over its L-inf norm, small changes undone (Cina et al. 2025, algorithm 1).
 
     `alpha` falls to a tenth over `steps`, along half a cosine. The threshold, in the units of the input, rises by
     `threshold_rate` times it where x has reached its goal, falls by as much where not, and holds for the point that
-    `project` has brought back into the space.
+    projection has brought back.
     """
 
     def init(x: Tensor) -> State:
         return _moments(x), _count(x) + align(threshold, x)
 
-    def step(state: State, x: Tensor, score: Tensor, done: Tensor, gradient: Tensor) -> tuple[Tensor, State]:
+    def step(state: State, x: Tensor, value: Tensor, success: Tensor, gradient: Tensor) -> tuple[Tensor, State]:
         moments, least = state
         rate = _annealed(1.0, 0.1, moments[-1], steps) * align(alpha, x)
-        climb, moments = _adapt(moments, _unit_linf(gradient), 0.9, 0.999, 1e-8)
-        moved = project(x + rate * climb)
-        least = tf.maximum(least + threshold_rate * rate * align(tf.where(done, 1.0, -1.0), x), 0.0)
+        climb, moments = _adapt(moments, _unit_linf(threat_model.tangent(x, gradient)), 0.9, 0.999, 1e-8)
+        moved = threat_model.project(x + rate * climb)
+        least = tf.maximum(least + threshold_rate * rate * align(tf.where(success, 1.0, -1.0), x), 0.0)
         return tf.where(tf.abs(moved - x0) < least, x0, moved), (moments, least)
 
-    return Rule(init, step)
+    return UpdateRule(init, step)
 
 
 def unit_l2(gradient: Tensor) -> Tensor:

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from common.attacks import ascent, linf, logits_of, pgd, search, tensors
-from common.attacks.calls import check_box
+from common.attacks import Inputs, Objective, ThreatModel, in_ball, logits_of, pgd, run, tensors
 from common.attacks.objectives import divergence, divergence_from
 from common.errors import UserError
 from common.training.batches import Batch
@@ -72,26 +71,40 @@ def fast_training(*, eps: float, alpha: float | None = None) -> Method:
     return pgd_training(eps=eps, alpha=1.25 * eps if alpha is None else alpha, steps=1)
 
 
+def _clean_logits(model: keras.Model, inputs: Inputs) -> dict[str, Tensor]:
+    return {"logits": logits_of(model)(inputs["x"])}
+
+
+def _apart(model: keras.Model, inputs: Inputs) -> Objective:
+    """The divergence of the answer from that to the clean input."""
+    apart = divergence_from(model, inputs)
+
+    def objective(x: Tensor) -> tuple[Tensor, Tensor]:
+        value, success = apart(x)
+        # Only the gradient's sign counts, and half precision loses that of an answer that hardly changes. Over the
+        # root of the divergence its length can be held (Pinsker's inequality).
+        return value * tf.stop_gradient(tf.math.rsqrt(tf.maximum(value, 1e-10))), success
+
+    return objective
+
+
+def _beside(inputs: Inputs, threat_model: ThreatModel) -> Tensor:
+    # At the clean image itself the divergence is least and its gradient zero.
+    x = inputs["x"]
+    noise = tensors.normal(tensors.example_seeds(inputs["seed"], inputs["index"]), tf.shape(x)[1:])
+    return threat_model.project(x + 1e-3 * noise)
+
+
+_APART = in_ball(_apart, classes=False, prepare=_clean_logits, start=_beside)
+
+
 def trades_training(*, eps: float, alpha: float, steps: int, beta: float = 6.0) -> Method:
     """Cross-entropy of the clean image plus `beta` times the Kullback-Leibler divergence between the answers to it and
     to the nearby image that makes it largest (Zhang et al. 2019, equation 5 and algorithm 1)."""
 
     def adversary(model: keras.Model, batch: Batch, seed: Tensor) -> Batch:
         x, y = batch
-        check_box(x, tf.constant(0.0), tf.constant(1.0))
-        space = linf(x, eps)
-        apart = divergence_from(model, logits_of(model)(x))
-
-        def objective(x: Tensor) -> tuple[Tensor, Tensor]:
-            score, done = apart(x)
-            # Only the gradient's sign counts, and half precision loses that of an answer that hardly changes. Over the
-            # root of the divergence its length can be held (Pinsker's inequality).
-            return score * tf.stop_gradient(tf.math.rsqrt(tf.maximum(score, 1e-10))), done
-
-        # At the clean image itself the divergence is least and its gradient zero.
-        noise = tensors.normal(tensors.example_seeds(seed, tf.range(tf.shape(x)[0])), tf.shape(x)[1:])
-        start = space.project(x + 1e-3 * noise)
-        return x, y, search(objective, ascent(tf.sign, alpha), space, start, steps).x
+        return x, y, run(_APART, model, {"x": x, "eps": eps, "alpha": alpha, "steps": steps, "seed": seed})
 
     def loss(model: keras.Model, batch: Batch) -> tuple[Terms, Terms]:
         x, y, moved = batch

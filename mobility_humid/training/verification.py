@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from common.evaluation.predictions import outputs
 from common.evaluation.statistics import (
-    Measured,
+    Estimate,
     auc,
     best_threshold,
     bootstrap,
@@ -60,7 +60,7 @@ def fix_threshold(model: Siamese, x: np.ndarray, same: np.ndarray) -> None:
     model.threshold.assign(float(model.threshold.numpy()) + best_threshold(outputs(model, x)[:, 0], same))
 
 
-def quality(scores: np.ndarray, pairs: Pairs) -> dict[str, Measured]:
+def quality(scores: np.ndarray, pairs: Pairs) -> dict[str, Estimate]:
     """Accuracy, F1 (of the same driver) and AUC of `scores` (n,), above 0 for the same driver."""
     answer, same = scores > 0, pairs.same.astype(bool)
     statistics = {
@@ -70,6 +70,6 @@ def quality(scores: np.ndarray, pairs: Pairs) -> dict[str, Measured]:
     }
     everyone = np.ones((1, len(scores)))
     return {
-        metric: Measured(float(statistic(everyone)[0]), len(scores), *bootstrap(statistic, pairs.driver))
+        metric: Estimate(float(statistic(everyone)[0]), len(scores), *bootstrap(statistic, pairs.driver))
         for metric, statistic in statistics.items()
     }

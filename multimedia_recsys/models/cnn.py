@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from common.arrays import as_float
 from common.attacks import inference, logits_of
-from common.attacks.calls import compiled
+from common.attacks.compile import compiled
 from common.errors import UserError
 from common.models import flat, halves, places
 from common.progress import blocks

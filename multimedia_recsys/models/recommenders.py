@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from common.attacks import ascent, l2, search, unit_l2
+from common.attacks import Inputs, Objective, in_ball, search
 from common.training import loop
 from common.training.batches import Batch
 from common.training.loop import Adversary, Loss, Terms
@@ -202,6 +202,24 @@ def bpr_loss(looks: Tensor, l2_rows: float, l2_visual: float) -> Loss:
     return loss
 
 
+def _bpr_of_triplets(model: Bpr, inputs: Inputs) -> Objective:
+    """BPR's loss of triplets, whose items are the rows `first` and `second` of the features."""
+    user, first = inputs["user"], inputs["first"]
+
+    def objective(features: Tensor) -> tuple[Tensor, Tensor]:
+        gap = model(user, inputs["positive"], tf.gather(features, first)) - model(
+            user, inputs["negative"], tf.gather(features, inputs["second"])
+        )
+        # The sum over rows is the loss; to whose row a triplet is counted changes no gradient.
+        loss = tf.math.unsorted_segment_sum(tf.nn.softplus(-gap), first, tf.shape(features)[0])
+        return loss, tf.zeros_like(loss, tf.bool)
+
+    return objective
+
+
+_FEATURES = in_ball(_bpr_of_triplets, "l2", classes=False)
+
+
 def amr(looks: Tensor, settings: Settings) -> tuple[Loss, Adversary]:
     """Adversarial multimedia recommendation (Tang et al. 2020, equations 7 to 10): the loss of BPR, and `lambd` times
     that of triplets whose features are moved by `epsilon` (L2) along the gradient of BPR's loss.
@@ -215,17 +233,15 @@ def amr(looks: Tensor, settings: Settings) -> tuple[Loss, Adversary]:
         count = tf.shape(user)[0]
         of_positive, of_negative = place[:count], place[count:]
 
-        def objective(features: Tensor) -> tuple[Tensor, Tensor]:
-            gap = model(user, positive, tf.gather(features, of_positive)) - model(
-                user, negative, tf.gather(features, of_negative)
-            )
-            # The sum over rows is the loss; to whose row a triplet is counted changes no gradient.
-            score = tf.math.unsorted_segment_sum(tf.nn.softplus(-gap), of_positive, tf.shape(items)[0])
-            return score, tf.zeros_like(score, tf.bool)
-
-        clean = tf.gather(looks, items)
-        space = l2(clean, settings.epsilon, low=-np.inf, high=np.inf)
-        moved = search(objective, ascent(unit_l2, settings.epsilon), space, clean, 1).x
+        triplets = {
+            "user": user,
+            "positive": positive,
+            "negative": negative,
+            "first": of_positive,
+            "second": of_negative,
+        }
+        budget = {"eps": settings.epsilon, "alpha": settings.epsilon, "low": -np.inf, "high": np.inf, "steps": 1}
+        moved = search(_FEATURES, model, {"x": tf.gather(looks, items), **budget, **triplets}).x
         return user, positive, negative, tf.gather(moved, of_positive), tf.gather(moved, of_negative)
 
     plain = bpr_loss(looks, settings.l2, settings.l2_visual)

@@ -11,7 +11,8 @@ import keras
 import numpy as np
 import pytest
 
-from common.attacks import bim, fgsm, mi_fgsm, pgd
+from common import attacks
+from common.attacks import Attack, Result, at_success, bim, fgsm, mi_fgsm, pgd
 
 LIMITS = {"linf": (1e-6, 0.0), "l2": (1e-7, 1e-5), "l1": (1e-6, 1e-4)}
 """Per norm the overshoot that float32 explains: absolute, relative to the budget (A1, A2)."""
@@ -21,6 +22,18 @@ SHAPES = {1: (12,), 2: (3, 4), 4: (2, 3, 2, 1)}
 each_rank = pytest.mark.parametrize(
     "rank", [rank if rank == 4 else pytest.param(rank, marks=pytest.mark.slow) for rank in SHAPES]
 )
+
+
+def search(objective, rule, threat_model, x, steps, *, selection=None, stop=False) -> Result:
+    """The loop on parts that are there already, not compiled."""
+    attack = Attack(
+        objective=lambda model, inputs: objective,
+        threat_model=lambda inputs: threat_model,
+        update=lambda inputs, threat_model: rule,
+        selection=selection,
+        stop=at_success if stop else None,
+    )
+    return attacks.search(attack, None, {"x": x, "steps": steps})
 
 
 def column(value: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common.attacks import ascent, bim, fgsm, l2, linf, logits_of, pgd, search, unit_l2, untargeted_ce
-from tests.helpers.attack_oracles import perceptron
+from common.attacks import ascent, bim, fgsm, l2, linf, logits_of, pgd, unit_l2
+from common.attacks.objectives import untargeted_ce
+from tests.helpers.attack_oracles import perceptron, search
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
 
@@ -92,7 +93,7 @@ def test_probabilities_are_attacked_before_their_activation(head):
     for norm, space, direction, eps in (("linf", linf, tf.sign, 0.2), ("l2", l2, unit_l2, 0.5)):
         found = bim(model, x, y, eps=eps, alpha=eps / 4, steps=10, norm=norm)
         # Not compiled: that would take longer than all steps.
-        twin = search(untargeted_ce(z, y), ascent(direction, eps / 4), space(x, eps), x, 10).x
+        twin = search(untargeted_ce(z, {"y": y}), ascent(direction, eps / 4), space(x, eps), x, 10).x
         np.testing.assert_allclose(found, twin, atol=1e-6)
         assert (found != x).numpy().any(axis=1).all()
 

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from common import attacks
-from common.evaluation import predictions, robustness
+from common.evaluation import gradients, predictions
 from common.models import flat
 from tests.helpers.misread_toys import CLASSES, LOGITS, PGD, WEIGHTS, X, Y
 
@@ -75,7 +75,7 @@ def test_everything_follows_the_model_that_a_function_holds():
     runs = {
         "predict": lambda model: predictions.predict(model, X),
         "outputs": lambda model: predictions.outputs(model, X),
-        "gradients": lambda model: robustness.gradient_rows(model, X, Y).zero,
+        "gradients": lambda model: gradients.gradient_rows(model, X, Y).zero,
         "ddn": lambda model: attacks.ddn(model, X, Y, steps=3),
         "step_ll": lambda model: attacks.step_ll(model, X, eps=0.1),
         "features": lambda model: attacks.fftgsm(model, X, np.eye(CLASSES)[Y], eps=0.1),

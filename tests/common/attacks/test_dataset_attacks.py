@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common.attacks import attack_dataset, bim, budget, calls, cosine_to, fgsm, iftgsm, mi_fgsm, pgd
+from common.attacks import attack_dataset, bim, budget, compile, fgsm, iftgsm, mi_fgsm, pgd
 from common.attacks.dataset import _compacted, _size_for, _until_next_look
+from common.attacks.objectives import cosine_to
 from tests.helpers.attack_oracles import Perceptron
 
 
@@ -56,7 +57,8 @@ def test_a13_leaving_early_changes_no_result(task, name, size):
     found = attack_dataset(partial(attack.func, model, **attack.keywords), x, y, batch_size=size)
     expected = whole(attack, model, x, y)
     won = np.argmax(model(found.x), axis=1) == np.argmax(model(expected), axis=1)
-    same = np.isclose(found.x, expected, atol=1e-6, rtol=0).all(axis=1)
+    # Norms are sums, which another processor rounds otherwise in a batch of one.
+    same = np.isclose(found.x, expected, atol=5e-6 if name == "pgd_l2" else 1e-6, rtol=0).all(axis=1)
     # A sparse step goes along one coordinate or another by the last bit of a product of matrices.
     assert min(same.mean(), won.mean()) > 0.9 if name == "pgd_l1" else same.all() and won.all()
     assert 0 < found.utilisation <= 1
@@ -94,17 +96,17 @@ def test_restarts_go_to_survivors_only(task):
     standing = np.argmax(model(once.x), axis=1) == y
     assert 0 < standing.sum() < len(x)
     np.testing.assert_array_equal(often.x[~standing], once.x[~standing])
-    assert often.gradients <= once.gradients + 3 * 5 * (standing.sum() + 8)
+    # Where a restart ends is judged by an evaluation of its own.
+    assert often.gradients <= once.gradients + 3 * (5 + 1) * (standing.sum() + 8)
 
 
-def test_progress_counts_an_example_once_it_begins_no_further_restart(task, capsys, monkeypatch):
+def test_progress_counts_each_example_once(task, capsys, monkeypatch):
     monkeypatch.setattr("common.progress._LINE", 0.0)
     model, x, y = task
     attack = partial(pgd, model, eps=0.1, alpha=0.05, steps=5, restarts=4, stop=True)
-    standing = np.argmax(model(attack_dataset(attack, x, y, batch_size=8, progress=True).x), axis=1) == y
+    attack_dataset(attack, x, y, batch_size=8, progress=True)
     shown = [int(line.split("/")[0].removeprefix("pgd: ")) for line in capsys.readouterr().out.splitlines()]
-    assert shown == sorted(shown) and shown[-1] == len(x)
-    assert standing.sum() > 0 and shown.count(len(x) - standing.sum()) > 0
+    assert shown == sorted(set(shown)) and shown[-1] == len(x) and len(shown) > 3
 
 
 def test_budgets_and_masks_of_examples_go_along(task):
@@ -126,7 +128,7 @@ def test_feature_targets_and_their_thresholds_go_along(task):
     settings = {"eps": 0.3, "alpha": 0.02, "steps": 12, "threshold": threshold}
     found = attack_dataset(partial(iftgsm, model, **settings), x, target, batch_size=5)
     np.testing.assert_allclose(found.x, iftgsm(model, x, target, **settings), atol=1e-6, rtol=0)
-    reached = cosine_to(model, target, threshold)(tf.constant(found.x))[1].numpy()
+    reached = cosine_to(model, {"embedding": target, "threshold": threshold})(tf.constant(found.x))[1].numpy()
     assert 0 < reached.sum() < len(x)
 
 
@@ -134,7 +136,7 @@ def test_a19_refilling_traces_nothing_anew(task):
     model, (_, x, y) = Perceptron((6,), seed=3).model, task
     for eps, size, steps in ((0.1, 8, 5), (0.2, 8, 7), (0.3, 16, 12), (0.3, 5, 3)):
         attack_dataset(partial(pgd, model, eps=eps, alpha=0.02, steps=steps, stop=True), x, y, batch_size=size)
-    assert len(calls._compiled[model]) == 2
+    assert len(compile._compiled[model]) == 2
 
 
 def test_attacks_without_labels_index_or_stop(task):
@@ -145,7 +147,7 @@ def test_attacks_without_labels_index_or_stop(task):
     )
     plain = attack_dataset(partial(fgsm, model, eps=0.1), x, y, batch_size=7)
     np.testing.assert_array_equal(plain.x, fgsm(model, x, y, eps=0.1))
-    assert plain.gradients is plain.utilisation is None
+    assert plain.gradients == len(x) and plain.utilisation is None
     own = attack_dataset(lambda x, y: x + y[:, None], x, y, batch_size=7)
     np.testing.assert_array_equal(own.x, x + y[:, None].astype(np.float32))
 

@@ -1,4 +1,4 @@
-"""Attacks that look for the smallest perturbation, and L0 by elimination."""
+"""Attacks that look for the smallest perturbation, and L0 by pruning."""
 
 import warnings
 from functools import partial
@@ -8,21 +8,22 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from common import attacks
 from common.attacks import (
-    Result,
+    Pruning,
     adam,
     ascent,
+    at_success,
     bim,
     box,
-    calls,
+    compile,
     cw_l0,
     cw_l2,
     ddn,
-    eliminate,
+    in_ball,
     linf,
     minimal,
     objectives,
-    search,
     sigma_zero,
     targeted_margin,
     threat_models,
@@ -32,7 +33,7 @@ from common.attacks import (
     untargeted_margin,
     updates,
 )
-from tests.helpers.attack_oracles import SHAPES, Perceptron, each_rank, fooled, linear_task
+from tests.helpers.attack_oracles import SHAPES, Perceptron, each_rank, fooled, linear_task, search
 
 ATTACKS = {
     "ddn": partial(ddn, steps=60),
@@ -175,7 +176,7 @@ def test_a19_one_trace(name):
         ATTACKS[name](net.model, x, y, steps=3, learning_rate=0.1)
     else:
         ATTACKS[name](net.model, x, y, steps=3, gamma=0.1, initial_eps=0.5)
-    assert len(calls._compiled[net.model]) == 1
+    assert len(compile._compiled[net.model]) == 1
 
 
 RULES = {
@@ -185,7 +186,7 @@ RULES = {
     "top_l1": lambda x0, space: ascent(top_l1(0.2), 0.2),
     "adam": lambda x0, space: adam(0.05),
     "ddn": lambda x0, space: updates.ddn(x0, 20),
-    "sigma_zero": lambda x0, space: updates.sigma_zero(x0, space.project, 20),
+    "sigma_zero": lambda x0, space: updates.sigma_zero(x0, space, 20),
 }
 
 
@@ -202,15 +203,18 @@ def test_a20_every_rule_under_xla(name):
         )
         if name in ("ddn", "sigma_zero", "adam"):
             space = box(x)
-        rank = minimal.nearest(lambda moved: tf.reduce_sum(tf.abs(moved - x), axis=1))
-        return search(untargeted_ce(net.model, y), RULES[name](x, space), space, x, 20, rank=rank)
+
+        def nearest(inputs, moved, value, success):
+            return tf.where(success, -tf.reduce_sum(tf.abs(moved - x), axis=1), float("-inf"))
+
+        return search(untargeted_ce(net.model, {"y": y}), RULES[name](x, space), space, x, 20, selection=nearest)
 
     inputs = tf.constant(x), tf.constant(y)
     plain, fused = tf.function(attack)(*inputs), tf.function(attack, jit_compile=True)(*inputs)
-    rates = [float(np.mean(found.done)) for found in (plain, fused)]
+    rates = [float(np.mean(found.success)) for found in (plain, fused)]
     assert rates[0] > 0.1
     assert abs(rates[0] - rates[1]) <= 0.02
-    done = plain.done.numpy() & fused.done.numpy()
+    done = plain.success.numpy() & fused.success.numpy()
     distances = [np.median(np.abs(found.x.numpy() - x).sum(axis=1)[done]) for found in (plain, fused)]
     np.testing.assert_allclose(*distances, rtol=0.02)
 
@@ -220,16 +224,16 @@ def test_margins_are_differences_of_logits():
     x, y = net.data(20)
     z = net.logits(x.astype(np.float64))
     others = np.where(np.eye(3)[y] == 1, -np.inf, z).max(axis=1)
-    score, done = untargeted_margin(net.model, y)(tf.constant(x))
+    score, done = untargeted_margin(net.model, {"y": y})(tf.constant(x))
     np.testing.assert_allclose(score, others - z[np.arange(20), y], atol=1e-5)
     assert not done.numpy().any()
     target = (y + 1) % 3
     others = np.where(np.eye(3)[target] == 1, -np.inf, z).max(axis=1)
-    score, done = targeted_margin(net.model, target)(tf.constant(x))
+    score, done = targeted_margin(net.model, {"target": target})(tf.constant(x))
     np.testing.assert_allclose(score, z[np.arange(20), target] - others, atol=1e-5)
     assert not done.numpy().any()
-    lead = np.median(-untargeted_margin(net.model, y)(tf.constant(x))[0])
-    assert untargeted_margin(net.model, (y + 1) % 3, float(lead))(tf.constant(x))[1].numpy().any()
+    lead = np.median(-untargeted_margin(net.model, {"y": y})(tf.constant(x))[0])
+    assert untargeted_margin(net.model, {"y": (y + 1) % 3, "confidence": float(lead)})(tf.constant(x))[1].numpy().any()
 
 
 def test_confidence_is_kept(task):
@@ -239,7 +243,7 @@ def test_confidence_is_kept(task):
         found = cw_l2(model, x, y, steps=80, search_steps=6, constant=1.0, learning_rate=0.05, confidence=confidence)
         won = fooled(model, found, y)
         assert won.mean() >= 0.5
-        margin[confidence] = untargeted_margin(model, y)(found)[0].numpy()[won]
+        margin[confidence] = untargeted_margin(model, {"y": y})(found)[0].numpy()[won]
     assert margin[0.0].min() >= 0 and margin[0.5].min() >= 0.5
     assert np.median(margin[0.0]) < 0.25
 
@@ -249,15 +253,15 @@ def test_a18_mutants_of_cw_are_killed(monkeypatch, mutant):
     model, x, y, (low, high), best = linear_task(SHAPES[1], 8, "l2", True)
     if mutant == "hinge":
 
-        def turned(model, y, confidence):
-            return lambda x: (-untargeted_margin(model, y)(x)[0], untargeted_margin(model, y)(x)[1])
+        def turned(model, inputs):
+            return lambda x: (-untargeted_margin(model, inputs)(x)[0], untargeted_margin(model, inputs)(x)[1])
 
         monkeypatch.setattr(objectives, "untargeted_margin", turned)
     else:
         # A failure does not raise c.
-        monkeypatch.setattr(minimal, "_next_constant", lambda c, fails, works: c)
+        monkeypatch.setattr(minimal, "_next_constant", lambda constant, fails, works: constant)
     # What other tests compiled for this model knows no mutant.
-    monkeypatch.setattr(calls, "_compiled", calls.PerModel())
+    monkeypatch.setattr(compile, "_compiled", compile.PerModel())
     found = cw_l2(model, x, y, steps=300, search_steps=12, constant=1e-3, learning_rate=0.02, low=low, high=high)
     won = fooled(model, found, y)
     assert not won.all() or (size(found, x, "l2") / best).max() > 1.05
@@ -274,7 +278,7 @@ def test_bad_settings_are_refused(task):
             cw_l2(model, x, y, **settings)
     with pytest.raises(ValueError, match="labels must be"):
         ddn(model, x, y + 5)
-    with pytest.raises(ValueError, match="one label per example"):
+    with pytest.raises(ValueError, match="one target or label per example"):
         sigma_zero(model, x, y[:3])
     with pytest.raises(ValueError, match="Divide 8-bit"):
         ddn(model, x * 255, y)
@@ -305,69 +309,63 @@ def test_crafting_is_silent_about_gradients(task):
         sigma_zero(model, x, y, steps=3)
 
 
-def trips_attack(eps=2.0, steps=6):
+def previous(inputs, threat_model):
+    return inputs["previous"]
+
+
+def test_pruning_prunes_the_points_of_trips():
     """ST-iFGSM's L0 on a tiny identifier of trips (B, trips, time, 3): the third feature and the padding stay."""
     net = Perceptron((2, 5, 3), seed=8)
     x, y = net.data(16)
     valid = np.ones((16, 2, 5, 1), np.float32)
     valid[:, 1, 3:] = 0
-    features = tf.constant([[[[1.0, 1.0, 0.0]]]])
+    features = np.array([[[[1.0, 1.0, 0.0]]]], np.float32)
 
-    def rank(x, score, done):
-        return tf.cast(done, tf.float32)
+    def saliency(model, inputs, found):
+        return tf.reduce_sum(tf.abs(found.gradient) * features, axis=-1, keepdims=True)
 
-    def attack(mask, start):
-        space = linf(tf.constant(x), eps * features / 10, mask=mask * features)
-        objective, rule = untargeted_ce(net.model, y), ascent(tf.sign, 0.05)
-        return search(objective, rule, space, start, steps, rank=rank, stop=True)
-
-    def saliency(moved):
-        with tf.GradientTape() as tape:
-            tape.watch(moved)
-            score, _ = untargeted_ce(net.model, y)(moved)
-        return tf.reduce_sum(tf.abs(tape.gradient(score, moved)) * features, axis=-1, keepdims=True)
-
-    return net, x, y, valid, attack, saliency
-
-
-def test_elimination_prunes_the_points_of_trips():
-    net, x, y, valid, attack, saliency = trips_attack()
-
-    def run(rounds):
-        return eliminate(attack, saliency, tf.constant(x), tf.constant(valid), rounds=rounds, drop=0.2)
-
+    attack = in_ball(
+        attacks.untargeted_ce,
+        start=previous,
+        selection=lambda inputs, x, value, success: tf.cast(success, tf.float32),
+        stop=at_success,
+        rounds=Pruning(lambda inputs: tf.constant(valid), saliency),
+    )
+    inputs = {"x": x, "y": y, "eps": 0.2, "alpha": 0.05, "steps": 6, "mask": features, "drop": 0.2}
     counts, past, won = [], None, 0
-    run = tf.function(run)
     for rounds in (1, 2, 4, 12):
-        found = run(tf.constant(rounds))
-        moved = found.x.numpy()
+        moved = attacks.run(attack, net.model, {**inputs, "prune_rounds": rounds}).numpy()
         points = (moved != x).any(axis=-1).sum(axis=(1, 2))
-        np.testing.assert_array_equal(fooled(net.model, moved, y), found.done.numpy())
+        success = fooled(net.model, moved, y)
         assert (moved[..., 2] == x[..., 2]).all() and (moved[:, 1, 3:] == x[:, 1, 3:]).all()
-        assert (moved[~found.done.numpy()] == x[~found.done.numpy()]).all()
+        assert (moved[~success] == x[~success]).all()
         if past is not None:
             # Never more points than a round before, and nobody who was fooled gets away.
-            assert (points <= past).all() and found.done.numpy().sum() == won
-        past, won = points, found.done.numpy().sum()
-        counts.append(points[found.done.numpy()].mean())
+            assert (points <= past).all() and success.sum() == won
+        past, won = points, success.sum()
+        counts.append(points[success].mean())
     assert won >= 8
     assert counts[-1] < 0.6 * counts[0]
 
 
-def test_elimination_gives_up_the_least_first_and_ends_with_the_last_success():
-    x = tf.zeros((2, 6))
+def test_pruning_gives_up_the_least_first_and_ends_with_the_last_success():
     weight = tf.constant([5.0, 1.0, 3.0, 0.0, 2.0, 4.0])
     needed = tf.constant([6.5, 100.0])
 
-    def attack(mask, start):
-        moved = mask * tf.ones_like(x)
-        score = tf.reduce_sum(moved * weight, axis=1)
-        return Result(moved, score, score >= needed)
+    def objective(x):
+        value = tf.reduce_sum(x * weight, axis=1)
+        return value, value >= needed
 
-    found = eliminate(attack, lambda moved: moved * weight, x, tf.ones((1, 6)), rounds=20, drop=0.01)
+    attack = in_ball(
+        lambda model, inputs: objective,
+        stop=at_success,
+        rounds=Pruning(lambda inputs: tf.ones((1, 6)), lambda model, inputs, found: found.x * weight),
+    )
+    inputs = {"x": tf.zeros((2, 6)), "eps": 1.0, "alpha": 1.0, "low": 0.0, "high": 1.0, "steps": 1, "drop": 0.01}
+    found = attacks.search(attack, None, {**inputs, "prune_rounds": 20})
     np.testing.assert_array_equal(found.x, [[1, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0]])
-    np.testing.assert_array_equal(found.done, [True, False])
-    stopped = eliminate(attack, lambda moved: moved * weight, x, tf.ones((1, 6)), rounds=2, drop=0.01)
+    np.testing.assert_array_equal(found.success, [True, False])
+    stopped = attacks.search(attack, None, {**inputs, "prune_rounds": 2})
     np.testing.assert_array_equal(stopped.x[0], [1, 0, 1, 0, 1, 1])
 
 

@@ -55,7 +55,7 @@ def test_projection_meets_the_variational_inequality(norm):
     space = SPACES[norm](tf.constant(x0), eps, low, high, mask)
     p = space.project(tf.constant(x)).numpy().astype(np.float64)
     for seed in range(50):
-        q = space.start(tensors.example_seeds(tensors.seed_pair(seed), tf.range(4))).numpy()
+        q = space.random_point(tensors.example_seeds(tensors.seed_pair(seed), tf.range(4))).numpy()
         assert (((x - p) * (q - p)).sum(1) <= 1e-5).all()
 
 
@@ -104,7 +104,7 @@ def test_a5_budgets_per_coordinate(case):
     eps = np.random.default_rng(case[-1]).uniform(0, 0.5, x0.shape[1:]).astype(np.float32)[None]
     space = linf(tf.constant(x0), eps, low, high, mask)
     check_inside(space.project(tf.constant(x)), x0, eps, "linf", mask, low, high)
-    start = space.start(tensors.example_seeds(tensors.seed_pair(case[-1]), tf.range(len(x0))))
+    start = space.random_point(tensors.example_seeds(tensors.seed_pair(case[-1]), tf.range(len(x0))))
     check_inside(start, x0, eps, "linf", mask, low, high)
 
 
@@ -117,7 +117,7 @@ def test_a_ball_has_one_radius_per_example(norm):
 def starts(norm: str, n: int, dimensions: int, eps: float, mask=None) -> np.ndarray:
     x0 = tf.fill((n, dimensions), 0.5)
     seeds = tensors.example_seeds(tensors.seed_pair(3), tf.range(n))
-    return SPACES[norm](tf.constant(x0), eps, mask=mask).start(seeds).numpy() - 0.5
+    return SPACES[norm](tf.constant(x0), eps, mask=mask).random_point(seeds).numpy() - 0.5
 
 
 @pytest.mark.parametrize("norm", SPACES)

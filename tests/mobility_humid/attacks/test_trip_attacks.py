@@ -9,17 +9,17 @@ import tensorflow as tf
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from common.attacks import bim, calls, tensors
-from common.attacks import budget as named
+from common import attacks
+from common.attacks import bim, compile
+from common.attacks.attack import as_tensors
 from common.errors import UserError
-from mobility_humid.attacks import trips
-from mobility_humid.attacks.trips import ATTACKS, Budget, attack, attack_batch, fixed_but_moving
+from mobility_humid.attacks.trips import ATTACKS, OnTrips, embedded, partial_victim, trip_attack
 from mobility_humid.data.layout import Layout
 from mobility_humid.data.trips import SEEK, SERVE, SLOT, SPEED, UNTYPED, X, Y
 from tests.helpers.steep import Gamma
-from tests.helpers.trip_toys import CLASSES, GRID, MODELS, answers, dense, random_samples, tiny_model
+from tests.helpers.trip_toys import CLASSES, GRID, MODELS, answers, random_samples, tiny_model
 
-BY_NORM = [name for name in ATTACKS if name.endswith(("_l2", "_l1")) and not name.startswith("cw")]
+BY_NORM = [name for name, of in ATTACKS.items() if of.in_radius]
 RANDOM = ("noise", "strong")
 # Every attack on plain layers, which compile at once, and each of the networks under some.
 CASES = [
@@ -38,7 +38,9 @@ def hit(name, model_name, x, y, **options):
     """The attack `name` on one of the tiny models, quick settings."""
     model, layout = tiny_model(model_name), MODELS[model_name][1]
     options = {"eta": 2, "steps": 6, "radius": 6.0, "restarts": 2, "search_steps": 3} | options
-    return attack(name, model, layout, x, y, GRID, **options)
+    batch_size = options.pop("batch_size", 128)
+    named = partial(trip_attack, model, name=name, layout=layout, grid=GRID, **options)
+    return attacks.attack_dataset(named, x, y, batch_size=batch_size).x
 
 
 def task(model_name, count=24, seed=0):
@@ -155,8 +157,10 @@ def test_a15_a19_one_trace_for_all_budgets_and_no_gradient_moves_nothing(name):
     layout, model = MODELS["dense"][1], tiny_model("dense")
     x, y = task("dense", 7)
     hit(name, "dense", x[:3], y[:3])
-    once, compiled = model.calls, set(calls._compiled[model])
-    assert len([key for key in compiled if key[:2] == ("trips", name) and key[-1] == "clean"]) == 1
+    once, compiled = model.calls, set(compile._compiled[model])
+    value = ATTACKS[name].make(OnTrips(layout, GRID, ATTACKS[name].norm if ATTACKS[name].in_radius else None))
+    # One to begin and one to go on, where examples may leave; else one for all.
+    assert len([key for key in compiled if key[1] == value]) == (1 if value.stop is None else 2)
     for eta in range(5):
         for steps, radius in ((2, 3.0), (3, 1.0), (5, 0.0)):
             hit(name, "dense", x, y, eta=eta, steps=steps, radius=radius, batch_size=4)
@@ -170,17 +174,18 @@ def test_a15_a19_one_trace_for_all_budgets_and_no_gradient_moves_nothing(name):
     check_moves(name, layout, x, moved, 2, 5.0)
     if name not in RANDOM:
         np.testing.assert_array_equal(moved, x)
-    assert set(calls._compiled[model]) == compiled and model.calls == once
+    assert set(compile._compiled[model]) == compiled and model.calls == once
 
 
 @pytest.mark.parametrize("model_name", MODELS)
 def test_the_part_that_moves_answers_for_the_whole(model_name):
-    """`fixed_but_moving` is the model itself, also where the trips have moved away from what was computed before."""
+    """`partial_victim` is the model itself, also where the trips have moved away from what was computed before."""
     model, layout = tiny_model(model_name), MODELS[model_name][1]
     x, other = random_samples(layout, 8, 0), random_samples(layout, 8, 1)
     whole = x.copy()
     whole[:, layout.moving] = other[:, layout.moving]
-    victim = fixed_but_moving(model, layout, tf.constant(x))
+    sample = tf.constant(x)
+    victim = partial_victim(model, layout, {"sample": sample, **embedded(model, sample)})
     for moving, wanted in ((x, x), (other, whole)):
         found = victim(tf.constant(moving[:, layout.moving]))
         np.testing.assert_allclose(found, model(wanted, training=False), atol=1e-6, rtol=1e-6)
@@ -194,30 +199,16 @@ def test_the_part_that_moves_answers_for_the_whole(model_name):
     assert np.abs(gradient).max() > 0
 
 
-def recorded(monkeypatch):
-    """What the searches inside the attacks say of themselves: a list of `done`, one (B,) for each search that ends."""
-    said, plain = [], named.search
-
-    def search(*arguments, **options):
-        found = plain(*arguments, **options)
-        tf.numpy_function(lambda done: said.append(done), [found.done], [])
-        return found
-
-    monkeypatch.setattr(named, "search", search)
-    return said
-
-
 @pytest.mark.parametrize("name", ["st_fgsm_l1", "st_ifgsm_linf", "st_ifgsm_l2", "strong"])
-def test_what_succeeds_in_the_search_succeeds_on_whole_cells(monkeypatch, name):
+def test_what_succeeds_in_the_search_succeeds_on_whole_cells(name):
     """Sheet, section 7, point 11: the search sees snapped trips, so its promise is kept, sample by sample."""
-    said, layout = recorded(monkeypatch), MODELS["dense"][1]
-    # Its attacks are traced anew, and say what they do.
-    model = dense()
+    layout, model = MODELS["dense"][1], tiny_model("dense")
     x, y = task("dense", 64)
+    settings = {"name": name, "layout": layout, "grid": GRID, "steps": 6, "restarts": 2}
     for eta, radius in ((1, 2.0), (2, 5.0), (3, 9.0)):
-        said.clear()
-        moved = attack(name, model, layout, x, y, GRID, eta=eta, radius=radius, steps=6, restarts=2)
-        promised = np.any(said, axis=0)
+        value, _, inputs, _ = trip_attack.bind(model, x, y, eta=eta, radius=radius, **settings)
+        promised = attacks.search(value, model, as_tensors(inputs)).success.numpy()
+        moved = trip_attack(model, x, y, eta=eta, radius=radius, **settings)
         np.testing.assert_array_equal(answers(model, moved) != y, promised)
     assert promised.any() and not promised.all()
 
@@ -231,31 +222,20 @@ def test_attacks_that_look_for_little_return_a_success_or_nothing(model_name, na
     assert wrong.any()
 
 
-def rounds_of(model, layout, x, y, rounds, *, eta=3, steps=10, l0_from="clean"):
-    """ST-iFGSM L0 after each of `rounds` numbers of rounds; in one trace."""
-    budget = Budget(
-        *(tf.constant(v) for v in (float(eta), 2.5 * eta / steps, steps, 0.0, 1)),
-        tensors.seed_pair(0),
-        tf.range(len(x)),
-    )
-
-    @partial(tf.function, autograph=False)
-    def run(rounds):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trips, "_ROUNDS", rounds)
-            return attack_batch("st_ifgsm_l0", model, layout, tf.constant(x), y, GRID, budget, l0_from=l0_from)
-
-    return [run(tf.constant(k)).numpy() for k in rounds]
+def rounds_of(model_name, x, y, rounds, *, eta=3, steps=10, l0_from="clean"):
+    """ST-iFGSM L0 after each of `rounds` numbers of rounds."""
+    settings = {"eta": eta, "steps": steps, "l0_from": l0_from}
+    return [hit("st_ifgsm_l0", model_name, x, y, prune_rounds=k, **settings) for k in rounds]
 
 
 @pytest.mark.parametrize("l0_from", ["clean", "previous"])
 @pytest.mark.parametrize("model_name", ["dense", "places_classes"])
 def test_f2_l0_never_grows_over_the_rounds(model_name, l0_from):
     """F2: neither the changed points nor those who get away; and the points of a round are among those before."""
-    model, layout = tiny_model(model_name), MODELS[model_name][1]
+    layout = MODELS[model_name][1]
     x, y = task(model_name, 24)
     before = None
-    for moved in rounds_of(model, layout, x, y, (1, 2, 3, 5, 8, 13, 50), l0_from=l0_from):
+    for moved in rounds_of(model_name, x, y, (1, 2, 3, 5, 8, 13, 50), l0_from=l0_from):
         check_moves("st_ifgsm_l0", layout, x, moved, 3, None)
         points = (moved != x).any(axis=-1)
         if before is None:
@@ -387,7 +367,7 @@ def test_what_cannot_be_attacked_is_refused_in_one_line():
     layout = Layout((SERVE,), 2, 2, 6, 3)
     x, y = random_samples(layout, 2, 0), np.zeros(2, np.int32)
     with pytest.raises(UserError, match=r"--traj-type serve: .* an attack needs seek trips") as refusal:
-        attack("st_fgsm_linf", tiny_model("dense"), layout, x, y, GRID)
+        trip_attack(tiny_model("dense"), x, y, name="st_fgsm_linf", layout=layout, grid=GRID)
     assert "\n" not in str(refusal.value)
     x, y = task("dense", 2)
     with pytest.raises(UserError, match="'fgsm': no such attack; choose of st_fgsm_linf, "):
@@ -417,9 +397,8 @@ def test_infinite_slopes_at_the_edge_of_the_map_give_whole_cells(name):
     model = keras.Model(trips_in, keras.layers.Dense(1, kernel_initializer=second)(hidden(flat)))
     x = random_samples(layout, 8, 5)
     x[..., :2] = np.where(np.arange(8)[:, None, None, None] < 6, 0, x[..., :2])
-    moved = attack(
-        name, model, layout, x, answers(model, x), GRID, eta=2, steps=4, radius=6.0, restarts=1, search_steps=2
-    )
+    settings = {"eta": 2, "steps": 4, "radius": 6.0, "restarts": 1, "search_steps": 2}
+    moved = trip_attack(model, x, answers(model, x), name=name, layout=layout, grid=GRID, **settings)
     assert (
         np.isfinite(moved).all()
         and (moved == np.rint(moved)).all()

@@ -1,7 +1,7 @@
-"""What the attacks called by name share: input that is checked, and functions compiled once per model."""
+"""Functions compiled once per model, and the checks of input that attacks share."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,18 @@ Model = Callable[[Tensor], Tensor]
 _compiled = PerModel()
 
 
-def compiled(model: Model, key, function: Callable, signature: list[tf.TensorSpec]) -> Callable:
+def compiled(
+    model: Model, key: Hashable, function: Callable, signature: Sequence[tf.TensorSpec] | Callable[[], Sequence]
+) -> Callable:
     """`function(model, ...)` compiled once per key and model, as long as the model has the same layers, variables and
-    properties; forgotten with the model."""
+    properties; forgotten with the model. A function that makes the `signature` is called when it is needed."""
 
     def trace() -> Callable:
         # A strong reference from the cached function back to the model would keep both alive for ever.
         reference = weakref.ref(model)
+        specs = signature() if callable(signature) else signature
         return tf.function(
-            lambda *tensors: function(reference(), *tensors), input_signature=signature, autograph=False
+            lambda *tensors: function(reference(), *tensors), input_signature=specs, autograph=False
         ).get_concrete_function()
 
     return _compiled.get(model, key, trace)
