@@ -14,7 +14,7 @@ from adv_lock.train_base import train_base
 from attention_defense.attack import attack as attack_classifier
 from attention_defense.train import train as train_classifier
 from common.errors import UserError
-from common.evaluation.statistics import Measured, unpaired_difference, wilson
+from common.evaluation.statistics import Estimate, unpaired_difference, wilson
 from common.runs.options import CommonOptions
 from common.runs.record import ROOT, Run, read_results, read_table
 from common.runs.report import aligned, interval, percent, picker
@@ -179,7 +179,7 @@ def _settings(app: str) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _row(run: Run, app: str, label: str, kind: str, figure: Measured, key: str | None = None) -> None:
+def _row(run: Run, app: str, label: str, kind: str, figure: Estimate, key: str | None = None) -> None:
     run.row(split=app, model=label, metric=kind, **figure._asdict())
     if key is not None:
         run.intervals({key: figure})
@@ -192,24 +192,24 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     return [percent(row["value"]), interval(row), f"n {row['n']:.0f}", seen]
 
 
-def _headline(folder: Path) -> Callable[[str], Measured]:
+def _headline(folder: Path) -> Callable[[str], Estimate]:
     """The headline rates of a run by key, with the interval that it has, else Wilson's."""
     metrics = read_results(folder)["metrics"]
 
-    def of(key: str) -> Measured:
+    def of(key: str) -> Estimate:
         value, n = metrics[key], round(metrics[f"{key}_n"])
         low, high = (metrics.get(f"{key}_{end}") for end in ("low", "high"))
-        return Measured(value, n, *(wilson(value, n) if low is None or high is None else (low, high)))
+        return Estimate(value, n, *(wilson(value, n) if low is None or high is None else (low, high)))
 
     return of
 
 
-def _measured(folder: Path, **columns: str | float) -> Measured:
+def _measured(folder: Path, **columns: str | float) -> Estimate:
     """The row of a run's table with such `columns`."""
     found = picker(read_table(folder))(default=None, **columns)
     if found is None or found.low is None:
         raise UserError(f"{folder / 'table.csv'}: no row of {columns} with an interval; --force runs it again")
-    return Measured(float(found), round(found.n), found.low, found.high)
+    return Estimate(float(found), round(found.n), found.low, found.high)
 
 
 if __name__ == "__main__":

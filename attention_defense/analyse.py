@@ -1,6 +1,7 @@
 """Test what the paper claims about attention and attacks: O1, O2 and O3, with intervals and controls."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from attention_defense.attack import TestedOptions, check_models, chosen, load_tested, needs
@@ -61,9 +62,9 @@ class Case(NamedTuple):
 
     def changed(self, attack: "Attack") -> "np.ndarray":
         """What `attack` makes of the pictures, at 8 bits."""
-        from common.evaluation.robustness import attacked
+        from common.evaluation.robustness import adversarial_examples
 
-        return attacked(attack, self.x, self.y, batch_size=self.options.batch_size, progress=True)
+        return adversarial_examples(attack, self.x, self.y, batch_size=self.options.batch_size, progress=True)
 
 
 class Table:
@@ -240,21 +241,16 @@ def _iterated(case: Case, table: Table) -> "dict[str, dict[int, tuple[float, flo
     by eps at each step."""
     from attention_defense.attacks.table import whole_levels
     from attention_defense.evaluation import analysis
-    from common.attacks import bim, least_likely
+    from common.attacks import iter_ll
 
     step = whole_levels(table.eps)
     curves: dict[str, dict[int, tuple[float, float]]] = {}
     for split, growth in (("within eps", 0), ("eps a step", 1)):
         for steps in STEPS:
-
-            def attack(x, y, steps=steps, growth=growth):
-                model = case.chosen.model
-                eps = min(step * (1 + growth * (steps - 1)), 1.0)
-                # In one ball a second step of its radius would only take pixels back.
-                alpha = step if growth else step / min(steps, 4)
-                return bim(model, x, least_likely(model, x), eps=eps, alpha=alpha, steps=steps, targeted=True)
-
-            after = case.look(case.changed(attack))
+            eps = min(step * (1 + growth * (steps - 1)), 1.0)
+            # In one ball a second step of its radius would only take pixels back.
+            alpha = step if growth else step / min(steps, 4)
+            after = case.look(case.changed(partial(iter_ll, case.chosen.model, eps=eps, alpha=alpha, steps=steps)))
             success = after.logits.argmax(axis=1) != case.y
             found = analysis.mean(
                 analysis.moved(case.seen.area, after.area), success | ~success, seed=case.options.seed

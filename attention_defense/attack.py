@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     import keras
     import numpy as np
 
-    from attention_defense.attacks.table import Attack, Training
+    from attention_defense.attacks.table import Training
     from attention_defense.data.images import Tested
+    from common.evaluation.robustness import Entry, Evaluation
 
 IMAGENET_NAMES = ("inception_v3", "resnet50")
 """Networks with published weights, as `common.models.IMAGENET` has them."""
@@ -240,122 +241,101 @@ def attack(options: Options, run: Run) -> None:
     if source is not None and class_count(source) != told:
         raise UserError(f"--source: tells {class_count(source)} classes apart, the model {told}; give one of the same")
     tested = tested.for_outputs(told)
-    judged = Judged(options, run, model, np.asarray(as_float(tested.x)), tested.y)
-    for eps in dict.fromkeys(options.budgets):
-        for kind in dict.fromkeys(options.attack):
-            judged.by(kind, eps)
-        if source is not None:
-            judged.transferred(source, eps)
-        judged.by_all(eps)
-    figures.budget_curves({model.name: judged.curve()}, run.folder / "curve.png", title=f"PGD-20 on {model.name}")
+    x = np.asarray(as_float(tested.x))
+    evaluation = evaluate(options, run, model, x, tested.y, source)
+    write(options, run, model, evaluation)
+    curve = budget_curve(options, run, model, x, tested.y)
+    figures.budget_curves({model.name: curve}, run.folder / "curve.png", title=f"PGD-20 on {model.name}")
     run.artifact("curve", run.folder / "curve.png")
 
 
-class Judged:
-    """One model under one attack after the other, on the same pictures `x` float32 (N, H, W, C), `y` int32 (N,)."""
+def evaluate(
+    options: Options,
+    run: Run,
+    chosen: Chosen,
+    x: "np.ndarray",
+    y: "np.ndarray",
+    source: "keras.Model | None" = None,
+) -> "Evaluation":
+    """All attacks of `options` on `chosen`, on images `x` float32 (N, H, W, C), `y` int32 (N,); with a `source` also
+    what PGD-20 makes for that."""
+    from attention_defense.attacks import table
+    from common.evaluation.robustness import Entry
 
-    def __init__(self, options: Options, run: Run, chosen: "Chosen", x: "np.ndarray", y: "np.ndarray") -> None:
-        import numpy as np
+    evaluation = _evaluation(options, run, chosen, x, y)
+    for eps in dict.fromkeys(options.budgets):
+        for name in dict.fromkeys(options.attack):
+            evaluation.run(_entry(options, chosen, name, eps))
+        if source is not None:
+            # All steps: images that had just crossed the border of their own model would cross no other's.
+            evaluation.run(
+                Entry(name="transfer", attack=table.named("pgd20", source, eps=eps, seed=options.seed), eps=eps)
+            )
+    return evaluation
 
-        from common.evaluation.predictions import predict
-        from common.evaluation.robustness import gradient_rows
 
-        self.options, self.run, self.chosen, self.x, self.y = options, run, chosen, x, y
-        self.right = predict(chosen.model, x, batch_size=options.batch_size, progress=True) == y
-        self.standing: dict[tuple[str, float], np.ndarray] = {}
-        self._rate("clean_accuracy", self.right, split="attacked")
-        self._rate("constant_accuracy", y == np.bincount(y).argmax(), split="attacked")
-        run.metrics(clean_accuracy=float(self.right.mean()), clean_accuracy_n=len(y))
-        # Where the loss has no gradient at all, attacks that follow it are blind; where it is infinite, they see badly.
-        slopes = gradient_rows(chosen.model, x, y, batch_size=options.batch_size, progress=True)
-        self._rate("zero_gradient", slopes.zero, split="attacked")
-        self._rate("infinite_gradient", slopes.infinite, split="attacked")
+def budget_curve(options: Options, run: Run, chosen: Chosen, x: "np.ndarray", y: "np.ndarray") -> dict[float, float]:
+    """Accuracy under PGD-20 by budget, on the first images, with its rows."""
+    count = min(options.n_strongest, len(y))
+    evaluation = _evaluation(options, run, chosen, x[:count], y[:count])
+    for eps in dict.fromkeys(options.curve):
+        evaluation.run(_entry(options, chosen, "pgd20", eps))
+    run.rate("accuracy", float(evaluation.before.mean()), count, attack="pgd20", eps=0.0, norm="linf", **_curve(chosen))
+    for row in evaluation.rows(lambda outcome: [("accuracy", outcome.rate(outcome.robust))]):
+        run.row(**row, **_curve(chosen))
+    return evaluation.curve("pgd20")
 
-    def by(self, kind: str, eps: float) -> None:
-        """Accuracy, and success among what was right, under the attack `kind`."""
-        count = self.few if kind in ("pgd100", "adaptive") else len(self.y)
-        self.standing[kind, eps] = held = self._robust(self._attack(kind, eps), count, kind, eps)
-        self._write(kind, eps, held, self.right[:count])
 
-    def by_all(self, eps: float) -> None:
-        """What is left by all attacks together, on the pictures that all were tried on."""
-        tried = [held for (kind, other), held in self.standing.items() if other == eps and kind != "noise"]
-        if len(tried) > 1:
-            count = min(map(len, tried))
-            held = self.right[:count].copy()
-            for one in tried:
-                held &= one[:count]
-            self._write("all", eps, held, self.right[:count])
-            # Dear attacks met fewer pictures: the others are also compared on what all of them met.
-            for (kind, other), one in self.standing.items():
-                if other == eps and count < len(self.y):
-                    columns = {"attack": kind, "norm": "linf", "eps": eps, "split": "test"}
-                    self._rate("accuracy_common", one[:count], **columns)
+def write(options: Options, run: Run, chosen: Chosen, evaluation: "Evaluation") -> None:
+    """Rows and headline figures: of all attacks, of what they leave together, and of what needs none."""
+    from common.evaluation.gradients import gradient_rows
+    from common.evaluation.robustness import ALL, constant_answer
 
-    def transferred(self, source: "keras.Model", eps: float) -> None:
-        """Accuracy on what PGD-20 makes for another model."""
-        from attention_defense.attacks import table
+    x, y, _ = evaluation.examples
+    # Where the loss has no gradient at all, attacks that follow it are blind; where it is infinite, they see badly.
+    slopes = gradient_rows(chosen.model, x, y, batch_size=options.batch_size, progress=True)
+    bounds = {
+        "clean_accuracy": evaluation.before,
+        "constant_accuracy": constant_answer(y),
+        "zero_gradient": slopes.zero,
+        "infinite_gradient": slopes.infinite,
+    }
+    for metric, hits in bounds.items():
+        run.rate(metric, float(hits.mean()), len(hits), model=chosen.name, split="attacked")
+    run.metrics(clean_accuracy=float(evaluation.before.mean()), clean_accuracy_n=len(y))
+    for row in evaluation.rows():
+        run.row(model=chosen.name, split="test", **row)
+        first = row["metric"] == "accuracy" and row["eps"] == options.budgets[0]
+        if first and row["attack"] in (*HEADLINE, ALL):
+            name = f"accuracy_{row['attack']}"
+            run.metrics(**{name: row["value"], f"{name}_n": row["n"]})
 
-        # All steps: pictures that had just crossed the border of their own model would cross no other's.
-        attack = table.named("pgd20", source, eps=eps, seed=self.options.seed)
-        self.standing["transfer", eps] = held = self._robust(attack, len(self.y), "transfer", eps)
-        self._write("transfer", eps, held, self.right)
 
-    def curve(self) -> dict[float, float]:
-        """Accuracy under PGD-20 by budget."""
-        found = {}
-        for eps in (0.0, *dict.fromkeys(self.options.curve)):
-            held = self.right[: self.few]
-            if eps:
-                held = self._robust(self._attack("pgd20", eps), self.few, "pgd20", eps)
-            self._rate("accuracy", held, attack="pgd20", norm="linf", eps=eps, split="curve")
-            found[eps] = float(held.mean())
-        return found
+def _evaluation(options: Options, run: Run, chosen: Chosen, x: "np.ndarray", y: "np.ndarray") -> "Evaluation":
+    from common.evaluation.robustness import of_classifier
 
-    @property
-    def few(self) -> int:
-        """Pictures for what takes long."""
-        return min(self.options.n_strongest, len(self.y))
+    return of_classifier(chosen.model, x, y, batch_size=options.batch_size, keep=False, progress=True, log=run.say)
 
-    def _attack(self, kind: str, eps: float, *, stop: bool = True) -> "Attack":
-        from attention_defense.attacks import table
 
-        model, _, layer, training = self.chosen
-        seed, key = self.options.seed, self.options.iou_key
-        # Only success counts here.
-        return table.named(kind, model, eps=eps, stop=stop, layer=layer, training=training, iou_key=key, seed=seed)
+def _entry(options: Options, chosen: Chosen, name: str, eps: float) -> "Entry":
+    from attention_defense.attacks import table
 
-    def _robust(self, attack: "Attack", count: int, kind: str, eps: float) -> "np.ndarray":
-        import numpy as np
+    # Only success counts here.
+    return table.entry(
+        name,
+        chosen.model,
+        eps=eps,
+        n_dear=options.n_strongest,
+        stop=True,
+        layer=chosen.layer,
+        training=chosen.training,
+        iou_key=options.iou_key,
+        seed=options.seed,
+    )
 
-        from attention_defense.attacks.table import STOPPING
-        from common.evaluation.predictions import predict
-        from common.evaluation.quality import rounded
-        from common.evaluation.robustness import attacked
 
-        self.run.say(f"{kind}, eps {255 * eps:.5g}/255, {count} pictures")
-        x, y = self.x[:count], self.y[:count]
-        shown = {"batch_size": self.options.batch_size, "progress": True}
-        moved = attacked(attack, x, y, eight_bit=False, **shown)
-        held = self.right[:count] & (predict(self.chosen.model, rounded(moved), **shown) == y)
-        if kind in STOPPING:
-            # Rounding may take a picture back over the border at which it stopped: such a one takes all steps.
-            back = np.flatnonzero(held & (predict(self.chosen.model, moved, **shown) != y))
-            if len(back):
-                further = attacked(self._attack(kind, eps, stop=False), x[back], y[back], **shown)
-                held[back] = predict(self.chosen.model, further, **shown) == y[back]
-        return held
-
-    def _write(self, kind: str, eps: float, held: "np.ndarray", right: "np.ndarray") -> None:
-        columns = {"attack": kind, "norm": "linf", "eps": eps, "split": "test"}
-        self._rate("accuracy", held, **columns)
-        if right.any():
-            self._rate("success", ~held[right], **columns)
-        if eps == self.options.budgets[0] and (kind in HEADLINE or kind == "all"):
-            self.run.metrics(**{f"accuracy_{kind}": float(held.mean()), f"accuracy_{kind}_n": len(held)})
-
-    def _rate(self, metric: str, hit: "np.ndarray", **columns) -> None:
-        self.run.rate(metric, float(hit.mean()), len(hit), model=self.chosen.name, **columns)
+def _curve(chosen: Chosen) -> dict[str, str]:
+    return {"model": chosen.name, "split": "curve"}
 
 
 if __name__ == "__main__":

@@ -56,14 +56,17 @@ def explain(options: Options, run: Run) -> None:
     from common.arrays import as_float
     from common.evaluation import plots
     from common.evaluation.classifiers import class_count
-    from common.evaluation.robustness import attacked
+    from common.evaluation.robustness import adversarial_examples
 
     tested = load_tested(options, run)
     model, name, layer, training = chosen(options, tested, run)
     tested = tested.for_outputs(class_count(model))
     x, y = np.asarray(as_float(tested.x)), tested.y
     attack = attacks.named(options.attack, model, eps=options.eps, layer=layer, training=training, seed=options.seed)
-    pictures = {"clean": x, "attacked": attacked(attack, x, y, batch_size=options.batch_size, progress=True)}
+    pictures = {
+        "clean": x,
+        "attacked": adversarial_examples(attack, x, y, batch_size=options.batch_size, progress=True),
+    }
     looked = {
         when: analysis.look(model, of, y, layer=layer, batch_size=options.batch_size, progress=True)
         for when, of in pictures.items()

@@ -324,8 +324,8 @@ def _hit_rate(model: "keras.Model", cast: "Cast", seed: int) -> float:
     embeddings = attacker.embeddings(strangers.images)
     threshold = verification.far_threshold(verification.cross_scores(embeddings, strangers.person), 1e-3)
     attackers, victims = faces.attack_pairs(strangers, np.arange(len(strangers.names)), _WATCHED, seed=seed).T
-    moved = attacker.impersonate("iftgsm", strangers.images[attackers], embeddings[victims], 10 / 255)
-    return float((moved.rounded >= threshold).mean())
+    evaluation = attacker.evaluation(strangers.images[attackers], embeddings[victims])
+    return float((evaluation.run(attacker.entry("iftgsm", 10 / 255)).after >= threshold).mean())
 
 
 if __name__ == "__main__":

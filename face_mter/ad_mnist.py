@@ -1,7 +1,7 @@
 """Train digits with MTER or adversarially, beside a plain model, and attack both at their labels and embeddings."""
 
-import functools
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from common.errors import UserError
@@ -107,7 +107,7 @@ def ad_mnist(options: Options, run: Run) -> None:
     subjects = []
     for name in dict.fromkeys(("none", options.method)):
         model = _trained(options, run, strategy, data, name)
-        attacker = Attacker(model, seed=options.seed, progress=True)
+        attacker = Attacker(model, seed=options.seed, progress=True, log=run.say)
         subjects.append(Subject(name, model, attacker, attacker.embeddings(data.x_test)))
         if run.chief:
             checkpoints.save_model(model, run.folder / f"model_{name}.keras")
@@ -183,46 +183,31 @@ def _attack_labels(options: Options, run: Run, data: "Arrays", subject: Subject,
     """Accuracy on the test pictures, and on the first of them under attacks on the label."""
     import numpy as np
 
-    from common.attacks import bim, fgsm, pgd
-    from common.evaluation import predictions, robustness
+    from common.attacks import bim, fgsm, pgd, random_sign_noise
+    from common.evaluation import predictions
+    from common.evaluation.robustness import Entry, of_classifier
 
-    right = predictions.predict(subject.model, data.x_test, progress=True) == data.y_test
+    model, seed = subject.model, options.seed
+    right = predictions.predict(model, data.x_test, progress=True) == data.y_test
     run.rate("clean_accuracy", float(right.mean()), len(right), model=subject.name, split="test")
     x = data.x_test[: options.n_attack].astype(np.float32) / 255
     y, measured = data.y_test[: options.n_attack], {"clean_accuracy": (float(right.mean()), len(right))}
+    evaluation = of_classifier(model, x, y, keep=False, progress=True, log=run.say)
     for eps in BUDGETS:
+        strongest = {"steps": 100, "restarts": 3, "loss": "margin", "keep": "best", "stop": True, "seed": seed}
         attacks = {
-            "fgsm": functools.partial(fgsm, subject.model, eps=eps),
-            "bim": functools.partial(bim, subject.model, eps=eps, alpha=eps / 10, steps=20),
-            "pgd40": functools.partial(pgd, subject.model, eps=eps, alpha=eps / 16, steps=40, seed=options.seed),
+            "fgsm": partial(fgsm, model, eps=eps),
+            "bim": partial(bim, model, eps=eps, alpha=eps / 10, steps=20),
+            "pgd40": partial(pgd, model, eps=eps, alpha=eps / 16, steps=40, seed=seed),
+            "margin100": partial(pgd, model, eps=eps, alpha=eps / 16, **strongest),
+            "noise": partial(random_sign_noise, model, eps=eps, seed=seed),
         }
-        robust = {}
         for name, attack in attacks.items():
-            run.say(f"{name}, eps {eps:g}, {len(x)} pictures")
-            robust[name] = robustness.robustness(subject.model, x, y, attack, progress=True).robust
-        # What no attack takes, picture by picture; the strongest is spared those that have fallen.
-        standing = np.logical_and.reduce(list(robust.values()))
-        rows = np.flatnonzero(standing)
-        strongest = functools.partial(
-            pgd,
-            subject.model,
-            eps=eps,
-            alpha=eps / 16,
-            steps=100,
-            restarts=3,
-            loss="margin",
-            keep="best",
-            stop=True,
-            seed=options.seed,
-        )
-        if len(rows):
-            run.say(f"the margin from 3 starts, eps {eps:g}, the {len(rows)} pictures that still stand")
-            standing[rows] = robustness.robustness(subject.model, x[rows], y[rows], strongest, progress=True).robust
-        robust["all"] = standing
-        for name, held in robust.items():
-            columns = {"model": subject.name, "attack": name, "norm": "linf", "eps": eps, "split": "test"}
-            run.rate("accuracy", float(held.mean()), len(held), **columns)
-            measured[f"accuracy_{name}_{eps:g}"] = (float(held.mean()), len(held))
+            evaluation.run(Entry(name=name, attack=attack, eps=eps, control=name == "noise"))
+    for row in evaluation.rows():
+        run.row(model=subject.name, split="test", **row)
+        if row["metric"] == "accuracy":
+            measured[f"accuracy_{row['attack']}_{row['eps']:g}"] = (row["value"], row["n"])
     if headline:
         for name, (value, n) in measured.items():
             run.metrics(**{name: value, f"{name}_n": n})
@@ -230,6 +215,7 @@ def _attack_labels(options: Options, run: Run, data: "Arrays", subject: Subject,
 
 def _attack_embeddings(options: Options, run: Run, data: "Arrays", subject: Subject, *, headline: bool) -> None:
     """How often a digit is taken for the digit it is aimed at, at the threshold of the pictures not attacked."""
+    from common.evaluation.robustness import Entry
     from face_mter.evaluation import verification
 
     order = data.y_test[options.n_attack :].argsort(kind="stable")
@@ -239,18 +225,17 @@ def _attack_embeddings(options: Options, run: Run, data: "Arrays", subject: Subj
     run.row(model=subject.name, metric="threshold", value=threshold)
     pairs = digit_pairs(data.y_test[: options.n_attack], options.seed)
     sources, targets = data.x_test[pairs[:, 0]], subject.embeddings[pairs[:, 1]]
-    clean = verification.cosines(subject.embeddings[pairs[:, 0]], targets)
-    outcomes = {("clean", 0.0): clean}
+    evaluation = subject.attacker.evaluation(sources, targets)
+    evaluation.show(Entry(name="clean"), evaluation.examples.x)
     for eps in BUDGETS:
-        for name in ("iftgsm", "pgd"):
-            run.say(f"{name} on embeddings, eps {eps:g}, {len(pairs)} pairs")
-            outcomes[name, eps] = subject.attacker.impersonate(name, sources, targets, eps).rounded
-    for (name, eps), cosine in outcomes.items():
-        hits = float((cosine >= threshold).mean())
-        run.rate("hit_rate", hits, len(pairs), model=subject.name, attack=name, norm="linf", eps=eps, split="test")
-        if headline:
-            key = f"hit_rate_{name}_{eps:g}" if eps else "hit_rate_clean"
-            run.metrics(**{key: hits, f"{key}_n": len(pairs)})
+        for name in ("iftgsm", "pgd", "noise"):
+            evaluation.run(subject.attacker.entry(name, eps))
+    for outcome in evaluation.outcomes:
+        for row in outcome.rows(lambda of: [("hit_rate", of.rate(of.after >= threshold))]):
+            run.row(model=subject.name, split="test", **row)
+            if headline:
+                key = f"hit_rate_{row['attack']}_{row['eps']:g}" if row["eps"] else "hit_rate_clean"
+                run.metrics(**{key: row["value"], f"{key}_n": row["n"]})
     if headline:
         run.metrics(threshold=threshold)
 

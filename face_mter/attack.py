@@ -1,6 +1,7 @@
 """Attack face networks at their embeddings: base model, hardened model and others, on the same pairs."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,17 +14,23 @@ from face_mter.train import load_cast, needed, train
 from face_mter.verify import JudgeOptions, check_judged, folded_pairs, write_verified
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import keras
     import numpy as np
 
-    from face_mter.attacks.features import Attacker, Outcome
+    from common.evaluation.robustness import Outcome
+    from common.evaluation.statistics import Estimate
+    from face_mter.attacks.features import Attacker
     from face_mter.data.faces import Cast
     from face_mter.evaluation.people import Verified
     from face_mter.evaluation.verification import FoldedPairs
 
 BASE, HARDENED = "base", "hardened"
 # (attack, eps in 1/255) of the headline: those of the paper's table, the stronger check, and the control.
-HEADLINE = (("fftgsm", 10), ("iftgsm", 5), ("iftgsm", 10), ("itgsm", 10), ("pgd", 10), ("noise", 10))
+LABELLED = "itgsm"
+"""The attack at labels, whose victims are people who trained."""
+HEADLINE = (("fftgsm", 10), ("iftgsm", 5), ("iftgsm", 10), (LABELLED, 10), ("pgd", 10), ("noise", 10))
 
 
 @dataclass(kw_only=True)
@@ -100,9 +107,9 @@ def attack(options: Options, run: Run) -> None:
         run.say(f"attacking the model {subject.name}, threshold {subject.verified.threshold:.3f}")
         outcomes[subject.name] = _attack(options, run, cast, lists, subject, base)
     _transfers(run, cast, lists, subjects, outcomes)
-    _differences(run, cast, folded.pairs, lists, subjects, outcomes)
+    _differences(run, cast, folded.pairs, subjects, outcomes)
     for subject in subjects[:2]:
-        _headline(run, cast, lists, subject, outcomes[subject.name], "_base" if subject is base else "")
+        _headline(run, subject, outcomes[subject.name], "_base" if subject is base else "")
     _draw(options, run, cast, lists, subjects, outcomes)
 
 
@@ -137,6 +144,7 @@ def _subjects(options: Options, run: Run, cast: "Cast", folded: "FoldedPairs") -
             restarts=options.restarts,
             batch_size=options.batch_size,
             progress=True,
+            log=run.say,
         )
         verified = verify(embeddings, cast, folded, options.far)
         classifies = knows_the_trained(path, model, cast, options)
@@ -197,81 +205,72 @@ def _attack(
     """All attacks on one model, with their rows: outcomes by (attack, eps in 1/255)."""
     import numpy as np
 
-    from face_mter.attacks.features import Outcome
-    from face_mter.evaluation.verification import cosines
+    from common.evaluation.robustness import Entry
+    from face_mter.attacks.features import DODGE
 
-    images, e, attacker = cast.faces.images, subject.embeddings, subject.attacker
-    sources, targets = images[lists.pairs[:, 0]], e[lists.pairs[:, 1]]
-    clean = cosines(e[lists.pairs[:, 0]], targets)
-    found = {("clean", 0.0): Outcome(sources, clean, clean)}
+    images, e, attacker, person = cast.faces.images, subject.embeddings, subject.attacker, cast.faces.person
+    sources, thresholds = images[lists.pairs[:, 0]], _thresholds(subject, base)
+    towards = attacker.evaluation(sources, e[lists.pairs[:, 1]], identity=person[lists.pairs])
+    towards.show(Entry(name="clean"), towards.examples.x)
+    victims = lists.labelled[:, 1]
+    classes = np.searchsorted(cast.people.train, person[victims]).astype(np.int32)
+    labelled = attacker.evaluation(sources, e[victims], aims=classes, identity=person[lists.labelled])
     for name, eps in dict.fromkeys([*HEADLINE, *(("iftgsm", float(_grey(eps))) for eps in options.curve)]):
-        if name == "itgsm":
-            if not subject.classifies:
-                run.say("itgsm left out: the model has no classifier of the people who train here")
-                continue
-            run.say(f"{name}, {eps:g}/255, towards {len(lists.labelled)} people who trained")
-            classes = np.searchsorted(cast.people.train, cast.faces.person[lists.labelled[:, 1]])
-            outcome = attacker.impersonate(name, sources, e[lists.labelled[:, 1]], eps / 255, classes)
-        else:
-            run.say(f"{name}, {eps:g}/255, {len(sources)} pairs")
-            outcome = attacker.impersonate(name, sources, targets, eps / 255)
-        found[name, float(eps)] = outcome
-    run.say(f"dodging, 10/255, {len(lists.own)} pairs")
+        if name == LABELLED and not subject.classifies:
+            run.say(f"{name} left out: the model has no classifier of the people who train here")
+            continue
+        (labelled if name == LABELLED else towards).run(attacker.entry(name, eps / 255))
     first, second = lists.own.T
-    found["dodge", 10.0] = attacker.dodge(images[first], e[second], 10 / 255)
-    for (name, eps), outcome in found.items():
-        _record(run, cast, lists, subject, base, name, eps, outcome)
-    return found
+    away = attacker.evaluation(images[first], e[second], aims=-e[second], identity=person[lists.own])
+    away.run(attacker.entry(DODGE, 10 / 255))
+    for evaluation, measure in ((towards, impersonations), (labelled, impersonations), (away, escapes)):
+        for outcome in evaluation.outcomes:
+            for row in outcome.rows(partial(measure, thresholds=thresholds)):
+                run.row(model=subject.name, **row)
+    return {
+        (outcome.entry.name, float(_grey(outcome.entry.eps))): outcome
+        for evaluation in (towards, labelled, away)
+        for outcome in evaluation.outcomes
+    }
 
 
-def _record(
-    run: Run, cast: "Cast", lists: Lists, subject: Subject, base: Subject, name: str, eps: float, outcome: "Outcome"
-) -> None:
-    """Rows for one attack on one model: at its own threshold after and before rounding, and at two others."""
+def _thresholds(subject: Subject, base: Subject) -> dict[str, float]:
+    """Where cosines are judged, by the ending of the metric: at the model's own threshold, at that of the base model,
+    and at that where it accepts as many of one person as the base model does."""
     import numpy as np
 
-    from common.evaluation.statistics import rate
     from face_mter.evaluation.verification import threshold_at_tar
 
     of = subject.verified
     base_tar = float(np.mean(base.verified.calibration.positives >= np.float64(base.verified.threshold)))
-    thresholds = {
+    return {
         "": of.threshold,
         "_base_threshold": base.verified.threshold,
         "_equal_tar": threshold_at_tar(of.calibration.positives, base_tar),
     }
-    person = cast.faces.person[_list_of(lists, name)]
-    columns = {"model": subject.name, "attack": name, "norm": "linf", "eps": eps / 255}
+
+
+def impersonations(outcome: "Outcome", *, thresholds: dict[str, float]) -> "Iterator[tuple[str, Estimate]]":
+    """How many are taken for their victims, at each of the `thresholds`, at the first also before quantisation."""
     for ending, threshold in thresholds.items():
-        kinds = {"": outcome.rounded, "_float": outcome.cosine} if not ending else {ending: outcome.rounded}
-        for suffix, cosine in kinds.items():
-            hits = _hits(name, cosine, threshold)
-            if name == "dodge":
-                # Only who is recognised before has something to dodge.
-                known = _known(subject, lists, threshold)
-                if known.any():
-                    run.row(metric=f"dodging_rate{suffix}", **rate(hits & known, person, known)._asdict(), **columns)
-            else:
-                run.row(metric=f"hit_rate{suffix}", **rate(hits, person)._asdict(), **columns)
+        yield f"hit_rate{ending}", outcome.rate(outcome.after >= threshold)
+        if not ending:
+            yield "hit_rate_float", outcome.rate(outcome.found >= threshold)
+
+
+def escapes(outcome: "Outcome", *, thresholds: dict[str, float]) -> "Iterator[tuple[str, Estimate]]":
+    """How many of those who are recognised are not after the attack."""
+    for ending, threshold in thresholds.items():
+        of = outcome.at(lambda cosine, threshold=threshold: cosine >= threshold)
+        if of.clean.any():
+            yield f"dodging_rate{ending}", of.rate(of.success, of.clean)
+            if not ending:
+                yield "dodging_rate_float", of.rate(of.clean & ~of.found, of.clean)
 
 
 def _grey(eps: float) -> str:
     """A budget in [0, 1] counted in 1/255, as metric keys have it: 10/255 -> "10"."""
     return f"{eps * 255:.6g}"
-
-
-def _list_of(lists: Lists, name: str) -> "np.ndarray":
-    return {"itgsm": lists.labelled, "dodge": lists.own}.get(name, lists.pairs)
-
-
-def _hits(name: str, cosine: "np.ndarray", threshold: float) -> "np.ndarray":
-    return (cosine >= threshold) != (name == "dodge")
-
-
-def _known(subject: Subject, lists: Lists, threshold: float) -> "np.ndarray":
-    from face_mter.evaluation.verification import pair_scores
-
-    return pair_scores(subject.embeddings, lists.own) >= threshold
 
 
 def _transfers(
@@ -282,60 +281,54 @@ def _transfers(
     outcomes: "dict[str, dict[tuple[str, float], Outcome]]",
 ) -> None:
     """Rows for what IFTGSM and PGD make against one model and another one sees: `attack` is "<attack> on <model>"."""
-    from common.evaluation.statistics import rate
+    from common.evaluation.robustness import Entry
 
-    person = cast.faces.person[lists.pairs]
     for subject in subjects:
         targets = subject.embeddings[lists.pairs[:, 1]]
+        sources, person = cast.faces.images[lists.pairs[:, 0]], cast.faces.person[lists.pairs]
+        evaluation = subject.attacker.evaluation(sources, targets, identity=person)
         for other in subjects:
             for name in ("iftgsm", "pgd") if other is not subject else ():
-                seen = subject.attacker.judge(outcomes[other.name][name, 10.0].x, targets)
-                hits = _hits(name, seen.rounded, subject.verified.threshold)
-                columns = {"model": subject.name, "attack": f"{name} on {other.name}", "norm": "linf", "eps": 10 / 255}
-                run.row(metric="hit_rate", **rate(hits, person)._asdict(), **columns)
+                entry = Entry(name=f"{name} on {other.name}", eps=10 / 255)
+                seen = evaluation.show(entry, outcomes[other.name][name, 10.0].x)
+                hits = seen.rate(seen.after >= subject.verified.threshold)
+                run.row(model=subject.name, metric="hit_rate", **hits._asdict(), **entry.columns)
 
 
 def _differences(
     run: Run,
     cast: "Cast",
     folded: "np.ndarray",
-    lists: Lists,
     subjects: list[Subject],
     outcomes: "dict[str, dict[tuple[str, float], Outcome]]",
 ) -> None:
     """Rows for each model less the base model, and less the hardened one, on the same pairs."""
-    from common.evaluation.statistics import difference
+    from common.evaluation import robustness, statistics
 
     for place, subject in enumerate(subjects):
         for other in subjects[: min(place, 2)]:
             ending = f"_less_{other.name}"
             right = (of.verified.ten_fold.right for of in (subject, other))
-            found = difference(*right, cast.faces.person[folded])
+            found = statistics.difference(*right, cast.faces.person[folded])
             run.row(model=subject.name, metric=f"verification_accuracy{ending}", **found._asdict())
             for name, eps in HEADLINE:
-                if (name, eps) not in outcomes[subject.name] or (name, eps) not in outcomes[other.name]:
+                both = [(outcomes[of.name].get((name, float(eps))), of.verified.threshold) for of in (subject, other)]
+                if any(outcome is None for outcome, _ in both):
                     continue
-                hits = (
-                    _hits(name, outcomes[of.name][name, float(eps)].rounded, of.verified.threshold)
-                    for of in (subject, other)
-                )
-                found = difference(*hits, cast.faces.person[_list_of(lists, name)])
-                columns = {"model": subject.name, "attack": name, "norm": "linf", "eps": eps / 255}
-                run.row(metric=f"hit_rate{ending}", **found._asdict(), **columns)
+                # Each at the threshold of its own model: a hit is no right answer.
+                at = [outcome.at(lambda cosine, cut=cut: cosine < cut) for outcome, cut in both]
+                found = robustness.difference(*at, lambda outcome: ~outcome.after)
+                run.row(model=subject.name, metric=f"hit_rate{ending}", **found._asdict(), **both[0][0].entry.columns)
 
 
-def _headline(
-    run: Run, cast: "Cast", lists: Lists, subject: Subject, found: "dict[tuple[str, float], Outcome]", ending: str
-) -> None:
-    from common.evaluation.statistics import rate
-
+def _headline(run: Run, subject: Subject, found: "dict[tuple[str, float], Outcome]", ending: str) -> None:
     of = subject.verified
     measured = {f"verification_accuracy{ending}": of.accuracy}
     for name, eps in (*HEADLINE, ("clean", 0)):
         if (name, float(eps)) in found:
             key = f"hit_rate_{name}_{eps}" if eps else f"hit_rate_{name}"
-            hits = _hits(name, found[name, float(eps)].rounded, of.threshold)
-            measured[key + ending] = rate(hits, cast.faces.person[_list_of(lists, name)])
+            outcome = found[name, float(eps)]
+            measured[key + ending] = outcome.rate(outcome.after >= of.threshold)
     run.metrics(**{f"threshold{ending}": of.threshold})
     run.intervals(measured)
 
@@ -354,10 +347,10 @@ def _draw(
     grey = sorted({0.0, *(float(_grey(eps)) for eps in options.curve)})
     for subject in subjects:
         found, threshold = outcomes[subject.name], subject.verified.threshold
-        faces[subject.name] = found["iftgsm", 10.0].x, found["iftgsm", 10.0].rounded, threshold
-        cosines = {eps: found["iftgsm" if eps else "clean", eps].rounded for eps in grey}
+        faces[subject.name] = found["iftgsm", 10.0].x, found["iftgsm", 10.0].after, threshold
+        cosines = {eps: found["iftgsm" if eps else "clean", eps].after for eps in grey}
         curves[subject.name] = {eps: float((cosine >= threshold).mean()) for eps, cosine in cosines.items()}
-        marks[subject.name] = float((found["pgd", 10.0].rounded >= threshold).mean())
+        marks[subject.name] = float((found["pgd", 10.0].after >= threshold).mean())
     images = cast.faces.images
     attackers, victims = (images[lists.pairs[: figures.SHOWN, side]] for side in (0, 1))
     figures.adversarial_faces(attackers, victims, faces, run.folder / "faces.png")

@@ -1,6 +1,7 @@
 """Harden ST-Siamese or the classifier by adversarial training, and attack it before and after."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from common.errors import UserError
@@ -9,12 +10,12 @@ from common.runs.record import Run
 from common.runs.script import script
 from mobility_humid.classification import classification
 from mobility_humid.siamese_attack import (
+    HEAD,
     Attacker,
     AttackOptions,
     attack_all,
     check_victim,
     load_victim,
-    record,
     record_bounds,
     victim_needs,
 )
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
 
     import keras
 
+    from common.evaluation.robustness import Evaluation, Outcome
     from mobility_humid.data.samples import Fleet
-    from mobility_humid.evaluation.outcomes import Outcome
     from mobility_humid.training.tasks import Samples, Task
 
 METHODS = ("fast", "pgd")
 # Steps of the attack after every epoch.
 _WATCH_STEPS = 10
-Outcomes = dict[tuple[str, str, int], "Outcome"]
+Evaluations = dict[str, "Evaluation"]
 # What trains the model of each task.
 PRODUCERS = {"siamese": train, "classification": classification}
 
@@ -107,22 +108,19 @@ def fast_adversarial_train(options: Options, run: Run) -> None:
         # Always the same model with other weights: its attacks are traced once.
         model.set_weights(_hardened(options, run, fleet, task, path, method, model).get_weights())
         found[method] = _attacked(options, run, fleet, model, parts, method)
-        _transfer(options, run, Attacker(options, model, fleet), found["before"], method)
+        _transfer(options, run, fleet, found["before"], found[method], method)
     for name, when in {"before": "before", options.methods[0]: "after"}.items():
         _headline(options, run, found[name], when, task)
     _differences(options, run, found)
     record_bounds(options, run, fleet, task)
     drawn = {
         "clean": "clean",
-        f"ST-iFGSM, {options.eta} cells": "st_ifgsm_linf",
+        f"ST-iFGSM, {options.eta} cells": HEAD,
         f"strong, first {options.n_slow}": "strong",
     }
     bars = {}
     for label, attack in drawn.items():
-        of = [
-            _joined(outcomes, "st_ifgsm_linf" if attack == "clean" else attack, options.eta)
-            for outcomes in found.values()
-        ]
+        of = [_joined(evaluations, HEAD if attack == "clean" else attack) for evaluations in found.values()]
         if all(of):
             bars[label] = [float((outcome.clean if attack == "clean" else outcome.robust).mean()) for outcome in of]
     if run.chief:
@@ -130,31 +128,31 @@ def fast_adversarial_train(options: Options, run: Run) -> None:
         run.artifact("defence", run.folder / "defence.png")
 
 
-def _headline(options: Options, run: Run, outcomes: Outcomes, when: str, task: "Task") -> None:
+def _headline(options: Options, run: Run, evaluations: Evaluations, when: str, task: "Task") -> None:
     """Accuracy on all test samples, and on each part, clean and under ST-iFGSM and the strong attack."""
-    from common.evaluation.statistics import rate
-
     for part in (None, *task.parts) if len(task.parts) > 1 else (None,):
         ending = when if part is None else f"{when}_{part}"
-        head = _joined(outcomes, "st_ifgsm_linf", options.eta, part)
+        head = _joined(evaluations, HEAD, part)
         rates = {"clean_accuracy": (head.clean, head), "attacked_accuracy": (head.robust, head)}
         for name, attack in (("noise_accuracy", "noise"), ("strong_accuracy", "strong")):
-            if (outcome := _joined(outcomes, attack, options.eta, part)) is not None:
+            if (outcome := _joined(evaluations, attack, part)) is not None:
                 rates[name] = (outcome.robust, outcome)
-        run.intervals({f"{name}_{ending}": rate(hits, of.samples.driver) for name, (hits, of) in rates.items()})
+        run.intervals({f"{name}_{ending}": of.rate(hits) for name, (hits, of) in rates.items()})
 
 
-def _differences(options: Options, run: Run, found: dict[str, Outcomes]) -> None:
+def _differences(options: Options, run: Run, found: dict[str, Evaluations]) -> None:
     """Rows for what each method gains and costs against the model before, on the same samples."""
-    from common.evaluation.statistics import difference
+    from common.evaluation.robustness import difference
 
-    for name, outcomes in found.items():
-        for attack in dict.fromkeys(attack for attack, _, _ in outcomes) if name != "before" else ():
-            before, after = (_joined(of, attack, options.eta) for of in (found["before"], outcomes))
-            driver = before.samples.driver
+    for name, evaluations in found.items():
+        first = next(iter(evaluations.values()))
+        for attack in dict.fromkeys(o.entry.name for o in first.outcomes) if name != "before" else ():
+            if (before := _joined(found["before"], attack)) is None:
+                continue
+            after = _joined(evaluations, attack)
             gains = {
-                "attacked_accuracy_gain": difference(after.robust, before.robust, driver),
-                "clean_accuracy_gain": difference(after.clean, before.clean, driver),
+                "attacked_accuracy_gain": difference(after, before),
+                "clean_accuracy_gain": difference(after, before, lambda outcome: outcome.clean),
             }
             for metric, gain in gains.items():
                 run.row(model=name, attack=attack, eps=options.eta, metric=metric, **gain._asdict())
@@ -162,18 +160,22 @@ def _differences(options: Options, run: Run, found: dict[str, Outcomes]) -> None
 
 def _attacked(
     options: Options, run: Run, fleet: "Fleet", model: "keras.Model", parts: "dict[str, Samples]", name: str
-) -> Outcomes:
+) -> Evaluations:
     run.say(f"-- attacking the model {name}")
     return attack_all(options, run, Attacker(options, model, fleet), parts, name)
 
 
-def _transfer(options: Options, run: Run, attacker: Attacker, before: Outcomes, name: str) -> None:
+def _transfer(options: Options, run: Run, fleet: "Fleet", before: Evaluations, after: Evaluations, name: str) -> None:
     """Rows for how the model `name` answers on trips that were moved against the model before: a white-box attack has
     to do better than that."""
-    for (attack, part, eta), outcome in before.items():
-        if (attack, eta) == ("st_ifgsm_linf", options.eta):
-            moved = attacker.judge(outcome.samples, outcome.moved)
-            record(run, moved, attacker, model=name, attack="transfer", eta=eta, split=part)
+    from common.evaluation.robustness import Entry
+    from mobility_humid.evaluation.outcomes import measured
+
+    for part, evaluation in after.items():
+        moved = before[part].outcome(HEAD, options.eta).x
+        outcome = evaluation.show(Entry(name="transfer", eps=options.eta), moved)
+        for row in outcome.rows(partial(measured, layout=fleet.layout)):
+            run.row(model=name, split=part, **row)
 
 
 def _hardened(
@@ -197,7 +199,7 @@ def _hardened(
     def evaluate(model: "keras.Model") -> dict[str, float]:
         stand_in.set_weights(model.get_weights())
         attacker = Attacker(replace(options, steps=_WATCH_STEPS, alpha=None), stand_in, fleet)
-        robust = attacker.run("st_ifgsm_linf", watched).robust
+        robust = attacker.evaluation(watched).run(attacker.entry(HEAD)).robust
         measured = {**task.watch(model, validation), "validation_attacked_accuracy": float(robust.mean())}
         both = measured["validation_accuracy"] + measured["validation_attacked_accuracy"]
         return {**measured, "validation_error": 1 - both / 2}
@@ -233,12 +235,12 @@ def _hardened(
     return model
 
 
-def _joined(outcomes: Outcomes, attack: str, eta: int, part: str | None = None) -> "Outcome | None":
-    """The outcomes of one attack on all parts, or on one, as one; None if it was not run."""
-    from mobility_humid.evaluation.outcomes import join
+def _joined(evaluations: Evaluations, attack: str, part: str | None = None) -> "Outcome | None":
+    """The outcomes of one attack, at its first budget, on all parts, or on one, as one; None if it was not run."""
+    from common.evaluation.robustness import join
 
-    found = [o for (name, of, e), o in outcomes.items() if (name, e) == (attack, eta) and part in (None, of)]
-    return join(found) if found else None
+    found = [evaluation.outcome(attack) for of, evaluation in evaluations.items() if part in (None, of)]
+    return join(found) if found and found[0] is not None else None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Attack ST-Siamese: move the seek trips of one driver so that two are taken for one (impersonation) or one for two."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -15,15 +16,13 @@ from mobility_humid.train import needs as fleet_needs
 
 if TYPE_CHECKING:
     import keras
-    import numpy as np
 
+    from common.evaluation.robustness import Entry, Evaluation
     from mobility_humid.data.samples import Fleet
-    from mobility_humid.evaluation.outcomes import Outcome
     from mobility_humid.training.tasks import Samples, Task
 
-
-# Attacks that take many times the gradients of the others, and are run on fewer samples.
-SLOW = ("st_ifgsm_l0", "cw_l2", "cw_l0", "strong")
+HEAD, CONTROL = "st_ifgsm_linf", "noise"
+"""The attack of the headline and the control, which always take part and have curves."""
 
 
 @dataclass(kw_only=True)
@@ -75,44 +74,54 @@ class Attacker:
     def __init__(self, options: AttackOptions, model: "keras.Model", fleet: "Fleet") -> None:
         self.options, self.model, self.layout = options, model, fleet.layout
         self.grid = fleet.trips.grid.size
-        self.radii = {} if options.radius is None else dict.fromkeys((1, 2), options.radius)
+        self.radii = {} if options.radius is None else dict.fromkeys(("l1", "l2"), options.radius)
         """By norm, the radius of L1 and L2 attacks."""
 
-    def run(self, name: str, samples: "Samples", *, eta: int | None = None) -> "Outcome":
-        """The outcome of the attack `name`; an L2 or L1 attack needs its radius."""
-        from mobility_humid.attacks.trips import attack
+    def evaluation(self, samples: "Samples", log: Callable[[str], None] | None = None) -> "Evaluation":
+        """The evaluation of the model on `samples`; `log` is told what begins."""
+        from common.evaluation.predictions import predict
+        from common.evaluation.robustness import Evaluation, Examples
 
-        options = self.options
-        steps = {"strong": 2 * options.steps, "cw_l2": options.cw_steps, "cw_l0": options.cw_steps}.get(
-            name, options.steps
+        return Evaluation(
+            Examples(*samples),
+            lambda x, rows: predict(self.model, x) == samples.y[rows],
+            eight_bit=False,
+            batch_size=self.options.batch_size,
+            progress=True,
+            log=log,
         )
-        moved = attack(
-            name,
+
+    def entry(self, name: str, *, eta: int | None = None) -> "Entry":
+        """The attack `name`; one in L2 or L1 needs its radius."""
+        from common.evaluation.robustness import Entry
+        from mobility_humid.attacks.trips import ATTACKS, trip_attack
+
+        options, fields, eta = self.options, ATTACKS[name], eta or self.options.eta
+        radius = self.radii.get(fields.norm)
+        attack = partial(
+            trip_attack,
             self.model,
-            self.layout,
-            samples.x,
-            samples.y,
-            self.grid,
-            eta=eta or options.eta,
-            steps=steps,
+            name=name,
+            layout=self.layout,
+            grid=self.grid,
+            eta=eta,
+            steps=options.cw_steps if fields.of_cw else fields.factor * options.steps,
             alpha=options.alpha,
-            radius=self.radii.get(_norm(name)),
+            radius=radius,
             restarts=options.restarts,
             search_steps=options.search_steps,
             l0_from=options.l0_from,
             seed=options.seed,
-            batch_size=options.batch_size,
-            progress=True,
         )
-        return self.judge(samples, moved)
-
-    def judge(self, samples: "Samples", moved: "np.ndarray") -> "Outcome":
-        """The outcome of trips (n, ...) that were moved, be it for this model or for another."""
-        from common.evaluation.predictions import predict
-        from mobility_humid.evaluation.outcomes import Outcome
-
-        clean = predict(self.model, samples.x) == samples.y
-        return Outcome(samples, clean, clean & (predict(self.model, moved) == samples.y), moved)
+        return Entry(
+            name=name,
+            attack=attack,
+            norm=fields.norm,
+            eps=radius if fields.in_radius else eta,
+            within=None if fields.in_radius else ("linf", eta),
+            control=fields.control,
+            subset=options.n_slow if fields.slow else None,
+        )
 
 
 def check_victim(options: AttackOptions) -> None:
@@ -148,8 +157,8 @@ def check_attacks(options: AttackOptions) -> tuple[str, ...]:
 
     if unknown := [name for name in options.attacks if name not in ATTACKS]:
         raise UserError(f"--attacks: {unknown[0]!r} is none of {', '.join(ATTACKS)}")
-    others = [name for name in dict.fromkeys(options.attacks) if name not in ("st_ifgsm_linf", "noise")]
-    return "st_ifgsm_linf", *others, "noise"
+    others = [name for name in dict.fromkeys(options.attacks) if name not in (HEAD, CONTROL)]
+    return HEAD, *others, CONTROL
 
 
 def load_victim(
@@ -192,8 +201,8 @@ def load_victim(
 
 def attack_task(options: AttackOptions, run: Run, task: "Task", producer: Script) -> None:
     """What both attack scripts do: attack the test samples, write rows, headline figures and pictures."""
-    from common.evaluation import statistics
-    from mobility_humid.evaluation.outcomes import directions, join, sizes
+    from common.evaluation.robustness import join
+    from mobility_humid.evaluation.outcomes import directions, sizes
 
     fleet = load_fleet(options, run.say, sides=task.sides)
     run.data(options.dataset, fleet.trips.sha256)
@@ -201,69 +210,45 @@ def attack_task(options: AttackOptions, run: Run, task: "Task", producer: Script
     run.say(f"attacking {path}")
     attacker = Attacker(options, model, fleet)
     parts = {part: task.samples(fleet, part, options.n_test) for part in task.parts}
-    outcomes = attack_all(options, run, attacker, parts, task.name)
+    evaluations = attack_all(options, run, attacker, parts, task.name)
     record_bounds(options, run, fleet, task)
-    for part in parts:
-        head, noise = (outcomes[name, part, options.eta] for name in ("st_ifgsm_linf", "noise"))
+    for part, evaluation in evaluations.items():
+        head, noise = (evaluation.outcome(name, options.eta) for name in (HEAD, CONTROL))
         ending = f"_{part}" if len(parts) > 1 else ""
-        driver = head.samples.driver
         rates = {"clean_accuracy": (head.clean, None), "attacked_accuracy": (head.robust, None)}
         rates |= {"noise_accuracy": (noise.robust, None)}
-        rates |= {name: (head.fooled, among) for name, among in directions(head).items() if among.any()}
-        run.intervals({name + ending: statistics.rate(hits, driver, among) for name, (hits, among) in rates.items()})
+        rates |= {name: (head.success, subset) for name, subset in directions(head).items() if subset.any()}
+        run.intervals({name + ending: head.rate(hits, subset) for name, (hits, subset) in rates.items()})
         if task.sides == 2:
-            run.metrics(**{f"auc{ending}": task.auc(model, head.samples)})
-    heads = [outcomes["st_ifgsm_linf", part, options.eta] for part in parts]
+            run.metrics(**{f"auc{ending}": task.auc(model, parts[part])})
+    heads = [evaluation.outcome(HEAD, options.eta) for evaluation in evaluations.values()]
     run.metrics(**sizes(join(heads), fleet.layout))
-    _draw(options, run, fleet, outcomes)
+    _draw(options, run, fleet, evaluations)
 
 
 def attack_all(
     options: AttackOptions, run: Run, attacker: Attacker, parts: "Mapping[str, Samples]", model_name: str
-) -> "dict[tuple[str, str, int], Outcome]":
-    """Every attack of `options` on every part, and a row for each figure: outcomes by (attack, part, eta)."""
-    from common.evaluation import statistics
-    from mobility_humid.evaluation.outcomes import ALL, mean_norm, worst
+) -> "dict[str, Evaluation]":
+    """Every attack of `options` on every part, and a row for each figure: evaluations by part."""
+    from mobility_humid.evaluation.outcomes import mean_norm, measured
 
-    outcomes: dict[tuple[str, str, int], Outcome] = {}
+    evaluations = {
+        part: attacker.evaluation(samples, lambda text, part=part: run.say(f"{part}: {text}"))
+        for part, samples in parts.items()
+    }
     for name in check_attacks(options):
-        etas = (
-            (options.eta, *(e for e in options.etas if e != options.eta))
-            if name in ("st_ifgsm_linf", "noise")
-            else (options.eta,)
-        )
-        for eta in etas:
-            for part, samples in parts.items():
-                samples = samples.first(options.n_slow) if name in SLOW else samples
-                run.say(f"{name}, eta {eta}, {part}: {len(samples.y)} samples")
-                outcome = outcomes[name, part, eta] = attacker.run(name, samples, eta=eta)
-                record(run, outcome, attacker, model=model_name, attack=name, eta=eta, split=part)
-        if name == "st_ifgsm_linf" and not attacker.radii:
-            heads = [outcomes[name, part, options.eta] for part in parts]
-            attacker.radii = {order: mean_norm(heads, order) for order in (1, 2)}
-    for part in parts:
-        within = {
-            name: o for (name, of, eta), o in outcomes.items() if (of, eta) == (part, options.eta) and _in_cells(name)
-        }
-        union = worst([*within.values()])
-        columns = {"model": model_name, "eta": options.eta, "split": part}
-        record(run, union, attacker, attack=ALL, **columns)
-        # Attacks that are dear met fewer samples: all of them are compared on what everyone met.
-        for name, outcome in within.items() if len({len(o.clean) for o in within.values()}) > 1 else ():
-            common = statistics.rate(outcome.robust[: len(union.clean)], union.samples.driver)
-            row = {"model": model_name, "attack": name, "norm": _name_of_norm(name), "eps": options.eta, "split": part}
-            run.row(metric="attacked_accuracy_common", **common._asdict(), **row)
-    return outcomes
-
-
-def record(run: Run, outcome: "Outcome", attacker: Attacker, *, model: str, attack: str, eta: int, split: str) -> None:
-    """Rows of `table.csv` for one outcome: accuracies, success rates, and the size of what moved."""
-    from mobility_humid.evaluation.outcomes import measured
-
-    size = attacker.radii.get(_norm(attack), eta)
-    columns = {"model": model, "attack": attack, "norm": _name_of_norm(attack), "eps": size, "split": split}
-    for metric, found in measured(outcome, attacker.layout):
-        run.row(metric=metric, **({"value": found} if isinstance(found, float) else found._asdict()), **columns)
+        further = [eta for eta in options.etas if eta != options.eta] if name in (HEAD, CONTROL) else []
+        for eta in (options.eta, *further):
+            for evaluation in evaluations.values():
+                evaluation.run(attacker.entry(name, eta=eta))
+        if name == HEAD and not attacker.radii:
+            heads = [evaluation.outcome(HEAD, options.eta) for evaluation in evaluations.values()]
+            attacker.radii = {norm: mean_norm(heads, norm) for norm in ("l1", "l2")}
+    for part, evaluation in evaluations.items():
+        measure = partial(measured, layout=attacker.layout)
+        for row in evaluation.rows(measure, common="attacked_accuracy_common"):
+            run.row(model=model_name, split=part, **row)
+    return evaluations
 
 
 def record_bounds(options: AttackOptions, run: Run, fleet: "Fleet", task: "Task") -> None:
@@ -275,47 +260,32 @@ def record_bounds(options: AttackOptions, run: Run, fleet: "Fleet", task: "Task"
             run.row(model=name, split=part, metric="accuracy", **found._asdict())
 
 
-def _draw(options: AttackOptions, run: Run, fleet: "Fleet", outcomes: "dict[tuple[str, str, int], Outcome]") -> None:
+def _draw(options: AttackOptions, run: Run, fleet: "Fleet", evaluations: "dict[str, Evaluation]") -> None:
     import numpy as np
 
     from mobility_humid.evaluation import figures
     from mobility_humid.evaluation.measures import changed_points
 
-    layout, parts = fleet.layout, list(dict.fromkeys(part for _, part, _ in outcomes))
+    layout = fleet.layout
     drawn = {name: run.folder / f"{name}.png" for name in ("trips", "success_eta", "success_points")}
-    head = outcomes["st_ifgsm_linf", parts[0], options.eta]
-    chosen = np.flatnonzero(head.fooled)[: figures.SHOWN] if head.fooled.any() else [0]
-    examples = [(head.samples.x[i], head.moved[i]) for i in chosen]
+    head = next(iter(evaluations.values())).outcome(HEAD, options.eta)
+    chosen = np.flatnonzero(head.success)[: figures.SHOWN] if head.success.any() else [0]
+    examples = [(head.examples.x[i], head.x[i]) for i in chosen]
     title = f"ST-iFGSM, {options.eta} cells"
     figures.trips_before_after(examples, layout, fleet.trips.grid, drawn["trips"], title=title)
-    curves = {}
-    for part in parts:
-        for name, label in (("st_ifgsm_linf", "ST-iFGSM"), ("noise", "noise")):
-            found = {eta: o for (attack, of, eta), o in outcomes.items() if (attack, of) == (name, part)}
-            clean = float(found[options.eta].clean.mean())
-            curves[part, label] = {0: clean} | {eta: float(found[eta].robust.mean()) for eta in sorted(found)}
+    curves = {
+        (part, label): evaluation.curve(name)
+        for part, evaluation in evaluations.items()
+        for name, label in ((HEAD, "ST-iFGSM"), (CONTROL, "noise"))
+    }
     figures.success_against_eta(curves, drawn["success_eta"])
-    l0 = {part: o for (name, part, _), o in outcomes.items() if name == "st_ifgsm_l0"}
-    points = {part: (changed_points(o.samples.x, o.moved)[o.fooled], int(o.clean.sum())) for part, o in l0.items()}
+    l0 = {part: found for part, of in evaluations.items() if (found := of.outcome("st_ifgsm_l0")) is not None}
+    points = {part: (changed_points(o.examples.x, o.x)[o.success], int(o.clean.sum())) for part, o in l0.items()}
     if points:
         figures.success_against_points(points, drawn["success_points"])
     for name, path in drawn.items():
         if path.is_file():
             run.artifact(name, path)
-
-
-def _norm(name: str) -> int | None:
-    """The norm whose radius bounds an attack: 1 or 2; None where eta does."""
-    return None if _in_cells(name) else int(name[-1])
-
-
-def _name_of_norm(name: str) -> str:
-    return name.rsplit("_", 1)[-1] if "_" in name else "linf"
-
-
-def _in_cells(name: str) -> bool:
-    """Whether the budget of an attack is eta."""
-    return name.startswith("cw") or not name.endswith(("_l2", "_l1"))
 
 
 def refusals(options: Options) -> None:

@@ -1,6 +1,7 @@
 """Change the pictures of a class so that they are taken for another, and look at them as the recommender would."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -13,6 +14,10 @@ from multimedia_recsys.classify_extract import ClassifierOptions, check_classifi
 from multimedia_recsys.train_cnn import load_shop
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from common.evaluation.robustness import Outcome
+    from common.evaluation.statistics import Estimate
     from multimedia_recsys.data.categories import Pair
     from multimedia_recsys.data.looks import Looks
 
@@ -90,8 +95,9 @@ def classify_extract_attack(options: Options, run: Run) -> None:
     import numpy as np
 
     from common.evaluation import plots
+    from common.evaluation.robustness import Entry, Examples, Outcome
     from common.files import write_text
-    from multimedia_recsys.attacks.images import BUDGETED
+    from multimedia_recsys.attacks.images import ATTACKS
     from multimedia_recsys.data import attack_folders
     from multimedia_recsys.data.looks import Seen, read_looks, write_looks
     from multimedia_recsys.models.cnn import look
@@ -105,11 +111,12 @@ def classify_extract_attack(options: Options, run: Run) -> None:
     items = np.flatnonzero(clean.label == pair.origin)
     if not len(items):
         raise UserError(f"--origin-class: the network takes no picture for {names[pair.origin]}; choose another")
-    budget = f"eps{255 * options.eps:g}" if options.attack_type in BUDGETED else "free"
+    listed = ATTACKS[options.attack_type]
+    budget = f"eps{255 * options.eps:g}" if listed.budgeted else "free"
     name = f"{options.attack_type}_{pair.origin}_{pair.target}_{budget}"
     run.say(
         f"{name}: {len(items)} pictures of {names[pair.origin]}"
-        + ("" if options.attack_type in ("insa", "noise") else f" towards {names[pair.target]}")
+        + (f" towards {names[pair.target]}" if listed.aimed else "")
     )
     begun = run.checkpoints / f"{name}_images" / "images"
     attack_folders.write_pictures(begun, shop, items, _change(options, run, shop, model, clean, pair))
@@ -124,20 +131,13 @@ def classify_extract_attack(options: Options, run: Run) -> None:
     write_looks(folder, shop, Seen(label, prob, features), names, started=clean)
     write_text(folder / "items.csv", "".join(f"{item}\n" for item in items))
     run.artifact("images", folder)
-    outcomes = {
-        "attack_success": seen.label == pair.target,
-        "origin_kept": seen.label == pair.origin,
-        "other_class": (seen.label != pair.target) & (seen.label != pair.origin),
-    }
-    columns = {"norm": "linf", "eps": options.eps} if options.attack_type in BUDGETED else {}
-    for metric, hit in outcomes.items():
-        run.rate(metric, float(hit.mean()), len(hit), attack=name, **columns)
-    run.metrics(
-        attack_success=float(outcomes["attack_success"].mean()),
-        attack_success_n=len(items),
-        origin=pair.origin,
-        target=pair.target,
-    )
+    limits = {"norm": "linf", "eps": options.eps} if listed.budgeted else {"norm": None, "eps": None}
+    entry = Entry(name=name, control=listed.control, **limits)
+    outcome = Outcome(entry, Examples(items, clean.label[items]), None, clean.label[items], seen.label)
+    for row in outcome.rows(partial(_answers, pair=pair)):
+        run.row(**row)
+        if row["metric"] == "attack_success":
+            run.metrics(attack_success=row["value"], attack_success_n=row["n"], origin=pair.origin, target=pair.target)
     if shop.category is not None and len(shop.category_names) == len(names):
         run.row(
             attack=name,
@@ -154,6 +154,14 @@ def classify_extract_attack(options: Options, run: Run) -> None:
         columns=[names[label] for label in seen.label[:_EXAMPLES]],
     )
     run.artifact("examples", run.folder / "examples.png")
+
+
+def _answers(outcome: "Outcome", *, pair: "Pair") -> "Iterator[tuple[str, Estimate]]":
+    """What pictures of the origin class are taken for after the attack."""
+    label = outcome.after
+    yield "attack_success", outcome.rate(label == pair.target)
+    yield "origin_kept", outcome.rate(label == pair.origin)
+    yield "other_class", outcome.rate((label != pair.target) & (label != pair.origin))
 
 
 def _pair(options: Options, run: Run, names: tuple[str, ...]) -> "Pair":

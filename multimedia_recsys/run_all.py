@@ -72,9 +72,9 @@ class Attempt(NamedTuple):
     @property
     def budget(self) -> float | None:
         """The L-inf budget, of an attack that has one."""
-        from multimedia_recsys.attacks.images import BUDGETED
+        from multimedia_recsys.attacks.images import ATTACKS
 
-        return self.eps if self.kind in BUDGETED else None
+        return self.eps if ATTACKS[self.kind].budgeted else None
 
 
 class Outcome(NamedTuple):

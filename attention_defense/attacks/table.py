@@ -3,21 +3,20 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from attention_defense.attacks.attention import attention_attack
+from attention_defense.attacks.attention import Kind, attention_attack
 from attention_defense.attacks.names import AttackName
 from attention_defense.models.losses import Weights
-from common.attacks import bim, corner_noise, fgsm, least_likely, pgd, r_step_ll, step_ll
+from common.attacks import fgsm, iter_ll, pgd, r_step_ll, random_sign_noise, step_ll
 from common.errors import UserError
+from common.evaluation.robustness import Entry
 
 Tensor = tf.Tensor
 Attack = Callable[..., Tensor]
-STOPPING: tuple[AttackName, ...] = ("pgd20", "margin20", "pgd100")
-"""Those that may leave a picture where it first succeeds."""
 
 
 class Training(NamedTuple):
@@ -28,53 +27,82 @@ class Training(NamedTuple):
     sharpness: float = 10.0
 
 
-def named(
-    name: AttackName,
-    model: keras.Model,
-    *,
-    eps: float,
-    stop: bool = False,
-    layer: str | None = None,
-    training: Training = Training(),
-    iou_key: float = 0.59513,
-    seed: int = 0,
-) -> Attack:
-    """The attack `name` on `model`, in the L-inf ball of `eps`: a function of x, y and, where it draws, of `index`.
+class Listed(NamedTuple):
+    """An attack by its name on the command line: `make`, of a model, a radius and settings; `dear`: it takes many times
+    the gradients of the others; `control`: it looks at no model."""
 
-    The ball is that of the whole grey levels in `eps`: rounded to 8 bits, a picture of 8 bits stays in it. `layer` is
+    make: Callable[[keras.Model, float, "Settings"], Attack]
+    dear: bool = False
+    control: bool = False
+
+
+class Settings(NamedTuple):
+    """What attacks share: where they `stop`, the `layer` whose map they see, what is known of the model's `training`,
+    the overlap at which `gated` ends, and the seed."""
+
+    stop: bool = False
+    layer: str | None = None
+    training: Training = Training()
+    iou_key: float = 0.59513
+    seed: int = 0
+
+
+def entry(name: AttackName, model: keras.Model, *, eps: float, n_dear: int | None = None, **settings: Any) -> Entry:
+    """The attack `name` for an evaluation, on the first `n_dear` images if it is dear; arguments as of `named`."""
+    listed = ATTACKS[name]
+    attack = named(name, model, eps=eps, **settings)
+    return Entry(name=name, attack=attack, eps=eps, control=listed.control, subset=n_dear if listed.dear else None)
+
+
+def named(name: AttackName, model: keras.Model, *, eps: float, **settings: Any) -> Attack:
+    """The attack `name` on `model`, in the L-inf ball of `eps`, with `Settings` by name: for `attack_dataset`.
+
+    The ball is that of the whole grey levels in `eps`: rounded to 8 bits, an image of 8 bits stays in it. `layer` is
     where attacks on attention aim; the adaptive one aims where the `training` did.
     `iter_ll` is Step-LL in 10 steps; `margin20` raises the difference of logits in place of the cross-entropy; `pgd100`
     has 100 steps and 5 restarts, `adaptive` 40 and 3; `noise` is no attack. Steps are a quarter of `eps`, and an eighth
-    in the last two. With `stop` PGD leaves a picture where it first succeeds: cheaper where only success counts, but
-    such pictures have hardly crossed the border, and compare badly with those that took all steps.
+    in the last two. With `stop` an attack of several steps leaves an image where it is first misclassified: cheaper
+    where only success counts, but such images have hardly crossed the border, and compare badly with those that took
+    all steps.
 
     Errors: `UserError` for less than one grey level.
     """
-    eps = whole_levels(eps)
-    twenty = {"eps": eps, "alpha": eps / 4, "steps": 20}
-    attacks: dict[str, Attack] = {
-        "fgsm": partial(fgsm, model, eps=eps),
-        "step_ll": lambda x, y: step_ll(model, x, eps=eps),
-        "r_step_ll": lambda x, y, index: r_step_ll(model, x, eps=eps, seed=seed, index=index),
-        "iter_ll": lambda x, y: bim(
-            model, x, least_likely(model, tf.constant(x)), eps=eps, alpha=eps / 4, steps=10, targeted=True
-        ),
-        "pgd20": partial(pgd, model, **twenty, stop=stop, seed=seed),
-        "margin20": partial(pgd, model, **twenty, loss="margin", stop=stop, seed=seed),
-        "pgd100": partial(pgd, model, eps=eps, alpha=eps / 8, steps=100, restarts=5, stop=stop, seed=seed),
-        "noise": lambda x, y, index: corner_noise(x, eps=eps, seed=seed, index=index),
-    }
-    if name in attacks:
-        return attacks[name]
-    budget = twenty
-    if name == "adaptive":
-        budget, layer = {"eps": eps, "alpha": eps / 8, "steps": 40, "restarts": 3}, training.layer
-    aim = training._replace(layer=layer)
+    return ATTACKS[name].make(model, whole_levels(eps), Settings(**settings))
 
-    def of_attention(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        return attention_attack(name, model, x, y, **budget, **aim._asdict(), iou_key=iou_key, seed=seed, index=index)
 
-    return of_attention
+def _pgd(steps: int, quarters: float = 1.0, restarts: int = 1, loss: str = "ce") -> Callable:
+    def make(model: keras.Model, eps: float, of: Settings) -> Attack:
+        budget = {"eps": eps, "alpha": quarters * eps / 4, "steps": steps, "restarts": restarts}
+        return partial(pgd, model, **budget, loss=loss, stop=of.stop, seed=of.seed)
+
+    return make
+
+
+def _on_attention(kind: Kind) -> Callable:
+    def make(model: keras.Model, eps: float, of: Settings) -> Attack:
+        budget, aim = {"eps": eps, "alpha": eps / 4, "steps": 20}, of.training._replace(layer=of.layer)
+        if kind == "adaptive":
+            budget, aim = {"eps": eps, "alpha": eps / 8, "steps": 40, "restarts": 3}, of.training
+        options = {**budget, **aim._asdict(), "iou_key": of.iou_key, "seed": of.seed}
+        return partial(attention_attack, model, kind=kind, stop=of.stop, **options)
+
+    return make
+
+
+ATTACKS: dict[AttackName, Listed] = {
+    "fgsm": Listed(lambda model, eps, of: partial(fgsm, model, eps=eps)),
+    "step_ll": Listed(lambda model, eps, of: partial(step_ll, model, eps=eps)),
+    "r_step_ll": Listed(lambda model, eps, of: partial(r_step_ll, model, eps=eps, seed=of.seed)),
+    "iter_ll": Listed(lambda model, eps, of: partial(iter_ll, model, eps=eps, alpha=eps / 4, steps=10)),
+    "pgd20": Listed(_pgd(20)),
+    "margin20": Listed(_pgd(20, loss="margin")),
+    "pgd100": Listed(_pgd(100, quarters=0.5, restarts=5), dear=True),
+    "attention": Listed(_on_attention("attention")),
+    "displace": Listed(_on_attention("displace")),
+    "gated": Listed(_on_attention("gated")),
+    "adaptive": Listed(_on_attention("adaptive"), dear=True),
+    "noise": Listed(lambda model, eps, of: partial(random_sign_noise, model, eps=eps, seed=of.seed), control=True),
+}
 
 
 def whole_levels(eps: float) -> float:

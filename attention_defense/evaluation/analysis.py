@@ -14,7 +14,7 @@ import tensorflow as tf
 from attention_defense.models.grad_cam import Attention, area, overlap, resized, spread
 from common.arrays import as_float, to_array, to_labels
 from common.attacks import logits_of
-from common.attacks.calls import compiled
+from common.attacks.compile import compiled
 from common.progress import blocks, track
 
 _BOOTSTRAPS = 2000

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from common.arrays import as_float
 from common.attacks import logits_of
-from common.attacks.calls import compiled
+from common.attacks.compile import compiled
 from common.errors import UserError
 from common.models import flat, has_graph, places, rewired
 

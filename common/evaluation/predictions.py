@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from common.arrays import as_float, to_array, to_labels
 from common.attacks import check_logits, inference, logits_of
-from common.attacks.calls import compiled
+from common.attacks.compile import compiled
 from common.errors import UserError
 from common.evaluation import input_range
 from common.progress import blocks

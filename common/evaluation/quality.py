@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 
-def rounded(images: np.ndarray) -> np.ndarray:
+def quantize(images: np.ndarray) -> np.ndarray:
     """Images float in [0, 1] as a file of 8 bits holds them, float32."""
     return (np.rint(images * 255) / np.float32(255)).astype(np.float32)
 

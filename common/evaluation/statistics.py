@@ -86,8 +86,8 @@ def bootstrap(
     return float(low), float(high)
 
 
-class Measured(NamedTuple):
-    """A figure over `n` samples with its 95 % interval, from a bootstrap by identity."""
+class Estimate(NamedTuple):
+    """A figure over `n` samples with its 95 % interval, from a bootstrap by identity where samples share some."""
 
     value: float
     n: int
@@ -95,26 +95,28 @@ class Measured(NamedTuple):
     high: float
 
 
-def rate(hits: np.ndarray, identities: np.ndarray, among: np.ndarray | None = None) -> Measured:
-    """The share of `hits` bool (n,), with `among` bool (n,) only of those; `identities` as in `bootstrap`.
+def rate(hits: np.ndarray, identities: np.ndarray | None, subset: np.ndarray | None = None) -> Estimate:
+    """The share of `hits` bool (n,), with `subset` bool (n,) only of those; `identities` as in `bootstrap`, or None for
+    independent samples, whose interval is Wilson's.
 
-    Errors: `UserError` when there is none among which.
+    Errors: `UserError` for a subset without samples.
     """
-    among = np.ones(len(hits), bool) if among is None else among
-    if not among.any():
-        raise UserError("a share of no samples; bring more")
-    interval = bootstrap(weighted_mean(hits, among), identities)
-    return Measured(float(np.mean(hits[among])), int(among.sum()), *interval)
+    subset = np.ones(len(hits), bool) if subset is None else subset
+    if not subset.any():
+        raise UserError("cannot compute a rate over no samples; bring more")
+    value, n = float(np.mean(hits[subset])), int(subset.sum())
+    interval = wilson(value, n) if identities is None else bootstrap(weighted_mean(hits, subset), identities)
+    return Estimate(value, n, *interval)
 
 
-def difference(ours: np.ndarray, theirs: np.ndarray, identities: np.ndarray) -> Measured:
+def difference(ours: np.ndarray, theirs: np.ndarray, identities: np.ndarray) -> Estimate:
     """Mean of `ours` less `theirs` (n,), two measurements of the same samples, with a paired interval; `identities` as
     in `bootstrap`."""
     gain = np.asarray(ours, np.float64) - theirs
-    return Measured(float(gain.mean()), len(gain), *bootstrap(weighted_mean(gain), identities))
+    return Estimate(float(gain.mean()), len(gain), *bootstrap(weighted_mean(gain), identities))
 
 
-def relative(ours: np.ndarray, theirs: np.ndarray, identities: np.ndarray) -> Measured:
+def relative(ours: np.ndarray, theirs: np.ndarray, identities: np.ndarray) -> Estimate:
     """Sum of `ours` over that of `theirs` (n,), two measurements of the same samples, with a paired interval, such as
     the share of a model's right answers that another one keeps; `identities` as in `bootstrap`.
 
@@ -124,29 +126,30 @@ def relative(ours: np.ndarray, theirs: np.ndarray, identities: np.ndarray) -> Me
     if not theirs.sum() > 0:
         raise UserError("a share of nothing: the model to compare with is right on no sample")
     interval = bootstrap(lambda weights: ratio(weights @ ours, weights @ theirs), identities)
-    return Measured(float(ours.sum() / theirs.sum()), len(ours), *interval)
+    return Estimate(float(ours.sum() / theirs.sum()), len(ours), *interval)
 
 
-def unpaired_difference(ours: Measured, theirs: Measured) -> Measured:
+def unpaired_difference(ours: Estimate, theirs: Estimate) -> Estimate:
     """`ours` less `theirs`, two figures with intervals of their own, by squaring and adding the arms of the intervals
     (Newcombe 1998, method 10; Zou and Donner 2008). Exact only for independent samples; of the same samples, which
     mostly agree, it is the wider for it. `n` is the smaller of the two."""
     low = np.hypot(ours.value - ours.low, theirs.high - theirs.value)
     high = np.hypot(ours.high - ours.value, theirs.value - theirs.low)
     value = ours.value - theirs.value
-    return Measured(value, min(ours.n, theirs.n), float(value - low), float(value + high))
+    return Estimate(value, min(ours.n, theirs.n), float(value - low), float(value + high))
 
 
-def weighted_mean(values: np.ndarray, among: np.ndarray | None = None) -> Statistic:
-    """The mean of `values` (n,), for `bootstrap`; with `among` bool (n,) only of those.
+def weighted_mean(values: np.ndarray, subset: np.ndarray | None = None) -> Statistic:
+    """The mean of `values` (n,), for `bootstrap`; with `subset` bool (n,) only of those.
 
-    So a rate among some, such as of an attack among the pairs that were right before, is drawn with its denominator.
+    So the rate of a subset, such as of an attack's successes in the pairs that were right before, is drawn with its
+    denominator.
     """
-    among = np.ones(len(values)) if among is None else np.asarray(among, np.float64)
-    counted = np.where(among > 0, np.asarray(values, np.float64), 0.0)
+    subset = np.ones(len(values)) if subset is None else np.asarray(subset, np.float64)
+    counted = np.where(subset > 0, np.asarray(values, np.float64), 0.0)
 
     def statistic(weights: np.ndarray) -> np.ndarray:
-        return ratio(weights @ counted, weights @ among)
+        return ratio(weights @ counted, weights @ subset)
 
     return statistic
 

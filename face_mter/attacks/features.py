@@ -1,29 +1,22 @@
 """Attacks on embeddings: a picture of one person, changed within a budget, is taken for somebody else."""
 
-import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
 
 import keras
 import numpy as np
 
-from common.attacks import attack_dataset, bim, feature_pgd, fftgsm, iftgsm
+from common.attacks import bim, feature_pgd, fftgsm, iftgsm, random_sign_noise
 from common.errors import UserError
 from common.evaluation.predictions import outputs
-from common.evaluation.quality import rounded
+from common.evaluation.robustness import Entry, Evaluation, Examples
 from face_mter.evaluation.verification import cosines
 from face_mter.models.networks import embedder
 
 ATTACKS = ("fftgsm", "iftgsm", "itgsm", "pgd", "noise")
-
-
-class Outcome(NamedTuple):
-    """Changed pictures `x` float32 (n, H, W, C), and the cosine of each to what it was aimed at, float32 (n,): of the
-    picture as it was found, and `rounded` to the 8 bits of a file."""
-
-    x: np.ndarray
-    cosine: np.ndarray
-    rounded: np.ndarray
+DODGE = "dodge"
+"""IFTGSM, away from the person's own embedding."""
 
 
 class Attacker:
@@ -38,13 +31,13 @@ class Attacker:
         restarts: int = 3,
         batch_size: int = 128,
         progress: bool = False,
+        log: Callable[[str], None] | None = None,
     ) -> None:
         self.model = model
         # Refuses at once what has no embedding.
         embedder(model)
         self.seed, self.pgd_steps, self.restarts = seed, pgd_steps, restarts
-        self.progress = progress
-        self.run = functools.partial(attack_dataset, batch_size=batch_size, progress=progress)
+        self.shown = {"batch_size": batch_size, "progress": progress, "log": log}
 
     @property
     def embed(self) -> keras.Model:
@@ -53,59 +46,51 @@ class Attacker:
 
     def embeddings(self, images: np.ndarray) -> np.ndarray:
         """Embeddings float32 (n, D) of `images` (n, H, W, C)."""
-        return outputs(self.embed, images, progress=self.progress)
+        return outputs(self.embed, images, progress=self.shown["progress"])
 
-    def impersonate(
-        self, name: str, sources: np.ndarray, targets: np.ndarray, eps: float, classes: np.ndarray | None = None
-    ) -> Outcome:
-        """`sources` (n, H, W, C) moved towards the embeddings `targets` (n, D) or, by itgsm, towards the victims'
-        `classes` int (n,) in the model's own classifier.
+    def evaluation(
+        self,
+        sources: np.ndarray,
+        targets: np.ndarray,
+        *,
+        aims: np.ndarray | None = None,
+        identity: np.ndarray | None = None,
+    ) -> Evaluation:
+        """The evaluation of pictures `sources` (n, H, W, C), scored by the cosine of their embeddings to `targets`
+        (n, D), before and after they are quantised. Attacks are given `aims`, by default those targets: for itgsm the
+        victims' classes int (n,) in the model's own classifier, to dodge the embedding of oneself, negated."""
+        aims = targets if aims is None else aims
+        return Evaluation(
+            Examples(_as_float(sources), aims, identity),
+            lambda x, rows: cosines(self.embeddings(x), targets[rows]),
+            as_found=True,
+            **self.shown,
+        )
+
+    def entry(self, name: str, eps: float) -> Entry:
+        """The attack `name` for an evaluation.
 
         fftgsm: one step. iftgsm, itgsm: `steps_of(eps)` steps of 1/255. pgd: `restarts` random starts with `pgd_steps`
-        steps of eps / 8 each, the nearest point kept. noise: eps up or down at random, in every pixel.
+        steps of eps / 8 each, the nearest point kept. noise: eps up or down at random, in every pixel, the same for all
+        models.
 
         Errors: `UserError` for an unknown attack, and for itgsm on a model without a classifier.
         """
-        if name not in ATTACKS:
+        embed, kurakin = self.embed, {"eps": eps, "alpha": 1 / 255, "steps": steps_of(eps)}
+        more = {"steps": self.pgd_steps, "restarts": self.restarts, "seed": self.seed}
+        attacks = {
+            "fftgsm": partial(fftgsm, embed, eps=eps),
+            "iftgsm": partial(iftgsm, embed, **kurakin),
+            "itgsm": partial(bim, self.model, **kurakin, targeted=True),
+            "pgd": partial(feature_pgd, embed, eps=eps, alpha=eps / 8, **more),
+            "noise": partial(random_sign_noise, embed, eps=eps, seed=self.seed),
+            DODGE: partial(iftgsm, embed, **kurakin),
+        }
+        if name not in attacks:
             raise UserError(f"--attacks: {name!r} is none of {', '.join(ATTACKS)}")
-        x = _as_float(sources)
-        if name == "noise":
-            # Two models meet the same noise.
-            signs = np.random.default_rng([self.seed, 7]).integers(0, 2, x.shape, np.int8)
-            moved = np.clip(x + np.float32(eps) * (2 * signs - 1), 0, 1)
-        elif name == "itgsm":
-            if self.embed is self.model or classes is None:
-                raise UserError("itgsm: needs a model with a classifier, and victims that it knows")
-            aim = functools.partial(bim, self.model, eps=eps, alpha=1 / 255, steps=steps_of(eps), targeted=True)
-            moved = self.run(aim, x, np.asarray(classes, np.int32)).x
-        else:
-            moved = self.run(self._towards(name, eps), x, targets).x
-        return self.judge(moved, targets)
-
-    def dodge(self, sources: np.ndarray, own: np.ndarray, eps: float) -> Outcome:
-        """`sources` moved away from embeddings `own` (n, D) of another picture of the same people, as iftgsm does; the
-        cosine is that to `own`, the lower the better."""
-        return self.judge(self.run(self._towards("iftgsm", eps), _as_float(sources), -own).x, own)
-
-    def judge(self, moved: np.ndarray, targets: np.ndarray) -> Outcome:
-        """The outcome of pictures float (n, H, W, C) that were changed for this model or for another."""
-        found = [cosines(self.embeddings(images.astype(np.float32)), targets) for images in (moved, rounded(moved))]
-        return Outcome(moved, *found)
-
-    def _towards(self, name: str, eps: float) -> functools.partial:
-        if name == "fftgsm":
-            return functools.partial(fftgsm, self.embed, eps=eps)
-        if name == "iftgsm":
-            return functools.partial(iftgsm, self.embed, eps=eps, alpha=1 / 255, steps=steps_of(eps))
-        return functools.partial(
-            feature_pgd,
-            self.embed,
-            eps=eps,
-            alpha=eps / 8,
-            steps=self.pgd_steps,
-            restarts=self.restarts,
-            seed=self.seed,
-        )
+        if name == "itgsm" and embed is self.model:
+            raise UserError("itgsm: needs a model with a classifier, and victims that it knows")
+        return Entry(name=name, attack=attacks[name], eps=eps, control=name == "noise")
 
 
 def steps_of(eps: float) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from common.errors import UserError
 from common.evaluation.input_range import BYTES, READINGS, Reading, takes_bytes
 from common.evaluation.predictions import outputs
-from common.evaluation.statistics import Measured, auc, rate
+from common.evaluation.statistics import Estimate, auc, rate
 from face_mter.data.faces import Cast
 from face_mter.evaluation import verification
 from face_mter.evaluation.verification import FoldedPairs, Rates, Roc, Scores, TenFold
@@ -34,9 +34,9 @@ class Verified(NamedTuple):
     threshold: float
     calibration: Scores
     rates: Rates
-    tars: dict[str, Measured]
+    tars: dict[str, Estimate]
     ten_fold: TenFold
-    accuracy: Measured
+    accuracy: Estimate
     mean_cosine: float
     roc: Roc
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.errors import UserError
-from common.evaluation.statistics import Measured, Statistic, best_threshold, bootstrap, ratio
+from common.evaluation.statistics import Estimate, Statistic, best_threshold, bootstrap, ratio
 from common.files import read_lines
 from face_mter.data.faces import Faces, attack_pairs
 
@@ -32,8 +32,8 @@ class Scores(NamedTuple):
 class Rates(NamedTuple):
     """The true and the false accept rate at one threshold, each with an interval by person."""
 
-    tar: Measured
-    far: Measured
+    tar: Estimate
+    far: Estimate
 
 
 class Roc(NamedTuple):
@@ -224,12 +224,12 @@ def accept_rates(scores: Scores, threshold: float, *, repeats: int = 1000, seed:
     everyone, pairs = np.arange(len(people)), len(scores.negatives)
     tar, far = (bootstrap(s, everyone, repeats=repeats, seed=seed) for s in (true_accepts, false_accepts))
     return Rates(
-        Measured(float(np.mean(hits)), len(hits), *tar),
-        Measured(len(accepted) / pairs, pairs, *far),
+        Estimate(float(np.mean(hits)), len(hits), *tar),
+        Estimate(len(accepted) / pairs, pairs, *far),
     )
 
 
-def tar_at_far(scores: Scores, far: float, *, repeats: int = 1000, seed: int = 0) -> Measured:
+def tar_at_far(scores: Scores, far: float, *, repeats: int = 1000, seed: int = 0) -> Estimate:
     """`tar_at` with an interval by bootstrap over the people, the threshold found anew in every draw.
 
     So the interval knows how unsure the threshold is. Errors: as `far_threshold`, and for fewer than two people.
@@ -237,7 +237,7 @@ def tar_at_far(scores: Scores, far: float, *, repeats: int = 1000, seed: int = 0
     value = tar_at(scores.positives, scores.negatives, far)
     people = np.arange(len(np.unique(scores.person)))
     interval = bootstrap(weighted_tar(scores, far), people, repeats=repeats, seed=seed)
-    return Measured(value, len(scores.positives), *interval)
+    return Estimate(value, len(scores.positives), *interval)
 
 
 def weighted_tar(scores: Scores, far: float) -> Statistic:

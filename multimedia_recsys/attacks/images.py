@@ -1,22 +1,50 @@
 """Changed pictures of items: towards a class, towards everybody's taste, and the controls beside them."""
 
 from collections.abc import Sequence
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from common.arrays import as_float
-from common.attacks import ascent, corner_noise, cw_l2, fgsm, highest, linf, pgd, search
-from common.attacks.calls import compiled
+from common.attacks import (
+    Bound,
+    Inputs,
+    Objective,
+    attack_dataset,
+    best_loss,
+    cw_l2,
+    fgsm,
+    in_ball,
+    named,
+    pgd,
+    random_sign_noise,
+)
 from multimedia_recsys.models.cnn import features_at
 
 Tensor = tf.Tensor
 Kind = Literal["fgsm", "pgd", "cw", "insa", "noise", "swap"]
-"""Attacks, and two that are none: noise of the same budget, and real pictures of the target class, for reference."""
-BUDGETED: tuple[Kind, ...] = ("fgsm", "pgd", "insa", "noise")
-"""Those that have an L-inf budget."""
+
+
+class Listed(NamedTuple):
+    """What tells an attack from others: whether it has an L-inf budget, whether it aims at a class, and whether it is a
+    control, that looks at no network: noise of the same budget, and real pictures of the target class."""
+
+    budgeted: bool = True
+    aimed: bool = True
+    control: bool = False
+
+
+ATTACKS: dict[Kind, Listed] = {
+    "fgsm": Listed(),
+    "pgd": Listed(),
+    "cw": Listed(budgeted=False),
+    "insa": Listed(aimed=False),
+    "noise": Listed(aimed=False, control=True),
+    "swap": Listed(budgeted=False, control=True),
+}
 
 # Standard deviations of ImageNet's channels (red, green, blue), by which the original divides before it attacks.
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -59,61 +87,35 @@ class PictureAttack:
     def __call__(self, pictures: np.ndarray, target: int, index: np.ndarray) -> np.ndarray:
         """`pictures` uint8 (n, H, W, C) of the items `index` (n,), changed towards the class `target`: uint8, as a file
         holds them. What an item's picture becomes does not depend on those beside it."""
-        blocks = [
-            self._changed(
-                as_float(tf.constant(pictures[first : first + _BATCH])), target, index[first : first + _BATCH]
-            )
-            for first in range(0, len(pictures), _BATCH)
-        ]
-        return np.rint(np.concatenate(blocks) * 255).astype(np.uint8)
-
-    def _changed(self, x: Tensor, target: int, index: np.ndarray) -> np.ndarray:
-        wanted = tf.fill([len(x)], target)
-        if self.kind == "fgsm":
-            moved = fgsm(self.model, x, wanted, eps=self.eps, targeted=True)
-        elif self.kind == "pgd":
-            moved = pgd(
-                self.model,
-                x,
-                wanted,
-                eps=self.eps,
-                alpha=self.eps / 6,
-                steps=self.steps,
-                targeted=True,
-                seed=self.seed,
-                index=index,
-            )
-        elif self.kind == "cw":
-            moved = cw_l2(self.model, x, wanted, targeted=True, **self.cw)
-        elif self.kind == "insa":
-            moved = insa(self.model, x, self.direction, eps=self.eps, steps=self.steps)
-        else:
-            moved = corner_noise(x, eps=self.eps, seed=self.seed, index=index)
-        return moved.numpy()
+        budget = {"eps": self.eps, "alpha": self.eps / 6, "steps": self.steps}
+        attack = {
+            "fgsm": partial(fgsm, self.model, eps=self.eps, targeted=True),
+            "pgd": partial(pgd, self.model, **budget, targeted=True, seed=self.seed, index=index),
+            "cw": partial(cw_l2, self.model, **self.cw, targeted=True),
+            "insa": partial(insa, self.model, direction=self.direction, eps=self.eps, steps=self.steps),
+            "noise": partial(random_sign_noise, self.model, eps=self.eps, seed=self.seed, index=index),
+        }[self.kind]
+        x, wanted = as_float(tf.constant(pictures)).numpy(), np.full(len(pictures), target, np.int32)
+        return np.rint(attack_dataset(attack, x, wanted, batch_size=_BATCH).x * 255).astype(np.uint8)
 
 
-def insa(model: keras.Model, x: Tensor, direction: Tensor, *, eps: Tensor, steps: int) -> Tensor:
+@named
+def insa(model: keras.Model, x: Tensor, *, direction: Tensor, eps: Tensor, steps: int) -> Bound:
     """Pictures `x` (B, H, W, C) in [0, 1] whose features lie as far as possible along `direction` (D,), by `steps` of
     eps / 6 within `eps` (L-inf): they raise the mean user's score itself, not a class (AIP, Liu & Larson 2021, insider
     attack). Of all steps the best is kept."""
-    signature = [
-        tf.TensorSpec([None, *x.shape[1:]]),
-        tf.TensorSpec([None]),
-        tf.TensorSpec([1, 1, 1, None]),
-        tf.TensorSpec([], tf.int32),
-    ]
-    return compiled(model, ("insa", *x.shape[1:]), _insa, signature)(x, direction, eps, steps)
+    inputs = {"x": x, "direction": direction[None], "eps": eps, "alpha": eps / 6, "steps": steps}
+    return Bound(in_ball(_along, classes=False, selection=best_loss), model, inputs)
 
 
-def _insa(model: keras.Model, x: Tensor, direction: Tensor, eps: Tensor, steps: Tensor) -> Tensor:
+def _along(model: keras.Model, inputs: Inputs) -> Objective:
     features = features_at(model)
 
     def objective(x: Tensor) -> tuple[Tensor, Tensor]:
-        score = tf.linalg.matvec(features(x), direction)
+        score = tf.linalg.matvec(features(x), inputs["direction"][0])
         return score, tf.zeros_like(score, tf.bool)
 
-    space = linf(x, eps)
-    return search(objective, ascent(tf.sign, eps / 6), space, x, steps, rank=highest).x
+    return objective
 
 
 def stand_ins(candidates: np.ndarray, index: np.ndarray, seed: int) -> np.ndarray:

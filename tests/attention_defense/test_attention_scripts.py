@@ -38,16 +38,13 @@ def few_draws(monkeypatch):
 
 
 def test_accuracies_go_together(model, case, run):
-    options = attack.Options(budgets=(1 / 255,), curve=(2 / 255, 1.0), n_strongest=20, batch_size=40)
+    options = attack.Options(
+        budgets=(1 / 255,), curve=(2 / 255, 1.0), n_strongest=20, batch_size=40, attack=("fgsm", "pgd20", "noise")
+    )
     y = np.where(np.arange(40) < 4, (case.y + 1) % 4, case.y).astype(np.int32)
-    judged = attack.Judged(options, run, case.chosen, case.x, y)
-    for kind in ("fgsm", "pgd20", "noise"):
-        judged.by(kind, 1 / 255)
-    judged.transferred(model, 1 / 255)
-    # Noise is no attack, and counts for nothing even where it fools.
-    judged.standing["noise", 1 / 255] = np.zeros(40, bool)
-    judged.by_all(1 / 255)
-    curve = judged.curve()
+    evaluation = attack.evaluate(options, run, case.chosen, case.x, y, source=model)
+    attack.write(options, run, case.chosen, evaluation)
+    curve = attack.budget_curve(options, run, case.chosen, case.x, y)
     metrics = run.finish()["metrics"]
     table = read_table(run.folder)
     assert metrics["clean_accuracy"] == 0.9 and metrics["clean_accuracy_n"] == 40
@@ -55,12 +52,8 @@ def test_accuracies_go_together(model, case, run):
     assert set(by_attack) == {"fgsm", "pgd20", "noise", "transfer", "all"}
     value = {name: row["value"] for name, row in by_attack.items()}
     assert value["all"] > 0 and value["pgd20"] <= value["fgsm"] <= value["noise"] <= 0.9
-    assert value["all"] <= min(value[name] for name in ("fgsm", "pgd20", "transfer"))
-    left = judged.right.copy()
-    for kind in ("fgsm", "pgd20", "transfer"):
-        left &= judged.standing[kind, 1 / 255]
-    assert value["all"] == left.mean()
-    # The most frequent class, always; and nothing is compared anew where all met the same pictures.
+    assert value["all"] == np.logical_and.reduce([outcome.robust for outcome in evaluation.outcomes]).mean()
+    # The most frequent class, always; and nothing is compared again where all met the same images.
     constant = next(row for row in table if row["metric"] == "constant_accuracy")
     assert (constant["value"], constant["n"]) == (np.bincount(y).max() / 40, 40)
     assert not [row for row in table if row["metric"] == "accuracy_common"]
@@ -71,26 +64,23 @@ def test_accuracies_go_together(model, case, run):
     success = {row["attack"]: row for row in table if row["metric"] == "success"}
     for name, row in success.items():
         assert row["n"] == 36 and row["value"] == pytest.approx(1 - value[name] / 0.9)
-    # Twenty pictures, the four that were wrong before among them; without a bound nothing stands.
+    # What an attack costs: one gradient, at most twenty, none.
+    cost = {row["attack"]: row["value"] for row in table if row["metric"] == "gradients"}
+    assert cost["fgsm"] == 1 and 1 < cost["pgd20"] <= 40 and cost["noise"] == 0 and "all" not in cost
+    # Twenty images, the four that were wrong before among them; without a bound none is robust.
     assert curve[0.0] == 0.8 and curve[2 / 255] <= 0.8 and curve[1.0] == 0
     drawn = [row for row in table if row["split"] == "curve"]
     assert {row["eps"]: row["value"] for row in drawn} == pytest.approx(curve) and {row["n"] for row in drawn} == {20}
 
 
-def test_attacks_are_compared_on_the_pictures_that_all_met(case, run):
-    """The first ones may be easier than the others."""
-    options = attack.Options(budgets=(1 / 255,), n_strongest=20, batch_size=40)
-    judged = attack.Judged(options, run, case.chosen, case.x, case.y)
-    judged.standing["fgsm", 1 / 255] = np.arange(40) % 20 < 15
-    judged.standing["fgsm", 1 / 255][20:] = False
-    judged.standing["pgd100", 1 / 255] = np.arange(20) < 12
-    judged.standing["noise", 1 / 255] = np.arange(40) < 30
-    judged.by_all(1 / 255)
+def test_dear_attacks_meet_fewer_images_and_are_compared_on_those(case, run):
+    options = attack.Options(budgets=(1 / 255,), n_strongest=10, batch_size=40, attack=("fgsm", "adaptive", "noise"))
+    evaluation = attack.evaluate(options, run, case.chosen, case.x, case.y)
+    attack.write(options, run, case.chosen, evaluation)
     run.finish()
-    found = {(row["metric"], row["attack"]): (row["value"], row["n"]) for row in read_table(run.folder)}
-    assert found["accuracy", "all"] == (0.6, 20)
-    common = {attack: value for (metric, attack), value in found.items() if metric == "accuracy_common"}
-    assert common == {"fgsm": (0.75, 20), "pgd100": (0.6, 20), "noise": (1.0, 20)}
+    found = {(row["metric"], row["attack"]): row["n"] for row in read_table(run.folder)}
+    assert [found["accuracy", name] for name in ("fgsm", "adaptive", "noise", "all")] == [40, 10, 40, 10]
+    assert [found["accuracy_common", name] for name in ("fgsm", "adaptive", "noise")] == [10, 10, 10]
 
 
 def test_outcomes_are_all_that_was_attacked(case, run, few_draws):

@@ -10,7 +10,7 @@ from benchmarks.mobility import mobility
 from common.errors import UserError
 from common.runs import record, report
 from common.training.loop import compiled_step
-from mobility_humid.attacks.trips import attack
+from mobility_humid.attacks.trips import trip_attack
 from mobility_humid.data.trips import SLOT, X, Y
 from mobility_humid.training.verification import same_driver_loss
 
@@ -96,7 +96,8 @@ def test_both_step_alike(pair):
     assert clear.sum() > 20
     theirs = bench.eager_attack(original, bench.in_unit_box(x), y, movable, eta=2, alpha=0.02, steps=1)
     theirs = theirs - bench.in_unit_box(x)
-    stopping = attack("st_ifgsm_linf", ours, LAYOUT, x, y, bench.GRID, eta=2, alpha=1.0, steps=1)
+    where = {"name": "st_ifgsm_linf", "layout": LAYOUT, "grid": bench.GRID}
+    stopping = trip_attack(ours, x, y, eta=2, alpha=1.0, steps=1, **where)
     unstopped = bench.unstopped_attack(ours, eta=2.0, alpha=1.0, steps=1)(x, y).numpy()
     np.testing.assert_array_equal(stopping, unstopped)
     np.testing.assert_array_equal(np.sign(theirs)[clear], (unstopped - x)[clear])

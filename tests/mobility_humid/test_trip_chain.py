@@ -6,7 +6,7 @@ import pytest
 
 from common.runs.record import read_results, read_table
 from common.training import checkpoints
-from mobility_humid.attacks.trips import attack
+from mobility_humid.attacks.trips import trip_attack
 from mobility_humid.classification import classification
 from mobility_humid.classification_attack import classification_attack
 from mobility_humid.fast_adversarial_train import fast_adversarial_train
@@ -106,7 +106,8 @@ def test_b13_success_is_counted_again_on_what_comes_out(tmp_path, monkeypatch, t
     for part in ("seen", "unseen"):
         pairs = fleet.pairs(part, 40)
         x, y = fleet.samples(pairs), pairs.same
-        moved = attack("st_ifgsm_linf", model, fleet.layout, x, y, fleet.trips.grid.size, eta=2, steps=6)
+        where = {"name": "st_ifgsm_linf", "layout": fleet.layout, "grid": fleet.trips.grid.size}
+        moved = trip_attack(model, x, y, eta=2, steps=6, **where)
         right, fooled = answers(model, x) == y, answers(model, moved) != y
         assert metrics[f"clean_accuracy_{part}"] == pytest.approx(right.mean())
         assert metrics[f"attacked_accuracy_{part}"] == pytest.approx((right & ~fooled).mean())

@@ -5,18 +5,19 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
+from common.evaluation.robustness import Entry, Examples, Outcome, union
 from common.runs.record import read_table
 from common.training import checkpoints
+from mobility_humid.attacks.trips import ATTACKS
 from mobility_humid.classification import classification
 from mobility_humid.classification_attack import classification_attack
 from mobility_humid.data.trips import X, Y
-from mobility_humid.evaluation.outcomes import Outcome, worst
 from mobility_humid.fast_adversarial_train import fast_adversarial_train
 from mobility_humid.models.networks import Classifier
-from mobility_humid.siamese_attack import _in_cells, siamese_attack
+from mobility_humid.siamese_attack import siamese_attack
 from mobility_humid.train import FittingOptions, network_arguments, train
 from mobility_humid.training.fit import BestEpoch
-from mobility_humid.training.tasks import CLASSIFICATION, SIAMESE, Samples
+from mobility_humid.training.tasks import CLASSIFICATION, SIAMESE
 from mobility_humid.training.verification import fix_threshold, watch
 from tests.helpers.trip_toys import SMALLEST, answers, verifier_file
 
@@ -31,7 +32,7 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
-def shifted(name, model, layout, x, y, grid, *, eta, **options):
+def shifted(model, x, y, *, name, layout, grid, eta, **options):
     """Stands for every attack, and needs no model: trips go to a corner of the map, whole or (L0) their last point,
     under noise to the other one."""
     far = x.copy()
@@ -45,7 +46,7 @@ def shifted(name, model, layout, x, y, grid, *, eta, **options):
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    monkeypatch.setattr("mobility_humid.attacks.trips.attack", shifted)
+    monkeypatch.setattr("mobility_humid.attacks.trips.trip_attack", shifted)
     # A network that is not trained, of which three epochs are told.
     told = [{"loss": 1.0, "accuracy": 0.5, "validation_accuracy": 0.5, "validation_auc": 0.5}] * 3
 
@@ -84,7 +85,7 @@ def test_b13_rates_are_those_of_a_count_by_hand(workplace, stand_ins, monkeypatc
         assert metrics[f"clean_accuracy_{part}"] == pytest.approx(right.mean()) and metrics[f"auc_{part}"] > 0
         wrong = {}
         for name, eta in names - {("all", 2)}:
-            moved = shifted(name, model, fleet.layout, x, y, fleet.trips.grid.size, eta=eta)
+            moved = shifted(model, x, y, name=name, layout=fleet.layout, grid=fleet.trips.grid.size, eta=eta)
             n = 25 if name == "st_ifgsm_l0" else 60
             fooled = wrong[name, eta] = (right & (answers(model, moved) != y))[:n]
             whole = (right[:n] & ~fooled).mean()
@@ -130,14 +131,16 @@ def test_a_classifier_is_attacked_by_name(workplace, stand_ins, tiny_fleet, tiny
         )
     )
     samples = CLASSIFICATION.samples(fleet, "test", 24)
-    moved = shifted("st_fgsm_l2", model, fleet.layout, samples.x, samples.y, fleet.trips.grid.size, eta=2)
+    where = {"layout": fleet.layout, "grid": fleet.trips.grid.size}
+    moved = shifted(model, samples.x, samples.y, name="st_fgsm_l2", eta=2, **where)
     right = answers(model, samples.x) == samples.y
     fooled = right & (answers(model, moved) != samples.y)
     assert results["metrics"]["clean_accuracy"] == pytest.approx(right.mean())
     assert results["metrics"]["attacked_accuracy"] == pytest.approx((right & ~fooled).mean())
     assert "noise_accuracy" in results["metrics"]
     table = read_table(workplace / RUNS / "classification_attack/tiny")
-    assert {row["attack"] for row in table} == {"st_ifgsm_linf", "st_fgsm_l2", "st_fgsm_l1", "noise", "all", None}
+    # One attack a threat model: there is nothing to unite.
+    assert {row["attack"] for row in table} == {"st_ifgsm_linf", "st_fgsm_l2", "st_fgsm_l1", "noise", None}
     assert fooled.any()
     for order in (1, 2):
         norms = np.linalg.norm((moved - samples.x)[fooled].reshape(fooled.sum(), -1), ord=order, axis=1)
@@ -276,23 +279,18 @@ def test_networks_that_cannot_be_are_refused(tiny_fleet):
 
 def test_b14_the_union_goes_sample_by_sample():
     """Over the samples that all met; each is shown as the first attack that fools it left it."""
-    samples = Samples(np.zeros((4, 2, 3, 3), np.float32), np.zeros(4, np.int32), np.arange(4))
+    samples = Examples(np.zeros((4, 2, 3, 3), np.float32), np.zeros(4, np.int32), np.arange(4))
     robust = np.array([[1, 1, 0, 0], [1, 0, 0, 0], [0, 1, 1, 0]], bool)
     clean = np.array([1, 1, 1, 0], bool)
     outcomes = [
-        Outcome(samples.first(n), clean[:n], held[:n], np.full((n, 2, 3, 3), mark, np.float32))
+        Outcome(Entry(name="any"), samples.first(n), np.full((n, 2, 3, 3), mark, np.float32), clean[:n], held[:n])
         for mark, held, n in zip((1, 2, 3), robust, (4, 3, 4), strict=True)
     ]
-    union = worst(outcomes)
-    assert union.robust.tolist() == [False, False, False] and union.clean.tolist() == [True, True, True]
-    assert union.moved[:, 0, 0, 0].tolist() == [3, 2, 1] and len(union.samples.y) == 3
-    assert [_in_cells(name) for name in ("st_fgsm_l2", "st_ifgsm_l1", "cw_l2", "st_ifgsm_l0", "noise")] == [
-        0,
-        0,
-        1,
-        1,
-        1,
-    ]
+    left = union(outcomes)
+    assert left.robust.tolist() == [False, False, False] and left.clean.tolist() == [True, True, True]
+    assert left.x[:, 0, 0, 0].tolist() == [3, 2, 1] and len(left.examples.y) == 3
+    in_radius = [ATTACKS[name].in_radius for name in ("st_fgsm_l2", "st_ifgsm_l1", "cw_l2", "st_ifgsm_l0", "noise")]
+    assert in_radius == [1, 1, 0, 0, 0]
 
 
 def test_models_that_do_not_fit_are_refused_in_one_line(workplace, tiny_fleet, tiny_file):

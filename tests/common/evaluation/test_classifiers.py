@@ -12,7 +12,7 @@ from keras import layers
 from common.attacks import pgd
 from common.errors import UserError
 from common.evaluation import classifiers
-from common.evaluation.robustness import gradient_rows
+from common.evaluation.gradients import gradient_rows
 from common.models import flat, places
 from common.training import checkpoints
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common import attacks
-from common.evaluation import predictions, quality, robustness
+from common.evaluation import gradients, predictions, quality, robustness
 
 
 def test_perturbation_sizes():
@@ -76,14 +76,16 @@ def test_robustness_counts_example_by_example_on_what_is_stored():
     found = robustness.robustness(model, x, y, fgsm(12 / 255), batch_size=3)
     assert found.clean.tolist() == [True, True, False, True]
     assert found.robust.tolist() == [False, True, False, True]
-    assert found.linf[:3] == pytest.approx(12 / 255)
-    assert found.l2[1] == pytest.approx(12 / 255 * np.sqrt(2), rel=1e-5)
-    assert found.zero_gradient.tolist() == [False, False, False, True]
+    assert found.sizes("linf")[:3] == pytest.approx(12 / 255)
+    assert found.sizes("l2")[1] == pytest.approx(12 / 255 * np.sqrt(2), rel=1e-5)
+    # Only what succeeds has a distance, and what was wrong before has none to go.
+    assert found.distances("linf").tolist() == [pytest.approx(12 / 255), np.inf, 0, np.inf]
+    assert gradients.gradient_rows(model, x, y).zero.tolist() == [False, False, False, True]
     # A shift of less than half a grey level is gone once the image is stored.
     tiny = robustness.robustness(model, x, y, fgsm(0.4 / 255))
-    assert (tiny.linf == 0).all()
+    assert (tiny.sizes("linf") == 0).all()
     kept = robustness.robustness(model, x, y, fgsm(0.4 / 255), eight_bit=False)
-    assert kept.linf[0] == pytest.approx(0.4 / 255, rel=1e-4)
+    assert kept.sizes("linf")[0] == pytest.approx(0.4 / 255, rel=1e-4)
 
 
 def test_no_examples_are_robust_in_no_way_and_no_network_is_asked_about_them():

@@ -195,7 +195,7 @@ def test_difference_of_two_rates_is_newcombes():
     from common.evaluation.statistics import wilson
 
     def rate(hits, n):
-        return statistics.Measured(hits / n, n, *wilson(hits, n))
+        return statistics.Estimate(hits / n, n, *wilson(hits, n))
 
     found = statistics.unpaired_difference(rate(56, 70), rate(48, 80))
     assert (found.low, found.high) == pytest.approx((0.0524, 0.3339), abs=1e-4)

@@ -7,7 +7,8 @@ import pytest
 
 from common.attacks import feature_pgd, iftgsm
 from common.errors import UserError
-from face_mter.attacks.features import Attacker, steps_of
+from face_mter.attacks.features import ATTACKS, DODGE, Attacker, steps_of
+from face_mter.evaluation.verification import cosines
 from face_mter.models.networks import build, embedder
 from tests.helpers.steep import classifier
 
@@ -24,6 +25,14 @@ def attacker(**options):
     return Attacker(model(), **{"pgd_steps": 10, "restarts": 2, "batch_size": 7} | options)
 
 
+def impersonate(a, name, sources, targets, aims=None):
+    return a.evaluation(sources, targets, aims=aims).run(a.entry(name, EPS))
+
+
+def cosine_of(a, moved, targets):
+    return cosines(a.embeddings(np.asarray(moved, np.float32)), targets)
+
+
 def pictures(count=20, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (2, count, 12, 12, 3), np.uint8)
 
@@ -32,37 +41,36 @@ def pictures(count=20, seed=0):
 def test_pictures_stay_in_the_budget_and_cosines_are_theirs(name):
     a, (sources, victims) = attacker(), pictures()
     targets = a.embeddings(victims)
-    found = a.impersonate(name, sources, targets, EPS, np.arange(20) % 6)
+    found = impersonate(a, name, sources, targets, (np.arange(20) % 6).astype(np.int32) if name == "itgsm" else None)
     clean = sources.astype(np.float32) / 255
     assert np.abs(found.x - clean).max() <= EPS + 1e-6 and found.x.min() >= 0 and found.x.max() <= 1
     assert np.abs(found.x - clean).max(axis=(1, 2, 3)).min() > 0
-    as_file = np.rint(found.x * 255).astype(np.uint8)
-    for images, cosine in ((found.x, found.cosine), (as_file, found.rounded)):
+    # As a file holds them.
+    np.testing.assert_allclose(found.x * 255, np.rint(found.x * 255), atol=1e-3)
+    for images, cosine in ((clean, found.before), (np.rint(found.x * 255).astype(np.uint8), found.after)):
         z = a.embeddings(images)
         wanted = (z * targets).sum(1) / np.linalg.norm(z, axis=1) / np.linalg.norm(targets, axis=1)
         np.testing.assert_allclose(cosine, wanted, atol=1e-5)
     if name in ("fftgsm", "iftgsm", "itgsm"):
         # Steps of 1/255 from 8-bit pictures end on 8-bit pictures.
-        np.testing.assert_allclose(found.x * 255, np.rint(found.x * 255), atol=1e-3)
-        np.testing.assert_allclose(found.cosine, found.rounded, atol=1e-4)
+        np.testing.assert_allclose(found.found, found.after, atol=1e-4)
+    assert found.entry.control == (name == "noise")
 
 
 def test_stronger_attacks_come_nearer():
     a, (sources, victims) = attacker(pgd_steps=40, restarts=3), pictures()
     targets = a.embeddings(victims)
-    mean = {name: a.impersonate(name, sources, targets, EPS).cosine.mean() for name in ("noise", "fftgsm", "iftgsm")}
-    mean["pgd"] = a.impersonate("pgd", sources, targets, EPS).cosine.mean()
+    mean = {name: impersonate(a, name, sources, targets).found.mean() for name in ATTACKS if name != "itgsm"}
     assert mean["noise"] < mean["fftgsm"] < mean["iftgsm"] < mean["pgd"] + 0.02
-    more = a.impersonate("iftgsm", sources, targets, 2 * EPS).cosine.mean()
+    more = a.evaluation(sources, targets).run(a.entry("iftgsm", 2 * EPS)).found.mean()
     assert more > mean["iftgsm"]
 
 
 def test_dodging_goes_away_from_oneself():
     a, (sources, others) = attacker(), pictures()
     own = a.embeddings(others)
-    before = a.judge(sources.astype(np.float32) / 255, own).cosine
-    found = a.dodge(sources, own, EPS)
-    assert (found.cosine < before).all()
+    found = impersonate(a, DODGE, sources, own, -own)
+    assert (found.after < found.before).all()
     assert np.abs(found.x - sources.astype(np.float32) / 255).max() <= EPS + 1e-6
 
 
@@ -76,7 +84,7 @@ def test_feature_pgd_keeps_the_nearest_of_its_restarts():
     x, targets = sources.astype(np.float32) / 255, a.embeddings(victims)
 
     def cosine(moved):
-        return a.judge(np.asarray(moved), targets).cosine
+        return cosine_of(a, moved, targets)
 
     settings = {"eps": EPS, "alpha": EPS / 4, "steps": 5, "seed": 3}
     once, thrice = (cosine(feature_pgd(a.embed, x, targets, restarts=n, **settings)) for n in (1, 3))
@@ -90,33 +98,27 @@ def test_feature_pgd_keeps_the_nearest_of_its_restarts():
 def test_an_example_rests_above_its_threshold():
     a, (sources, victims) = attacker(), pictures(6)
     x, targets = sources.astype(np.float32) / 255, a.embeddings(victims)
-    before = a.judge(x, targets).cosine
+    before = cosine_of(a, x, targets)
     for attack, more in ((iftgsm, {}), (feature_pgd, {"seed": 0})):
         settings = {"eps": EPS, "alpha": 1 / 255, "steps": 6, **more}
-        full = a.judge(attack(a.embed, x, targets, **settings).numpy(), targets).cosine
+        full = cosine_of(a, attack(a.embed, x, targets, **settings), targets)
         half = (before + full) / 2
-        rested = a.judge(attack(a.embed, x, targets, threshold=half, **settings).numpy(), targets).cosine
+        rested = cosine_of(a, attack(a.embed, x, targets, threshold=half, **settings), targets)
         assert (rested >= half - 1e-6).all() and (rested < full + 1e-6).all() and (rested < full - 1e-4).any()
 
 
 def test_unknown_attacks_and_missing_classifiers_are_refused():
-    a, (sources, victims) = attacker(), pictures(3)
-    targets = a.embeddings(victims)
     with pytest.raises(UserError, match="--attacks: 'bim' is none of fftgsm"):
-        a.impersonate("bim", sources, targets, EPS)
-    only = Attacker(embedder(a.model))
+        attacker().entry("bim", EPS)
     with pytest.raises(UserError, match="itgsm: needs a model with a classifier"):
-        only.impersonate("itgsm", sources, targets, EPS, np.zeros(3, int))
+        Attacker(embedder(attacker().model)).entry("itgsm", EPS)
 
 
-@pytest.mark.parametrize("name", ["fftgsm", "iftgsm", "itgsm", "pgd", "dodge"])
+@pytest.mark.parametrize("name", ["fftgsm", "iftgsm", "itgsm", "pgd", DODGE])
 def test_infinite_slopes_at_black_pixels_give_finite_pictures(name):
     a, (sources, victims) = Attacker(classifier((12, 12, 3), 6), pgd_steps=4, restarts=2), pictures(4)
     sources[:3, :6] = 0
     targets = a.embeddings(victims)
-    if name == "dodge":
-        found = a.dodge(sources, targets, EPS)
-    else:
-        found = a.impersonate(name, sources, targets, EPS, np.arange(4))
-    assert np.isfinite(found.x).all() and np.isfinite(found.cosine).all() and np.isfinite(found.rounded).all()
+    found = impersonate(a, name, sources, targets, {"itgsm": np.arange(4, dtype=np.int32), DODGE: -targets}.get(name))
+    assert all(np.isfinite(values).all() for values in (found.x, found.before, found.found, found.after))
     assert 0 < np.abs(found.x - sources / np.float32(255)).max() <= EPS + 1e-6
