@@ -174,8 +174,8 @@ def _way(options: Options) -> "Method":
 def _gradient_norms(model: "keras.Model", way: "Method", x: "np.ndarray", y: "np.ndarray") -> dict[str, float]:
     import tensorflow as tf
 
-    from attention_defense.training.defence import gradient_norms
     from common.arrays import as_float
+    from common.training.loop import gradient_norms
 
     seed, turn = tf.zeros([2], tf.int32), [tf.ones([len(x)], tf.int32)] * (way.turns > 1)
     batch = way.adversary(model, (as_float(tf.constant(x)), tf.constant(y), *turn), seed)

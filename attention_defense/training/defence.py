@@ -9,7 +9,6 @@ Letters are those of the paper's algorithms: A is `aad`, B `aad_two_step`, C `aa
 from typing import Literal
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from attention_defense.attacks.attention import gated_step_ll
@@ -101,21 +100,6 @@ def _has_modes(model: keras.Model) -> bool:
     """Whether the model does something else in training than in inference."""
     kinds = (keras.layers.BatchNormalization, keras.layers.Dropout, keras.layers.SpatialDropout2D)
     return any(isinstance(layer, kinds) or (hasattr(layer, "layers") and _has_modes(layer)) for layer in model.layers)
-
-
-def gradient_norms(model: keras.Model, loss: Loss, batch: Batch) -> dict[str, float]:
-    """L2 norm, over all weights, of the gradient of each term of `loss` on a batch as its adversary leaves it, by
-    `gradient_norm_<term>`. A term that is switched off has none. The model is left as it was."""
-    averages = [np.asarray(value) for value in model.non_trainable_variables]
-    with tf.GradientTape(persistent=True) as tape:
-        terms, _ = loss(model, batch)
-    for variable, value in zip(model.non_trainable_variables, averages, strict=True):
-        variable.assign(value)
-    norms = {}
-    for name, term in terms.items():
-        gradients = tape.gradient(term, model.trainable_variables)
-        norms[f"gradient_norm_{name}"] = float(tf.linalg.global_norm([g for g in gradients if g is not None]))
-    return norms
 
 
 def _one_step(eps: float) -> Adversary:

@@ -40,6 +40,7 @@ from common.attacks.loop import (
     merge,
     search,
     seeds_of,
+    value_and_gradient,
     worst_case,
 )
 from common.attacks.minimal import MinimumNorm, cw_l0, cw_l2, ddn, sigma_zero
@@ -126,5 +127,6 @@ __all__ = [
     "unit_l2",
     "untargeted_ce",
     "untargeted_margin",
+    "value_and_gradient",
     "worst_case",
 ]

@@ -7,7 +7,6 @@ compiled function. `search` runs it inside a graph or a training step; `common.a
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
@@ -142,6 +141,21 @@ def seeds_of(inputs: Inputs) -> Tensor:
     if "restart" not in inputs:
         return example_seeds(tf.random.fold_in(inputs["seed"], 0), inputs["index"])
     return restart_seeds(inputs["seed"], inputs["index"], inputs["restart"], inputs["restarts"])
+
+
+def value_and_gradient(objective: Objective, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Value (B,), success (B,) and gradient (B, ...) of `objective` at x, the last one as it comes, finite or not.
+
+    Errors: `ValueError` where no gradient reaches x.
+    """
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        value, success = objective(x)
+    gradient = tape.gradient(value, x)
+    if gradient is None:
+        raise ValueError("the objective does not depend on x: no gradient reaches the input")
+    # A gather in the objective makes its gradient sparse.
+    return value, success, tf.convert_to_tensor(gradient)
 
 
 class AttackState(NamedTuple):
@@ -365,7 +379,10 @@ def _evaluated(parts: _Parts, x: Tensor, wanted: Tensor | bool) -> tuple[Tensor,
         # A function of its own may lose them.
         return tf.ensure_shape(value, [None]), tf.ensure_shape(success, [None]), tf.ensure_shape(gradient, x.shape)
 
-    evaluate = partial(_value_and_gradient, parts.objective)
+    def evaluate(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        value, success, gradient = value_and_gradient(parts.objective, x)
+        return value, success, finite(gradient)
+
     if tf.inside_function():
         # Inlined into a loop's body, one and the same gradient takes 1.0 or 1.35 times as long as alone, by chance from
         # trace to trace (measured on convolutions with batch norm, CPU); as a function of its own it always takes 1.0.
@@ -373,17 +390,6 @@ def _evaluated(parts: _Parts, x: Tensor, wanted: Tensor | bool) -> tuple[Tensor,
     if wanted is True:
         return shaped(*evaluate(x))
     return shaped(*tf.cond(wanted, lambda: evaluate(x), without))
-
-
-def _value_and_gradient(objective: Objective, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(x)
-        value, success = objective(x)
-    gradient = tape.gradient(value, x)
-    if gradient is None:
-        raise ValueError("the objective does not depend on x: no gradient reaches the input")
-    # A gather in the objective makes its gradient sparse.
-    return value, success, finite(tf.convert_to_tensor(gradient))
 
 
 def _column(flags: Tensor, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import tensorflow as tf
 from common.attacks import objectives, threat_models, updates
 from common.attacks.attack import Bound, check_classes, named
 from common.attacks.compile import Array
-from common.attacks.loop import Attack, Inputs, Memory, Model, Objective, Result, merge
+from common.attacks.loop import Attack, Inputs, Memory, Model, Objective, Result, merge, value_and_gradient
 from common.attacks.pruning import Pruning
 from common.attacks.tensors import finite, per_example
 from common.attacks.threat_models import ThreatModel
@@ -250,11 +250,8 @@ class ChangeTimesSlope:
     units: Units
 
     def __call__(self, model: Model, inputs: Inputs, found: Result) -> Tensor:
-        goal = _margin(self.targeted, model, inputs)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(found.x)
-            value, _ = goal(found.x)
-        weight = tf.abs(finite(tape.gradient(value, found.x))) * tf.abs(found.x - inputs["x"])
+        _, _, slope = value_and_gradient(_margin(self.targeted, model, inputs), found.x)
+        weight = tf.abs(finite(slope)) * tf.abs(found.x - inputs["x"])
         return tf.reduce_sum(weight, axis=-1, keepdims=True) if self.units.per == "pixel" else weight
 
 

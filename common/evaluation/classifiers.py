@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from common import progress
 from common.arrays import as_float
-from common.attacks import check_logits, logits_of
+from common.attacks import check_logits, logits_of, value_and_gradient
 from common.errors import UserError, one_line
 from common.evaluation import input_range
 from common.evaluation.input_range import BYTES, UNIT, Reading
@@ -135,19 +135,18 @@ def check_answer(path: object, answer: Callable[[tf.Tensor], tf.Tensor], images:
     """
     x = as_float(tf.constant(images))
     try:
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            found = answer(x)
-        gradient = tape.gradient(found, x)
+        found = answer(x)
     except (ValueError, TypeError, tf.errors.OpError) as error:
         raise UserError(f"{path}: {one_line(error, 240)}") from error
     if not bool(tf.reduce_all(tf.math.is_finite(found))):
         raise UserError(f"{path}: answers with values that are not finite; train it again, or give another model")
-    if gradient is None:
+    try:
+        value_and_gradient(lambda x: (answer(x), ()), x)
+    except (ValueError, LookupError) as error:
         raise UserError(
             f"{path}: has no gradient with respect to its images, which an attack follows; something in it rounds them"
             " or casts them to whole numbers"
-        )
+        ) from error
 
 
 def class_count(model: keras.Model) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.arrays import to_array, to_labels
-from common.attacks import untargeted_ce
+from common.attacks import untargeted_ce, value_and_gradient
 from common.attacks.compile import compiled
 from common.attacks.tensors import finite
 from common.evaluation.predictions import _count_classes, _unit_interval
@@ -39,8 +39,6 @@ def gradient_rows(
 
 
 def _gradients(model: keras.Model, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    with tf.GradientTape() as tape:
-        tape.watch(images)
-        score, _ = untargeted_ce(model, {"y": labels})(images)
-    gradient = tf.reshape(tape.gradient(score, images), [tf.shape(images)[0], -1])
+    _, _, gradient = value_and_gradient(untargeted_ce(model, {"y": labels}), images)
+    gradient = tf.reshape(gradient, [tf.shape(images)[0], -1])
     return tf.reduce_all(finite(gradient) == 0, axis=1), tf.reduce_any(~tf.math.is_finite(gradient), axis=1)

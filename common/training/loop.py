@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from common.arrays import label_column, user_error
@@ -246,6 +247,21 @@ def compiled_step(
         return {name: strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None) for name, value in logs.items()}
 
     return tf.function(step, reduce_retracing=True)
+
+
+def gradient_norms(model: keras.Model, loss: Loss, batch: Batch) -> dict[str, float]:
+    """L2 norm, over all weights, of the gradient of each term of `loss` on a batch as its adversary leaves it, by
+    `gradient_norm_<term>`. A term that is switched off has none. The model is left as it was."""
+    averages = [np.asarray(value) for value in model.non_trainable_variables]
+    with tf.GradientTape(persistent=True) as tape:
+        terms, _ = loss(model, batch)
+    for variable, value in zip(model.non_trainable_variables, averages, strict=True):
+        variable.assign(value)
+    norms = {}
+    for name, term in terms.items():
+        gradients = tape.gradient(term, model.trainable_variables)
+        norms[f"gradient_norm_{name}"] = float(tf.linalg.global_norm([g for g in gradients if g is not None]))
+    return norms
 
 
 def _all_or_none_finite(gradients: list[Tensor]) -> list[Tensor]:

@@ -95,7 +95,8 @@ def _beside(inputs: Inputs, threat_model: ThreatModel) -> Tensor:
     return threat_model.project(x + 1e-3 * noise)
 
 
-_APART = in_ball(_apart, classes=False, prepare=_clean_logits, start=_beside)
+APART = in_ball(_apart, classes=False, prepare=_clean_logits, start=_beside)
+"""TRADES' adversary: answers as far apart from the clean ones as they get."""
 
 
 def trades_training(*, eps: float, alpha: float, steps: int, beta: float = 6.0) -> Method:
@@ -104,7 +105,7 @@ def trades_training(*, eps: float, alpha: float, steps: int, beta: float = 6.0) 
 
     def adversary(model: keras.Model, batch: Batch, seed: Tensor) -> Batch:
         x, y = batch
-        return x, y, run(_APART, model, {"x": x, "eps": eps, "alpha": alpha, "steps": steps, "seed": seed})
+        return x, y, run(APART, model, {"x": x, "eps": eps, "alpha": alpha, "steps": steps, "seed": seed})
 
     def loss(model: keras.Model, batch: Batch) -> tuple[Terms, Terms]:
         x, y, moved = batch

@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from common.attacks import (
+    Attack,
     Inputs,
     Model,
     ThreatModel,
@@ -42,8 +43,7 @@ def fast_st_fgsm(
     was answered wrongly before. (The original updates the weights after every round, and on fooling samples alone.)
     """
 
-    trips = OnTrips(layout, tuple(grid))
-    attack = trips(in_ball(untargeted_ce, update=_pruned_ascent, start=_random_point, prepare=_wrong_before))
+    attack = fast_crafting(layout, grid)
     # An evaluation for the gradient of each round, and one for where its step has led.
     settings = {"eps": eta, "alpha": alpha, "steps": 2 * rounds, "drop": drop}
 
@@ -52,6 +52,18 @@ def fast_st_fgsm(
         return replace_rows(layout, x, run(attack, model, moving_inputs(layout, x, y, seed=seed, **settings))), y
 
     return adversary
+
+
+def fast_crafting(layout: Layout, grid: Sequence[int]) -> Attack:
+    """What Fast ST-FGSM trains on, as a value; `steps` are two for each of its rounds."""
+    return OnTrips(layout, tuple(grid))(
+        in_ball(untargeted_ce, update=_pruned_ascent, start=_random_point, prepare=_wrong_before)
+    )
+
+
+def pgd_crafting(layout: Layout, grid: Sequence[int]) -> Attack:
+    """What PGD adversarial training trains on, as a value."""
+    return OnTrips(layout, tuple(grid))(in_ball(untargeted_ce, start=random_point))
 
 
 def _wrong_before(model: Model, inputs: Inputs) -> dict[str, Tensor]:
@@ -113,7 +125,7 @@ def pgd_on_trips(layout: Layout, grid: Sequence[int], *, eta: float, alpha: floa
     """Plain PGD adversarial training (Madry et al. 2018, equation 2.1): every sample where `rounds` steps of `alpha`
     cells from a random start within `eta` cells take it."""
 
-    attack = OnTrips(layout, tuple(grid))(in_ball(untargeted_ce, start=random_point))
+    attack = pgd_crafting(layout, grid)
     settings = {"eps": eta, "alpha": alpha, "steps": rounds}
 
     def adversary(model: keras.Model, batch: Batch, seed: Tensor) -> Batch:

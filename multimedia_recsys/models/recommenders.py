@@ -217,7 +217,8 @@ def _bpr_of_triplets(model: Bpr, inputs: Inputs) -> Objective:
     return objective
 
 
-_FEATURES = in_ball(_bpr_of_triplets, "l2", classes=False)
+FEATURES = in_ball(_bpr_of_triplets, "l2", classes=False)
+"""AMR's adversary: features along the gradient of BPR's loss. Rows that triplets share depend on one another."""
 
 
 def amr(looks: Tensor, settings: Settings) -> tuple[Loss, Adversary]:
@@ -241,7 +242,7 @@ def amr(looks: Tensor, settings: Settings) -> tuple[Loss, Adversary]:
             "second": of_negative,
         }
         budget = {"eps": settings.epsilon, "alpha": settings.epsilon, "low": -np.inf, "high": np.inf, "steps": 1}
-        moved = search(_FEATURES, model, {"x": tf.gather(looks, items), **budget, **triplets}).x
+        moved = search(FEATURES, model, {"x": tf.gather(looks, items), **budget, **triplets}).x
         return user, positive, negative, tf.gather(moved, of_positive), tf.gather(moved, of_negative)
 
     plain = bpr_loss(looks, settings.l2, settings.l2_visual)

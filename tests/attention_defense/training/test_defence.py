@@ -13,6 +13,7 @@ from attention_defense.models import losses
 from attention_defense.models.grad_cam import Attention, area, overlap, resized, spread
 from attention_defense.models.networks import NETWORKS
 from attention_defense.training import defence
+from common.training import loop
 from common.training.batches import batches, repeated
 from common.training.loop import compiled_step, train
 
@@ -111,7 +112,7 @@ def test_every_method_that_claims_the_terms_has_gradients_of_them(model, batch, 
     way = defence.method(name, eps=EPS)
     turn = (tf.fill([16], 2),) if way.turns > 1 else ()
     before = [np.asarray(v) for v in model.variables]
-    norms = defence.gradient_norms(model, way.loss, way.adversary(model, (*batch, *turn), tf.zeros([2], tf.int32)))
+    norms = loop.gradient_norms(model, way.loss, way.adversary(model, (*batch, *turn), tf.zeros([2], tf.int32)))
     assert set(norms) == {f"gradient_norm_{term}" for term in ("classification", "rectification", "preservation")}
     assert min(norms.values()) > 0
     assert all(np.array_equal(a, b) for a, b in zip(before, model.variables, strict=True))
@@ -161,7 +162,7 @@ def test_measuring_gradients_leaves_running_averages(batch):
     model = NETWORKS["cifarnet_bn"]((16, 16, 3), 4, width=8)
     way = defence.method("aad", eps=EPS)
     before = [np.asarray(v) for v in model.variables]
-    defence.gradient_norms(model, way.loss, way.adversary(model, batch, tf.zeros([2], tf.int32)))
+    loop.gradient_norms(model, way.loss, way.adversary(model, batch, tf.zeros([2], tf.int32)))
     assert all(np.array_equal(a, b) for a, b in zip(before, model.variables, strict=True))
 
 

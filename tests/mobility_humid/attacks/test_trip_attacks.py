@@ -10,10 +10,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from common import attacks
-from common.attacks import bim, compile
+from common.attacks import bim
 from common.attacks.attack import as_tensors
 from common.errors import UserError
-from mobility_humid.attacks.trips import ATTACKS, OnTrips, embedded, partial_victim, trip_attack
+from mobility_humid.attacks.trips import ATTACKS, embedded, partial_victim, trip_attack
 from mobility_humid.data.layout import Layout
 from mobility_humid.data.trips import SEEK, SERVE, SLOT, SPEED, UNTYPED, X, Y
 from tests.helpers.steep import Gamma
@@ -120,24 +120,6 @@ def test_a6_no_budget_and_no_steps_change_no_bit(model_name, name):
         np.testing.assert_array_equal(hit(name, model_name, x, y, steps=0), x)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-def test_a13_alone_as_in_a_batch(name):
-    """A13: bit-equal; random draws are tied to the place in the data set, not in the batch."""
-    x, y = task("dense", 11)
-    whole = hit(name, "dense", x, y, seed=3)
-    for size in (1, 4):
-        np.testing.assert_array_equal(hit(name, "dense", x, y, seed=3, batch_size=size), whole)
-    if name not in RANDOM:
-        np.testing.assert_array_equal(hit(name, "dense", x[5:6], y[5:6], seed=9), whole[5:6])
-        order = np.random.default_rng(0).permutation(11)
-        np.testing.assert_array_equal(hit(name, "dense", x[order], y[order]), whole[order])
-    else:
-        assert (hit(name, "dense", x, y, seed=4) != whole).any()
-        # Two samples that are alike are not drawn alike.
-        twins = hit(name, "dense", x[[0, 0]], 1 - y[[0, 0]] if name == "strong" else y[[0, 0]], seed=3)
-        assert (twins[0] != twins[1]).any()
-
-
 @pytest.mark.parametrize("model_name", ["lstm_concat", "places_classes"])
 def test_a16_weights_stay(model_name):
     """A16: and the random states of dropout."""
@@ -148,33 +130,6 @@ def test_a16_weights_stay(model_name):
         hit(name, model_name, x, y)
     for old, new in zip(before, model.variables, strict=True):
         np.testing.assert_array_equal(old, new)
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-def test_a15_a19_one_trace_for_all_budgets_and_no_gradient_moves_nothing(name):
-    """A19: five eta, three numbers of steps and radii, batches of any size. A15, in the same trace: once the model
-    answers the same to everything, no NaN, and only random starts leave the place."""
-    layout, model = MODELS["dense"][1], tiny_model("dense")
-    x, y = task("dense", 7)
-    hit(name, "dense", x[:3], y[:3])
-    once, compiled = model.calls, set(compile._compiled[model])
-    value = ATTACKS[name].make(OnTrips(layout, GRID, ATTACKS[name].norm if ATTACKS[name].in_radius else None))
-    # One to begin and one to go on, where examples may leave; else one for all.
-    assert len([key for key in compiled if key[1] == value]) == (1 if value.stop is None else 2)
-    for eta in range(5):
-        for steps, radius in ((2, 3.0), (3, 1.0), (5, 0.0)):
-            hit(name, "dense", x, y, eta=eta, steps=steps, radius=radius, batch_size=4)
-    kept = model.logit.get_weights()
-    try:
-        model.logit.set_weights([0 * kept[0], np.ones(1)])
-        y = np.ones(7, np.int32)
-        moved = hit(name, "dense", x, y, alpha=0.5, radius=5.0, steps=4, seed=8)
-    finally:
-        model.logit.set_weights(kept)
-    check_moves(name, layout, x, moved, 2, 5.0)
-    if name not in RANDOM:
-        np.testing.assert_array_equal(moved, x)
-    assert set(compile._compiled[model]) == compiled and model.calls == once
 
 
 @pytest.mark.parametrize("model_name", MODELS)
