@@ -102,10 +102,11 @@ def run_counted(attack: Attack, model: Model, inputs: Mapping[str, Any]) -> tupl
 def as_tensors(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """`inputs` as tensors of the loop's dtypes, with the default box, seed and index."""
     x = as_float32(inputs["x"])
-    found = {"x": x, "low": align(0.0, x), "high": align(1.0, x), "seed": None, "index": None}
-    found |= {name: _tensor(name, value, x) for name, value in inputs.items() if value is not None and name != "x"}
-    if found["seed"] is None:
-        found["seed"] = seed_pair(0)
+    given = {name: value for name, value in inputs.items() if value is not None and name != "x"}
+    found = {"x": x, "index": None}
+    for name, value in {"low": 0.0, "high": 1.0, "seed": 0, **given}.items():
+        eager = type(value) in (int, float) and not tf.inside_function()
+        found[name] = _number(name, value, type(value), x.shape.rank) if eager else _tensor(name, value, x)
     if found["index"] is None:
         # The shape as a tensor would cost an eager call more than all other arguments together.
         found["index"] = tf.range(tf.shape(x)[0] if x.shape[0] is None else x.shape[0])
@@ -186,6 +187,12 @@ def _sides(attack: Attack, name: str, shape: tf.TensorShape) -> tuple[int | None
     """The sides of one example that a graph is made for."""
     sides = tuple(shape[1:])
     return sides if attack.fixed_size or name != "x" else (None,) * (len(sides) - 1) + sides[-1:]
+
+
+@functools.lru_cache(1024)
+def _number(name: str, value: float, kind: type, rank: int) -> Tensor:
+    """The tensor of a Python number: making it anew would cost an eager call some 40 microseconds, for each number."""
+    return _tensor(name, value, tf.zeros([0] * rank))
 
 
 def _tensor(name: str, value: Any, x: Tensor) -> Tensor:

@@ -385,8 +385,13 @@ def _margin(targeted: bool, model: Model, inputs: Inputs) -> Objective:
 def _bound(attack: Attack, model: Model, x, y, steps, targeted: bool, index, mask, low, high, **settings: Any) -> Bound:
     inputs = {"x": x, "target" if targeted else "y": y, "steps": steps, "index": index}
     # Settings are single numbers, or, of some, one for each example; counts stay whole.
+    counts = ("search_steps", "prune_rounds")
     settings = {
-        name: value if name in ("search_steps", "prune_rounds") else tf.cast(value, tf.float32)
+        name: value
+        if name in counts
+        else float(value)
+        if isinstance(value, int | float)
+        else tf.cast(value, tf.float32)
         for name, value in settings.items()
     }
     return Bound(attack, model, {**inputs, "mask": mask, "low": low, "high": high, **settings})
