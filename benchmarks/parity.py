@@ -255,9 +255,9 @@ def box_first(subject: "Subject", *, eps, alpha, steps, norm, random_start) -> n
 
 def dense_l1(subject: "Subject", *, eps, alpha, steps, norm, random_start) -> np.ndarray:
     """Foolbox's PGD in L1: along the whole gradient over its L1 norm, shortened and clipped."""
-    from common.attacks.tensors import unit
+    from common.attacks.tensors import normalize
 
-    return _walk(subject, eps, alpha, steps, lambda g: unit(g, 1), lambda shift: _shortened(shift, eps, 1))
+    return _walk(subject, eps, alpha, steps, lambda g: normalize(g, 1), lambda shift: _shortened(shift, eps, 1))
 
 
 def sign_momentum(subject: "Subject", *, eps, alpha, steps, norm, momentum=1.0) -> np.ndarray:

@@ -113,7 +113,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 class Interval(NamedTuple):
-    """An estimate with its interval, from `n` pictures."""
+    """An estimate with its interval, from `n` images."""
 
     value: float
     low: float

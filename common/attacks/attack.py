@@ -31,7 +31,7 @@ from common.attacks.compile import (
     marked,
 )
 from common.attacks.loop import Attack, Inputs, Model, search_counted
-from common.attacks.tensors import align, seed_pair
+from common.attacks.tensors import broadcast_like, seed_pair
 
 Tensor = tf.Tensor
 
@@ -197,7 +197,7 @@ def _number(name: str, value: float, kind: type, rank: int) -> Tensor:
 
 def _tensor(name: str, value: Any, x: Tensor) -> Tensor:
     if name in BUDGETS:
-        return align(value, x)
+        return broadcast_like(value, x)
     if name in _LABELS:
         return as_labels(value)
     if name == "seed":

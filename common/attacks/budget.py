@@ -115,7 +115,7 @@ def random_point(inputs: Inputs, threat_model: ThreatModel) -> Tensor:
     return threat_model.random_point(seeds_of(inputs))
 
 
-def random_corner(inputs: Inputs, threat_model: ThreatModel) -> Tensor:
+def random_sign(inputs: Inputs, threat_model: ThreatModel) -> Tensor:
     """Start `start_eps` away along both ends of every axis, at random."""
     signs = tf.sign(uniform(seeds_of(inputs), tf.shape(inputs["x"])[1:], -1.0, 1.0))
     return threat_model.project(inputs["x"] + inputs["start_eps"] * signs)
@@ -285,7 +285,7 @@ def r_step_ll(
     low=0.0,
     high=1.0,
 ) -> Bound:
-    """`start_eps` (half of `eps`) to a random corner, the rest by Step-LL (Tramer et al. 2018, R+Step-LL).
+    """`start_eps` (half of `eps`) along a random sign, the rest by Step-LL (Tramer et al. 2018, R+Step-LL).
 
     The least likely class is that of the clean input.
     """
@@ -295,7 +295,7 @@ def r_step_ll(
         targeted_ce,
         prepare=towards_least_likely,
         check=_check_classifier,
-        start=random_corner,
+        start=random_sign,
         update=ascent_of_the_rest,
     )
     inputs = {"x": x, "eps": eps, "start_eps": start_eps, "steps": 1}

@@ -9,7 +9,7 @@ import tensorflow as tf
 Tensor = tf.Tensor
 
 
-def align(value: float | Tensor, x: Tensor) -> Tensor:
+def broadcast_like(value: float | Tensor, x: Tensor) -> Tensor:
     """`value` at the rank of `x` (B, ...), to broadcast against it: from a scalar, (B,) per example, or that rank.
 
     Errors: `ValueError` for any other rank.
@@ -33,15 +33,15 @@ def per_example(x: Tensor) -> list[int]:
     return list(range(1, x.shape.rank))
 
 
-def total(x: Tensor) -> Tensor:
+def sum_features(x: Tensor) -> Tensor:
     """Sum over each example, kept at the rank of `x`."""
     return tf.reduce_sum(x, axis=per_example(x), keepdims=True)
 
 
-def unit(x: Tensor, order: int) -> Tensor:
+def normalize(x: Tensor, order: int) -> Tensor:
     """`x` over its L1 or L2 norm per example; zero where `x` is zero, without under- or overflow on the way."""
     x = x * _inverse(tf.reduce_max(tf.abs(x), axis=per_example(x), keepdims=True))
-    return x * _inverse(total(tf.abs(x)) if order == 1 else tf.sqrt(total(tf.square(x))))
+    return x * _inverse(sum_features(tf.abs(x)) if order == 1 else tf.sqrt(sum_features(tf.square(x))))
 
 
 def finite(gradient: Tensor) -> Tensor:

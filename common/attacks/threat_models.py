@@ -11,7 +11,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from common.attacks import tensors
-from common.attacks.tensors import align, per_example, total, unit
+from common.attacks.tensors import broadcast_like, normalize, per_example, sum_features
 
 Tensor = tf.Tensor
 
@@ -35,7 +35,7 @@ class ThreatModel(NamedTuple):
 
 def linf(x0: Tensor, eps: float | Tensor, low=0.0, high=1.0, mask: Tensor | None = None) -> ThreatModel:
     """|x - x0| <= eps in every coordinate, inside the box; `eps` may differ per example and per coordinate."""
-    radius = align(eps, x0)
+    radius = broadcast_like(eps, x0)
     low, high = _box(x0, low, high, mask)
     lower, upper = tf.maximum(x0 - radius, low), tf.minimum(x0 + radius, high)
 
@@ -59,7 +59,7 @@ def l2(x0: Tensor, eps: float | Tensor, low=0.0, high=1.0, mask: Tensor | None =
         return tf.clip_by_value(x0 + _nearest_l2(x - x0, lower, upper, eps), low, high)
 
     def random_point(seeds: Tensor) -> Tensor:
-        direction = unit(_unmasked(mask)(x0, tensors.normal(seeds, tf.shape(x0)[1:])), 2)
+        direction = normalize(_unmasked(mask)(x0, tensors.normal(seeds, tf.shape(x0)[1:])), 2)
         return project(x0 + eps * _depth(seeds, x0, mask) * direction)
 
     return ThreatModel(project, random_point, _unmasked(mask))
@@ -78,7 +78,7 @@ def l1(x0: Tensor, eps: float | Tensor, low=0.0, high=1.0, mask: Tensor | None =
         # Signed exponentials over their sum are uniform on the L1 sphere.
         draws = tensors.uniform(seeds, tf.shape(x0)[1:], -1.0, 1.0)
         laplace = -tf.sign(draws) * tf.math.log1p(-tf.abs(draws))
-        return project(x0 + eps * _depth(seeds, x0, mask) * unit(_unmasked(mask)(x0, laplace), 1))
+        return project(x0 + eps * _depth(seeds, x0, mask) * normalize(_unmasked(mask)(x0, laplace), 1))
 
     def tangent(x: Tensor, gradient: Tensor) -> Tensor:
         # A sparse step spent on a coordinate that already stands at its end, or is masked, would move nothing at all.
@@ -103,23 +103,23 @@ def box(x0: Tensor, low=0.0, high=1.0, mask: Tensor | None = None) -> ThreatMode
 
 def _box(x0: Tensor, low, high, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """The ends between which each coordinate may move, of the shape of `x0`: a masked one has no room at all."""
-    low, high = tf.minimum(align(low, x0), x0), tf.maximum(align(high, x0), x0)
+    low, high = tf.minimum(broadcast_like(low, x0), x0), tf.maximum(broadcast_like(high, x0), x0)
     if mask is not None:
-        free = align(mask, x0) != 0
+        free = broadcast_like(mask, x0) != 0
         low, high = tf.where(free, low, x0), tf.where(free, high, x0)
     # Bounds and masks of unknown shape hide it, and a loop's variables must keep theirs.
     return tf.ensure_shape(low, x0.shape), tf.ensure_shape(high, x0.shape)
 
 
 def _radius(eps: float | Tensor, x0: Tensor) -> Tensor:
-    return tf.ensure_shape(align(eps, x0), [None] + [1] * (x0.shape.rank - 1))
+    return tf.ensure_shape(broadcast_like(eps, x0), [None] + [1] * (x0.shape.rank - 1))
 
 
 def _unmasked(mask: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
     if mask is None:
         return lambda x, gradient: gradient
     # A mask of unknown shape hides that of the gradient.
-    return lambda x, gradient: tf.ensure_shape(tf.where(align(mask, x) != 0, gradient, 0.0), gradient.shape)
+    return lambda x, gradient: tf.ensure_shape(tf.where(broadcast_like(mask, x) != 0, gradient, 0.0), gradient.shape)
 
 
 def _nearest_l2(shift: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
@@ -133,13 +133,13 @@ def _nearest_l2(shift: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Ten
 
     def secant(u: Tensor, square: Tensor, size: Tensor, past: Tensor, past_size: Tensor, growing: Tensor):
         u = tf.clip_by_value(tf.sqrt(square) * shift, lower, upper)
-        size = total(tf.square(u))
+        size = sum_features(tf.square(u))
         step = tf.math.divide_no_nan((limit - size) * (square - past), size - past_size)
         # A row that is there stays there: between two equal points the secant is all rounding.
         ahead = tf.where(size < (1 - _TOLERANCE) * limit, tf.minimum(square + step, 1.0), square)
         return u, ahead, size, square, size, tf.reduce_any(ahead > square)
 
-    norm = total(tf.square(shift))
+    norm = sum_features(tf.square(shift))
     first = tf.minimum(tf.math.divide_no_nan(limit, norm), 1.0)
     zero = tf.zeros_like(norm)
     u, _, size, _, _, _ = tf.while_loop(
@@ -162,9 +162,9 @@ def _nearest_l1(shift: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Ten
 
     def newton(u: Tensor, level: Tensor, low: Tensor, high: Tensor, norm: Tensor, moving: Tensor):
         u = tf.clip_by_value(size - level, 0.0, room)
-        norm = total(u)
+        norm = sum_features(u)
         low, high = tf.where(norm > eps, level, low), tf.where(norm > eps, high, level)
-        sloped = total(tf.cast((u > 0) & (u < room), size.dtype))
+        sloped = sum_features(tf.cast((u > 0) & (u < room), size.dtype))
         ahead = level + tf.math.divide_no_nan(norm - eps, sloped)
         ahead = tf.where((ahead > low) & (ahead < high), ahead, (low + high) / 2)
         ahead = tf.where(tf.abs(norm - eps) > error, ahead, level)
@@ -187,5 +187,5 @@ def _depth(seeds: Tensor, x0: Tensor, mask: Tensor | None) -> Tensor:
     """r^(1/n): with a uniform direction it makes a point uniform in the ball of n free coordinates."""
     # The other word order makes a seed of its own, so the depth is independent of the direction.
     draw = tensors.uniform(tf.reverse(seeds, axis=[1]), [1] * (x0.shape.rank - 1))
-    free = total(_unmasked(mask)(x0, tf.ones_like(x0)))
+    free = sum_features(_unmasked(mask)(x0, tf.ones_like(x0)))
     return tf.pow(draw, 1.0 / tf.maximum(free, 1.0))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from common.attacks.tensors import align, per_example, unit
+from common.attacks.tensors import broadcast_like, normalize, per_example
 from common.attacks.threat_models import ThreatModel
 
 Tensor = tf.Tensor
@@ -46,7 +46,7 @@ def ascent(
             gradient = tangent(x, gradient)
         if momentum is not None:
             velocity = gradient = momentum * velocity + scaled_l1(gradient)
-        return x + align(alpha, x) * direction(gradient), velocity
+        return x + broadcast_like(alpha, x) * direction(gradient), velocity
 
     return UpdateRule(lambda x: () if momentum is None else tf.zeros_like(x), step)
 
@@ -59,7 +59,7 @@ def adam(alpha: float | Tensor, beta1: float = 0.9, beta2: float = 0.999, epsilo
 
     def step(moments: State, x: Tensor, value: Tensor, success: Tensor, gradient: Tensor) -> tuple[Tensor, State]:
         climb, moments = _adapt(moments, gradient, beta1, beta2, epsilon)
-        return x + align(alpha, x) * climb, moments
+        return x + broadcast_like(alpha, x) * climb, moments
 
     return UpdateRule(_moments, step)
 
@@ -81,11 +81,13 @@ def ddn(
     """
 
     def init(x: Tensor) -> State:
-        return _count(x), _count(x) + align(initial_eps, x)
+        return _count(x), _count(x) + broadcast_like(initial_eps, x)
 
     def step(state: State, x: Tensor, value: Tensor, success: Tensor, gradient: Tensor) -> tuple[Tensor, State]:
         count, eps = state
-        eps = tf.minimum(eps * align(tf.where(success, 1.0 - gamma, 1.0 + gamma), x), align(largest_eps, x))
+        eps = tf.minimum(
+            eps * broadcast_like(tf.where(success, 1.0 - gamma, 1.0 + gamma), x), broadcast_like(largest_eps, x)
+        )
         shift = x - x0 + _annealed(1.0, 0.01, count, steps) * unit_l2(tangent(x, gradient))
         return x0 + eps * unit_l2(shift), (count + 1.0, eps)
 
@@ -109,14 +111,14 @@ def sigma_zero(
     """
 
     def init(x: Tensor) -> State:
-        return _moments(x), _count(x) + align(threshold, x)
+        return _moments(x), _count(x) + broadcast_like(threshold, x)
 
     def step(state: State, x: Tensor, value: Tensor, success: Tensor, gradient: Tensor) -> tuple[Tensor, State]:
         moments, least = state
-        rate = _annealed(1.0, 0.1, moments[-1], steps) * align(alpha, x)
+        rate = _annealed(1.0, 0.1, moments[-1], steps) * broadcast_like(alpha, x)
         climb, moments = _adapt(moments, _unit_linf(threat_model.tangent(x, gradient)), 0.9, 0.999, 1e-8)
         moved = threat_model.project(x + rate * climb)
-        least = tf.maximum(least + threshold_rate * rate * align(tf.where(success, 1.0, -1.0), x), 0.0)
+        least = tf.maximum(least + threshold_rate * rate * broadcast_like(tf.where(success, 1.0, -1.0), x), 0.0)
         return tf.where(tf.abs(moved - x0) < least, x0, moved), (moments, least)
 
     return UpdateRule(init, step)
@@ -124,7 +126,7 @@ def sigma_zero(
 
 def unit_l2(gradient: Tensor) -> Tensor:
     """Steepest ascent in L2: the gradient over its norm, per example; zero stays zero."""
-    return unit(gradient, 2)
+    return normalize(gradient, 2)
 
 
 def top_l1(share: float | Tensor) -> Callable[[Tensor], Tensor]:
@@ -138,7 +140,9 @@ def top_l1(share: float | Tensor) -> Callable[[Tensor], Tensor]:
         size = tf.reshape(tf.abs(gradient), [tf.shape(gradient)[0], -1])
         count = tf.maximum(tf.cast(tf.cast(tf.shape(size)[1], tf.float32) * share, tf.int32), 1)
         least = tf.reduce_min(tf.math.top_k(size, count).values, axis=1)
-        return unit(tf.where(tf.abs(gradient) >= align(least, gradient), gradient, tf.zeros_like(gradient)), 1)
+        return normalize(
+            tf.where(tf.abs(gradient) >= broadcast_like(least, gradient), gradient, tf.zeros_like(gradient)), 1
+        )
 
     return direction
 

@@ -159,7 +159,7 @@ def check_classes(path: object, told: int, wanted: int, remedy: str = "give anot
     is for more of them."""
     if told != wanted:
         remedy = remedy if told > wanted else "a model that knows all of them is wanted"
-        raise UserError(f"{path}: tells {told} classes apart, the pictures have {wanted}; {remedy}")
+        raise UserError(f"{path}: tells {told} classes apart, the images have {wanted}; {remedy}")
 
 
 @functools.lru_cache(maxsize=4)

@@ -53,18 +53,18 @@ def picture_rows(
     title: str = "",
     columns: Sequence[str] = (),
 ) -> None:
-    """Named rows of pictures, uint8 or float in [0, 1], (H, W, 3) or (H, W, 1); `columns` are named on top."""
+    """Named rows of images, uint8 or float in [0, 1], (H, W, 3) or (H, W, 1); `columns` are named on top."""
     named = list(rows.items()) if isinstance(rows, Mapping) else list(rows)
-    count = max(len(pictures) for _, pictures in named)
+    count = max(len(images) for _, images in named)
     figure = Figure(figsize=(1.45 * count + 1.0, 1.55 * len(named) + 0.5))
     grid = figure.subplots(len(named), count, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for line, (name, pictures) in zip(grid, named, strict=True):
-        for axes, picture in zip(line, pictures, strict=False):
-            grey = picture.shape[-1] == 1
-            shades = {"cmap": "gray", "vmin": 0, "vmax": 255 if picture.dtype == np.uint8 else 1} if grey else {}
-            axes.imshow(picture[..., 0] if grey else picture, interpolation="nearest", **shades)
+    for line, (name, images) in zip(grid, named, strict=True):
+        for axes, image in zip(line, images, strict=False):
+            grey = image.shape[-1] == 1
+            shades = {"cmap": "gray", "vmin": 0, "vmax": 255 if image.dtype == np.uint8 else 1} if grey else {}
+            axes.imshow(image[..., 0] if grey else image, interpolation="nearest", **shades)
         line[0].text(-0.08, 0.5, printable(name), transform=line[0].transAxes, ha="right", va="center", fontsize=9)
     for axes, name in zip(grid[0], columns, strict=False):
         axes.set_title(printable(name), fontsize=8)

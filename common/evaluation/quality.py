@@ -25,11 +25,11 @@ def perturbation_sizes(x: np.ndarray, changed: np.ndarray) -> dict[str, np.ndarr
 
 
 def psnr(x: np.ndarray, changed: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio in dB per 8-bit picture, (N,); infinite where nothing changed."""
+    """Peak signal-to-noise ratio in dB per 8-bit image, (N,); infinite where nothing changed."""
     return tf.image.psnr(x, changed, 255).numpy()
 
 
 def ssim(x: np.ndarray, changed: np.ndarray) -> np.ndarray:
-    """Structural similarity per 8-bit picture (N, H, W, C), (N,), 11 x 11 Gaussian window (Wang et al. 2004)."""
+    """Structural similarity per 8-bit image (N, H, W, C), (N,), 11 x 11 Gaussian window (Wang et al. 2004)."""
     window = min(11, x.shape[1], x.shape[2])
     return tf.image.ssim(tf.constant(x), tf.constant(changed), 255, filter_size=window).numpy()

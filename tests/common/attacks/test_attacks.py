@@ -370,7 +370,7 @@ def last_iterate_unscored(monkeypatch):
 
 
 def maximum_over_the_batch(monkeypatch):
-    monkeypatch.setattr(updates, "unit", lambda x, order: x / tf.reduce_max(tf.abs(x)))
+    monkeypatch.setattr(updates, "normalize", lambda x, order: x / tf.reduce_max(tf.abs(x)))
 
 
 def restart_keeps_last(monkeypatch):
