@@ -200,10 +200,11 @@ def _attack_labels(options: Options, run: Run, data: "Arrays", subject: Subject,
             "bim": partial(bim, model, eps=eps, alpha=eps / 10, steps=20),
             "pgd40": partial(pgd, model, eps=eps, alpha=eps / 16, steps=40, seed=seed),
             "margin100": partial(pgd, model, eps=eps, alpha=eps / 16, **strongest),
-            "noise": partial(random_sign_noise, model, eps=eps, seed=seed),
         }
         for name, attack in attacks.items():
-            evaluation.run(Entry(name=name, attack=attack, eps=eps, control=name == "noise"))
+            evaluation.run(Entry(name=name, attack=attack, eps=eps))
+        noise = partial(random_sign_noise, model, eps=eps, seed=seed)
+        evaluation.run(Entry(name="noise", attack=noise, eps=eps, control=True))
     for row in evaluation.rows():
         run.row(model=subject.name, split="test", **row)
         if row["metric"] == "accuracy":

@@ -80,13 +80,19 @@ def _pgd(steps: int, quarters: float = 1.0, restarts: int = 1, loss: str = "ce")
 
 def _on_attention(kind: Kind) -> Callable:
     def make(model: keras.Model, eps: float, of: Settings) -> Attack:
-        budget, aim = {"eps": eps, "alpha": eps / 4, "steps": 20}, of.training._replace(layer=of.layer)
-        if kind == "adaptive":
-            budget, aim = {"eps": eps, "alpha": eps / 8, "steps": 40, "restarts": 3}, of.training
-        options = {**budget, **aim._asdict(), "iou_key": of.iou_key, "seed": of.seed}
-        return partial(attention_attack, model, kind=kind, stop=of.stop, **options)
+        budget = {"eps": eps, "alpha": eps / 4, "steps": 20}
+        return _aimed(kind, model, budget, of.training._replace(layer=of.layer), of)
 
     return make
+
+
+def _adaptive(model: keras.Model, eps: float, of: Settings) -> Attack:
+    return _aimed("adaptive", model, {"eps": eps, "alpha": eps / 8, "steps": 40, "restarts": 3}, of.training, of)
+
+
+def _aimed(kind: Kind, model: keras.Model, budget: dict[str, float], aim: Training, of: Settings) -> Attack:
+    options = {**budget, **aim._asdict(), "iou_key": of.iou_key, "seed": of.seed, "stop": of.stop}
+    return partial(attention_attack, model, kind=kind, **options)
 
 
 ATTACKS: dict[AttackName, Listed] = {
@@ -100,7 +106,7 @@ ATTACKS: dict[AttackName, Listed] = {
     "attention": Listed(_on_attention("attention")),
     "displace": Listed(_on_attention("displace")),
     "gated": Listed(_on_attention("gated")),
-    "adaptive": Listed(_on_attention("adaptive"), dear=True),
+    "adaptive": Listed(_adaptive, dear=True),
     "noise": Listed(lambda model, eps, of: partial(random_sign_noise, model, eps=eps, seed=of.seed), control=True),
 }
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -13,10 +14,6 @@ from common.evaluation.predictions import outputs
 from common.evaluation.robustness import Entry, Evaluation, Examples
 from face_mter.evaluation.verification import cosines
 from face_mter.models.networks import embedder
-
-ATTACKS = ("fftgsm", "iftgsm", "itgsm", "pgd", "noise")
-DODGE = "dodge"
-"""IFTGSM, away from the person's own embedding."""
 
 
 class Attacker:
@@ -72,25 +69,49 @@ class Attacker:
 
         fftgsm: one step. iftgsm, itgsm: `steps_of(eps)` steps of 1/255. pgd: `restarts` random starts with `pgd_steps`
         steps of eps / 8 each, the nearest point kept. noise: eps up or down at random, in every pixel, the same for all
-        models.
+        models. dodge: iftgsm, away from oneself.
 
         Errors: `UserError` for an unknown attack, and for itgsm on a model without a classifier.
         """
-        embed, kurakin = self.embed, {"eps": eps, "alpha": 1 / 255, "steps": steps_of(eps)}
-        more = {"steps": self.pgd_steps, "restarts": self.restarts, "seed": self.seed}
-        attacks = {
-            "fftgsm": partial(fftgsm, embed, eps=eps),
-            "iftgsm": partial(iftgsm, embed, **kurakin),
-            "itgsm": partial(bim, self.model, **kurakin, targeted=True),
-            "pgd": partial(feature_pgd, embed, eps=eps, alpha=eps / 8, **more),
-            "noise": partial(random_sign_noise, embed, eps=eps, seed=self.seed),
-            DODGE: partial(iftgsm, embed, **kurakin),
-        }
-        if name not in attacks:
+        if name not in ATTACKS:
             raise UserError(f"--attacks: {name!r} is none of {', '.join(ATTACKS)}")
-        if name == "itgsm" and embed is self.model:
-            raise UserError("itgsm: needs a model with a classifier, and victims that it knows")
-        return Entry(name=name, attack=attacks[name], eps=eps, control=name == "noise")
+        listed = ATTACKS[name]
+        if listed.at_labels and self.embed is self.model:
+            raise UserError(f"{name}: needs a model with a classifier, and victims that it knows")
+        return Entry(name=name, attack=listed.make(self, eps), eps=eps, control=listed.control)
+
+
+class Listed(NamedTuple):
+    """An attack by its name: `make`, of an attacker and a radius. `at_labels`: it is given classes of the model, not
+    embeddings; `away`: it is given the person's own embedding, negated; `control`: it looks at no model."""
+
+    make: Callable[[Attacker, float], partial]
+    at_labels: bool = False
+    away: bool = False
+    control: bool = False
+
+
+def _iftgsm(of: Attacker, eps: float) -> partial:
+    return partial(iftgsm, of.embed, **_kurakin(eps))
+
+
+def _pgd(of: Attacker, eps: float) -> partial:
+    more = {"steps": of.pgd_steps, "restarts": of.restarts, "seed": of.seed}
+    return partial(feature_pgd, of.embed, eps=eps, alpha=eps / 8, **more)
+
+
+ATTACKS = {
+    "fftgsm": Listed(lambda of, eps: partial(fftgsm, of.embed, eps=eps)),
+    "iftgsm": Listed(_iftgsm),
+    "itgsm": Listed(lambda of, eps: partial(bim, of.model, **_kurakin(eps), targeted=True), at_labels=True),
+    "pgd": Listed(_pgd),
+    "noise": Listed(lambda of, eps: partial(random_sign_noise, of.embed, eps=eps, seed=of.seed), control=True),
+    "dodge": Listed(_iftgsm, away=True),
+}
+
+
+def _kurakin(eps: float) -> dict[str, float]:
+    return {"eps": eps, "alpha": 1 / 255, "steps": steps_of(eps)}
 
 
 def steps_of(eps: float) -> int:
