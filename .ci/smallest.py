@@ -47,6 +47,7 @@ SMALLEST = {
         *("--n-users", "60", "--n-items", "40", "--features", "16", "--epochs", "2", "--repeats", "1"),
         *("--timed-epochs", "1", "--large-users", "50", "--large-items", "200"),
     ],
+    "benchmarks/refill.py": ["--config", str(ROOT / ".ci/smallest_refill.yaml")],
     "benchmarks/attention.py": ["--archs", "small_cnn", "--batch-size", "4", "--repeats", "2"],
     "adv_lock/run_all.py": ["--config", str(ROOT / ".ci/smallest.yaml"), "--methods", "basic"],
 }

@@ -1,6 +1,6 @@
 """Gradient attacks: one value (`Attack`), one loop, and the papers' names made of them."""
 
-from common.attacks.attack import Bound, NamedAttack, check_classes, named, run
+from common.attacks.attack import Bound, NamedAttack, check_classes, named, run, run_counted
 from common.attacks.budget import (
     NOISE,
     Ascent,
@@ -114,6 +114,7 @@ __all__ = [
     "random_sign",
     "random_sign_noise",
     "run",
+    "run_counted",
     "run_dataset",
     "salient",
     "search",

@@ -200,12 +200,15 @@ class Evaluation:
         examples, rows = self.examples.first(count), np.arange(count)
         options = {"batch_size": self.batch_size, "progress": self.progress, "name": entry.name}
         x, gradients, _ = _crafted(entry.attack, examples, **options)
-        stops = bool(getattr(entry.attack, "keywords", {}).get("stop"))
-        found = self.judge(x, rows) if self.as_found or (stops and self.eight_bit) else None
+        # Scores have no border yet.
+        has_border = self.eight_bit and self.before.dtype == bool
+        stops = has_border and bool(getattr(entry.attack, "keywords", {}).get("stop"))
+        # A copy: what a judge answers may be a view of what is quantised in its place below.
+        found = np.array(self.judge(x, rows)) if self.as_found or stops else None
         if self.eight_bit:
             _quantize(x, self.batch_size)
         after = self.judge(x, rows)
-        if stops and self.eight_bit and len(back := np.flatnonzero(after & ~found & self.before[:count])):
+        if stops and len(back := np.flatnonzero(after & ~found & self.before[:count])):
             all_steps = partial(_of_rows(entry.attack, back, count), stop=False)
             again, more, _ = _crafted(all_steps, Examples(examples.x[back], examples.y[back]), **options)
             _quantize(again, self.batch_size)
