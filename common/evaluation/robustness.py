@@ -208,12 +208,15 @@ class Evaluation:
         if self.eight_bit:
             _quantize(x, self.batch_size)
         after = self.judge(x, rows)
-        if stops and len(back := np.flatnonzero(after & ~found & self.before[:count])):
-            all_steps = partial(_of_rows(entry.attack, back, count), stop=False)
-            again, more, _ = _crafted(all_steps, Examples(examples.x[back], examples.y[back]), **options)
-            _quantize(again, self.batch_size)
-            x[back], after[back] = again, self.judge(again, back)
-            gradients += more
+        if stops:
+            back = np.flatnonzero(after & ~found & self.before[:count])
+            # In blocks, whose copies take the memory of a batch.
+            for part in (back[rows] for rows in _blocks(len(back), self.batch_size)):
+                all_steps = partial(_of_rows(entry.attack, part, count), stop=False)
+                again, more, _ = _crafted(all_steps, Examples(examples.x[part], examples.y[part]), **options)
+                _quantize(again, self.batch_size)
+                x[part], after[part] = again, self.judge(again, part)
+                gradients += more
         outcome = Outcome(entry, examples, x, self.before[:count], after, found, gradients)
         return self._remember(outcome)
 

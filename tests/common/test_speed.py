@@ -126,4 +126,5 @@ def test_g4_memory_of_training_does_not_grow_with_its_steps(memory):
 def test_g4_evaluation_streams(memory):
     """2,000 images of 3 kB, then 60,000: nothing grows beyond the adversarial examples that `robustness` holds."""
     assert memory["predict"]["after"] <= 1.01 * memory["predict"]["before"]
-    assert memory["robustness"]["after"] - memory["more results"] <= 1.01 * memory["robustness"]["before"]
+    # What the allocator keeps differs between processors by some 10 MB of a gigabyte; another copy would be 178 MB.
+    assert memory["robustness"]["after"] - memory["more results"] <= 1.02 * memory["robustness"]["before"]
