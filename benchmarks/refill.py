@@ -30,7 +30,7 @@ class Options(CommonOptions):
     on_trips: tuple[str, ...] = ON_TRIPS
     """Attacks on the verifier of mobility_humid/train.py, trained if need be, of st_ifgsm_{linf,l2,l1,l0}, cw_{l2,l0}
     and strong."""
-    n_images: Count = 200
+    n_images: Count = 100
     """Images to attack."""
     n_pairs: Count = 100
     """Pairs of drivers to attack."""
@@ -38,7 +38,7 @@ class Options(CommonOptions):
     """Passes over the 2,000 scenes that the CNN learns from."""
     eps: LinfBudget = 4 / 255
     """Radius on images (L-inf), in [0, 1]."""
-    batch_size: Count = 64
+    batch_size: Count = 32
     """Examples at a time."""
     repeats: Count = 3
     """Repetitions, of which the median counts."""
@@ -85,8 +85,9 @@ def refill(options: Options, run: Run) -> None:
 
         contenders: Mapping[str, Callable[[], float]] = {"refill": refilled, "batches": left}
         run.say(f"{case.name} on {case.model_name}, {len(case.x)} examples")
-        for contender in contenders.values():
-            contender()
+        # Traced before anything is timed.
+        _batch_by_batch(case._replace(x=case.x[:2], y=case.y[:2]), options.batch_size)
+        attack_dataset(case.attack, case.x[:2], case.y[:2], batch_size=options.batch_size)
         seconds = timing.interleaved(contenders, options.repeats)
         columns = {"model": case.model_name, "attack": case.name}
         found, (moved, gradients) = counted["refill"], counted["batches"]
@@ -152,7 +153,7 @@ def _image_cases(options: Options, run: Run) -> list[Attacked]:
     x, y, eps = x[right], y[right], options.eps
     of = {
         "bim": partial(attacks.bim, model, eps=eps, alpha=eps / 10, steps=40, stop=True),
-        "pgd_restarts": partial(attacks.pgd, model, eps=eps, alpha=eps / 10, steps=40, restarts=5, stop=True),
+        "pgd_restarts": partial(attacks.pgd, model, eps=eps, alpha=eps / 5, steps=20, restarts=5, stop=True),
         "ddn": partial(attacks.ddn, model, steps=40),
         "sigma_zero": partial(attacks.sigma_zero, model, steps=40),
         "cw_l2": partial(attacks.cw_l2, model, steps=40, search_steps=5),
