@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 ON_IMAGES = ("bim", "pgd_restarts", "ddn", "sigma_zero", "cw_l2", "cw_l0", "attention", "displace", "gated", "adaptive")
-ON_TRIPS = ("st_ifgsm_linf", "st_ifgsm_l2", "st_ifgsm_l1", "st_ifgsm_l0", "cw_l2", "cw_l0", "strong")
+ON_TRIPS = ("st_ifgsm_linf", "st_ifgsm_l2", "st_ifgsm_l1", "st_ifgsm_l0", "cw_l2", "strong")
 
 
 @dataclass(kw_only=True)
@@ -28,8 +28,8 @@ class Options(CommonOptions):
     """Attacks on a small CNN that has learnt the scenes, of bim, pgd_restarts, ddn, sigma_zero, cw_l2, cw_l0,
     attention, displace, gated, adaptive."""
     on_trips: tuple[str, ...] = ON_TRIPS
-    """Attacks on the verifier of mobility_humid/train.py, trained if need be, of st_ifgsm_{linf,l2,l1,l0}, cw_{l2,l0}
-    and strong."""
+    """Attacks on the verifier of mobility_humid/train.py, trained if need be, of st_ifgsm_{linf,l2,l1,l0}, cw_l2 and
+    strong."""
     n_images: Count = 100
     """Images to attack."""
     n_pairs: Count = 100
@@ -157,7 +157,7 @@ def _image_cases(options: Options, run: Run) -> list[Attacked]:
         "ddn": partial(attacks.ddn, model, steps=40),
         "sigma_zero": partial(attacks.sigma_zero, model, steps=40),
         "cw_l2": partial(attacks.cw_l2, model, steps=40, search_steps=5),
-        "cw_l0": partial(attacks.cw_l0, model, steps=20, search_steps=3),
+        "cw_l0": partial(attacks.cw_l0, model, steps=4, search_steps=2),
     }
     of |= {kind: named(kind, model, eps=eps, stop=True) for kind in KINDS}
     return [Attacked("small_cnn", name, of[name], x, y) for name in dict.fromkeys(options.on_images)]
