@@ -109,14 +109,15 @@ def _batch_by_batch(case: Attacked, batch_size: int) -> "tuple[np.ndarray, int]"
     import numpy as np
 
     from common.attacks import run_counted
+    from common.attacks.dataset import with_rows
 
     bound = case.attack.func.bind(*case.attack.args, case.x, case.y, **case.attack.keywords)
     count, found, total = len(case.x), [], 0
-    own = {k for k, v in bound.inputs.items() if np.ndim(v) and np.shape(v)[0] == count and k != "seed"}
+    own = with_rows(bound.inputs, count)
     for first in range(0, count, batch_size):
         rows = np.arange(first, min(first + batch_size, count), dtype=np.int32)
-        inputs = {k: np.asarray(v)[rows] if k in own else v for k, v in bound.inputs.items()}
-        moved, gradients = run_counted(bound.attack, bound.model, {**inputs, "index": rows})
+        inputs = {**bound.inputs, **{name: np.asarray(value)[rows] for name, value in own.items()}, "index": rows}
+        moved, gradients = run_counted(bound.attack, bound.model, inputs)
         found.append(moved.numpy())
         total += int(gradients) * len(rows)
     moved = np.concatenate(found)

@@ -216,7 +216,6 @@ def _attack_labels(options: Options, run: Run, data: "Arrays", subject: Subject,
 
 def _attack_embeddings(options: Options, run: Run, data: "Arrays", subject: Subject, *, headline: bool) -> None:
     """How often a digit is taken for the digit it is aimed at, at the threshold of the pictures not attacked."""
-    from common.evaluation.robustness import Entry
     from face_mter.evaluation import verification
 
     order = data.y_test[options.n_attack :].argsort(kind="stable")
@@ -227,7 +226,7 @@ def _attack_embeddings(options: Options, run: Run, data: "Arrays", subject: Subj
     pairs = digit_pairs(data.y_test[: options.n_attack], options.seed)
     sources, targets = data.x_test[pairs[:, 0]], subject.embeddings[pairs[:, 1]]
     evaluation = subject.attacker.evaluation(sources, targets)
-    evaluation.show(Entry(name="clean"), evaluation.examples.x)
+    evaluation.unattacked()
     for eps in BUDGETS:
         for name in ("iftgsm", "pgd", "noise"):
             evaluation.run(subject.attacker.entry(name, eps))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import keras
     import numpy as np
 
-    from common.evaluation.robustness import Outcome
+    from common.evaluation.robustness import Evaluation, Outcome
     from common.evaluation.statistics import Estimate
     from face_mter.attacks.features import Attacker
     from face_mter.data.faces import Cast
@@ -100,12 +100,13 @@ def attack(options: Options, run: Run) -> None:
     subjects = _subjects(options, run, cast, folded)
     base = subjects[0]
     _store(run, cast, lists)
+    towards: dict[str, Evaluation] = {}
     outcomes: dict[str, dict[tuple[str, float], Outcome]] = {}
     for subject in subjects:
         write_verified(run, subject.verified, subject.name)
         run.say(f"attacking the model {subject.name}, threshold {subject.verified.threshold:.3f}")
-        outcomes[subject.name] = _attack(options, run, cast, lists, subject, base)
-    _transfers(run, cast, lists, subjects, outcomes)
+        towards[subject.name], outcomes[subject.name] = _attack(options, run, cast, lists, subject, base)
+    _transfers(run, subjects, towards, outcomes)
     _differences(run, cast, folded.pairs, subjects, outcomes)
     for subject in subjects[:2]:
         _headline(run, subject, outcomes[subject.name], "_base" if subject is base else "")
@@ -200,17 +201,17 @@ def _store(run: Run, cast: "Cast", lists: Lists) -> None:
 
 def _attack(
     options: Options, run: Run, cast: "Cast", lists: Lists, subject: Subject, base: Subject
-) -> "dict[tuple[str, float], Outcome]":
-    """All attacks on one model, with their rows: outcomes by (attack, eps in 1/255)."""
+) -> "tuple[Evaluation, dict[tuple[str, float], Outcome]]":
+    """All attacks on one model, with their rows: the evaluation towards embeddings, and all outcomes by (attack, eps in
+    1/255)."""
     import numpy as np
 
-    from common.evaluation.robustness import Entry
     from face_mter.attacks.features import ATTACKS
 
     images, e, attacker, person = cast.faces.images, subject.embeddings, subject.attacker, cast.faces.person
     sources, thresholds = images[lists.pairs[:, 0]], _thresholds(subject, base)
     towards = attacker.evaluation(sources, e[lists.pairs[:, 1]], identity=person[lists.pairs])
-    towards.show(Entry(name="clean"), towards.examples.x)
+    towards.unattacked()
     victims = lists.labelled[:, 1]
     classes = np.searchsorted(cast.people.train, person[victims]).astype(np.int32)
     labelled = attacker.evaluation(sources, e[victims], aims=classes, identity=person[lists.labelled])
@@ -227,11 +228,8 @@ def _attack(
         for outcome in evaluation.outcomes:
             for row in outcome.rows(partial(measure, thresholds=thresholds)):
                 run.row(model=subject.name, **row)
-    return {
-        (outcome.entry.name, float(_grey(outcome.entry.eps))): outcome
-        for evaluation in (towards, labelled, away)
-        for outcome in evaluation.outcomes
-    }
+    found = [outcome for evaluation in (towards, labelled, away) for outcome in evaluation.outcomes]
+    return towards, {(outcome.entry.name, float(_grey(outcome.entry.eps))): outcome for outcome in found}
 
 
 def _thresholds(subject: Subject, base: Subject) -> dict[str, float]:
@@ -275,22 +273,18 @@ def _grey(eps: float) -> str:
 
 def _transfers(
     run: Run,
-    cast: "Cast",
-    lists: Lists,
     subjects: list[Subject],
+    towards: "dict[str, Evaluation]",
     outcomes: "dict[str, dict[tuple[str, float], Outcome]]",
 ) -> None:
     """Rows for what IFTGSM and PGD make against one model and another one sees: `attack` is "<attack> on <model>"."""
     from common.evaluation.robustness import Entry
 
     for subject in subjects:
-        targets = subject.embeddings[lists.pairs[:, 1]]
-        sources, person = cast.faces.images[lists.pairs[:, 0]], cast.faces.person[lists.pairs]
-        evaluation = subject.attacker.evaluation(sources, targets, identity=person)
         for other in subjects:
             for name in ("iftgsm", "pgd") if other is not subject else ():
                 entry = Entry(name=f"{name} on {other.name}", eps=10 / 255)
-                seen = evaluation.show(entry, outcomes[other.name][name, 10.0].x)
+                seen = towards[subject.name].show(entry, outcomes[other.name][name, 10.0].x)
                 hits = seen.rate(seen.after >= subject.verified.threshold)
                 run.row(model=subject.name, metric="hit_rate", **hits._asdict(), **entry.columns)
 

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from common.attacks import compile, run, run_dataset
+from common.attacks.dataset import with_rows
 from tests.helpers.attack_oracles import LIMITS, norms
 from tests.helpers.every_attack import CASES, COUNT, case
 
@@ -17,10 +18,8 @@ every = pytest.mark.parametrize("name", CASES)
 def inputs_of(bound, rows=None, **changed):
     """The inputs of an attack, or those of some of its examples at their places in the data set."""
     inputs = {"seed": 3, **bound.inputs, "index": np.arange(COUNT, dtype=np.int32), **changed}
-    if rows is None:
-        return inputs
-    own = {name for name, value in inputs.items() if np.ndim(value) and np.shape(value)[0] == COUNT}
-    return {name: np.asarray(value)[rows] if name in own else value for name, value in inputs.items()}
+    own = {} if rows is None else with_rows(inputs, COUNT)
+    return inputs | {name: np.asarray(value)[rows] for name, value in own.items()}
 
 
 def found(bound, rows=None, **changed):

@@ -12,7 +12,7 @@ refill for data sets of any size, and `common.evaluation.robustness.Evaluation` 
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,15 +117,21 @@ def check(attack: Attack, model: Model, inputs: Inputs) -> None:
     """Errors: `ValueError` for inputs that `attack` cannot be run on; eager."""
     _check_shapes(inputs)
     check_box(inputs["x"], inputs["low"], inputs["high"])
-    for name in _SIZES:
-        if name in inputs and not (sound := np.isfinite(value := inputs[name].numpy()) & (value >= 0)).all():
-            raise ValueError(f"{name} must be finite and 0 or more; received {value[~sound][0]}")
+    check_not_negative(inputs, [name for name in _SIZES if name in inputs])
     if (least := inputs["steps"].numpy().min(initial=0)) < 0:
         raise ValueError(f"steps must be 0 or more; received {least}")
     if "restarts" in inputs and int(inputs["restarts"]) < 1:
         raise ValueError(f"restarts must be at least 1; received {int(inputs['restarts'])}")
     if attack.check is not None:
         attack.check(model, inputs)
+
+
+def check_not_negative(inputs: Inputs, names: Iterable[str]) -> None:
+    """Errors: `ValueError` for one of the inputs called `names` that is not finite or below 0."""
+    for name in names:
+        value = inputs[name].numpy()
+        if not (sound := np.isfinite(value) & (value >= 0)).all():
+            raise ValueError(f"{name} must be finite and 0 or more; received {value[~sound][0]}")
 
 
 def check_classes(model: Model, inputs: Inputs) -> None:
@@ -237,6 +243,7 @@ __all__ = [
     "call",
     "check",
     "check_classes",
+    "check_not_negative",
     "named",
     "run",
     "run_counted",

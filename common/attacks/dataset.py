@@ -107,6 +107,15 @@ def _name_of(attack: Callable[..., Tensor]) -> str:
     return "attack" if name == "<lambda>" else name
 
 
+def with_rows(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Those of `inputs` that have one row for each of `count` examples; a seed is for all, even as a pair."""
+    return {
+        name: value
+        for name, value in inputs.items()
+        if name != "seed" and np.ndim(value) and np.shape(value)[0] == count
+    }
+
+
 class _Data:
     """The inputs of an attack on a data set, any rows of which can be had."""
 
@@ -116,8 +125,7 @@ class _Data:
         self.count, self.shape = len(given["x"]), np.shape(given["x"])
         self.own = {
             name: to_array(value, "labels" if name in ("y", "target") else name)
-            for name, value in given.items()
-            if name != "seed" and np.ndim(value) and np.shape(value)[0] == self.count
+            for name, value in with_rows(given, self.count).items()
         }
         self.own.setdefault("index", np.arange(self.count, dtype=np.int32))
         self.shared = {name: value for name, value in given.items() if name not in self.own}

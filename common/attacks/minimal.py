@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.attacks import objectives, threat_models, updates
-from common.attacks.attack import Bound, check_classes, named
+from common.attacks.attack import Bound, check_classes, check_not_negative, named
 from common.attacks.compile import Array
 from common.attacks.loop import Attack, Inputs, Memory, Model, Objective, Result, merge, value_and_gradient
 from common.attacks.pruning import Pruning
@@ -68,10 +68,7 @@ class NotNegative:
         ends = (inputs[name].numpy() for name in ("low", "high"))
         if self.box_has_ends and not all(np.isfinite(end).all() for end in ends):
             raise ValueError("low and high must be finite: the space of tanh, in which this attack moves, has two ends")
-        for name in self.names:
-            value = inputs[name].numpy()
-            if not (sound := np.isfinite(value) & (value >= 0)).all():
-                raise ValueError(f"{name} must be finite and 0 or more; received {value[~sound][0]}")
+        check_not_negative(inputs, self.names)
         check_classes(model, inputs)
 
 
@@ -384,14 +381,8 @@ def _margin(targeted: bool, model: Model, inputs: Inputs) -> Objective:
 
 def _bound(attack: Attack, model: Model, x, y, steps, targeted: bool, index, mask, low, high, **settings: Any) -> Bound:
     inputs = {"x": x, "target" if targeted else "y": y, "steps": steps, "index": index}
-    # Settings are single numbers, or, of some, one for each example; counts stay whole.
-    counts = ("search_steps", "prune_rounds")
-    settings = {
-        name: value
-        if name in counts
-        else float(value)
-        if isinstance(value, int | float)
-        else tf.cast(value, tf.float32)
-        for name, value in settings.items()
-    }
+    # Single numbers, or, of some, one for each example; counts stay whole.
+    for name in set(settings) - {"search_steps", "prune_rounds"}:
+        value = settings[name]
+        settings[name] = float(value) if isinstance(value, int | float) else tf.cast(value, tf.float32)
     return Bound(attack, model, {**inputs, "mask": mask, "low": low, "high": high, **settings})

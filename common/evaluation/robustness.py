@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from common.arrays import to_array, to_labels
 from common.attacks import AttackResult, attack_dataset
+from common.attacks.dataset import with_rows
 from common.errors import UserError
 from common.evaluation import input_range, statistics
 from common.evaluation.predictions import _blocks, _count_classes, _unit_interval, predict
@@ -119,7 +120,8 @@ class Outcome(NamedTuple):
         """The outcome on the first `count` examples."""
         parts = {"x": self.x, "before": self.before, "after": self.after, "found": self.found}
         cut = {name: None if part is None else part[:count] for name, part in parts.items()}
-        return self._replace(examples=self.examples.first(count), **cut)
+        # What the attack took was for all of them.
+        return self._replace(examples=self.examples.first(count), **cut, gradients=None)
 
     def rate(self, hits: np.ndarray, subset: np.ndarray | None = None) -> Estimate:
         """The share of `hits` bool (n,), with `subset` bool (n,) only of those, with its interval."""
@@ -220,6 +222,10 @@ class Evaluation:
         outcome = Outcome(entry, examples, x, self.before[:count], after, found, gradients)
         return self._remember(outcome)
 
+    def unattacked(self) -> Outcome:
+        """The clean examples as an outcome called `clean`, for figures that do not ask who was right before."""
+        return self._remember(Outcome(Entry(name="clean"), self.examples, self.examples.x, *[self.before] * 3))
+
     def show(self, entry: Entry, x: np.ndarray) -> Outcome:
         """Judge adversarial examples `x` (n, ...), of the first of `examples`, that were made elsewhere."""
         count = len(x)
@@ -275,7 +281,6 @@ def of_classifier(
     x: np.ndarray,
     y: np.ndarray,
     *,
-    identity: np.ndarray | None = None,
     batch_size: int = 256,
     eight_bit: bool = True,
     keep: bool = True,
@@ -296,7 +301,7 @@ def of_classifier(
         if better is not None and better.sure:
             raise UserError(f"{model.name}: {better}, so that is what it takes; {better.remedy}")
     return Evaluation(
-        Examples(x, y, identity),
+        Examples(x, y),
         lambda images, rows: predict(model, images, batch_size=batch_size, progress=progress) == y[rows],
         eight_bit=eight_bit,
         keep=keep,
@@ -399,9 +404,5 @@ def _quantize(x: np.ndarray, batch_size: int) -> None:
 def _of_rows(attack: partial, rows: np.ndarray, count: int) -> partial:
     """`attack` for `rows` of the `count` examples that its options have a row for, and its draws are tied to."""
     own = {"index": rows} if "index" in inspect.signature(attack).parameters else {}
-    own |= {
-        name: np.asarray(value)[rows]
-        for name, value in attack.keywords.items()
-        if np.ndim(value) and np.shape(value)[0] == count
-    }
+    own |= {name: np.asarray(value)[rows] for name, value in with_rows(attack.keywords, count).items()}
     return partial(attack, **own)

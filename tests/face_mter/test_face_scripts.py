@@ -108,6 +108,9 @@ class Brought:
         found = np.minimum(self.before + way * self.attacker.step * entry.eps * 255, 1)
         return self.remember(entry, found, found - 0.004)
 
+    def unattacked(self):
+        return self.remember(Entry(name="clean"), self.before, self.before)
+
     def show(self, entry, x):
         return self.remember(entry, self.before, self.before)
 

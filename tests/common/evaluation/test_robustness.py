@@ -107,6 +107,27 @@ def test_a_narrower_norm_belongs_to_the_ball_that_it_is_searched_in():
     assert next(iter(of.rows()))["norm"] == "l0"
 
 
+def test_options_with_a_row_for_each_example_follow_it_and_a_seed_is_for_all():
+    """Two examples, and a seed that is a pair: only one of the two is run again."""
+    model = threshold_model(100.3)
+    x, y = np.array([[100], [90]], np.float32) / GREY, np.zeros(2, np.int32)
+    eps = np.array([3, 1], np.float32) / GREY
+    attack = partial(attacks.pgd, model, eps=eps, alpha=0.4 / 255, steps=8, random_start=False, seed=np.array([1, 2]))
+    found = of_classifier(model, x, y).run(Entry(name="pgd", attack=partial(attack, stop=True)))
+    assert found.found.tolist() == [False, True] and found.robust.tolist() == [False, True]
+    assert found.x[0] == pytest.approx(103 / 255)
+
+
+def test_the_clean_examples_are_an_outcome_and_a_part_has_no_cost():
+    of = evaluation()
+    clean = of.unattacked()
+    assert clean.entry.columns == {"attack": "clean", "norm": "linf", "eps": 0.0} and clean.robust.sum() == 5
+    whole = of_classifier(threshold_model(100.3), np.zeros((4, 1), np.float32), np.zeros(4, np.int32))
+    bim = partial(attacks.bim, threshold_model(100.3), eps=0.1, alpha=0.1, steps=2)
+    cost = whole.run(Entry(name="bim", attack=bim))
+    assert cost.gradients == 8 and cost.first(2).gradients is None
+
+
 def test_curves_transfer_and_no_images_kept():
     of = evaluation(keep=False)
     for eps, robust in ((0.3, [0, 0, 0, 1, 1, 1]), (0.1, [0, 1, 1, 1, 1, 1])):
