@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 from adv_lock.lock import lock
 from adv_lock.train import train as train_on_locked
@@ -15,10 +15,11 @@ from attention_defense.attack import attack as attack_classifier
 from attention_defense.train import train as train_classifier
 from common.errors import UserError
 from common.evaluation.statistics import Estimate, unpaired_difference, wilson
-from common.runs.options import CommonOptions
+from common.runs.options import RunOptions, internal, option
 from common.runs.record import ROOT, Run, read_results, read_table
-from common.runs.report import aligned, interval, percent, picker
-from common.runs.script import Parts, script
+from common.runs.report import aligned, interval, lookup, percent
+from common.runs.script import script
+from common.runs.sub_runs import SubRuns
 from face_mter.ad_face import ad_face
 from face_mter.attack import attack as attack_faces
 from face_mter.train import train as train_faces
@@ -39,19 +40,15 @@ of `results.json`."""
 
 
 @dataclasses.dataclass(kw_only=True)
-class Options(CommonOptions):
+class Options(RunOptions):
     """The settings of each script stand in `<app>/configs/quick.yaml`."""
 
-    without: ClassVar[tuple[str, ...]] = (
-        *("config", "dataset", "data_dir", "n_train", "n_test"),
-        *("seeds", "strategy", "precision", "deterministic"),
-    )
-
-    name: str | None = "quick"
+    config: Path | None = internal()
+    name: str | None = option("quick", compared=False)
     """Name of the run, and of the runs that it consists of."""
 
 
-def _lock(part: Parts, row: Row) -> Mapping[str, Path]:
+def _lock(part: SubRuns, row: Row) -> Mapping[str, Path]:
     model = part(train_base) / "model.keras"
     locked = part(lock, model=model)
     trained = part(train_on_locked, lock_data=locked)
@@ -62,7 +59,7 @@ def _lock(part: Parts, row: Row) -> Mapping[str, Path]:
     return {"lock_examples": locked / "examples.png", "lock_crossing": trained / "crossing.png"}
 
 
-def _mobility(part: Parts, row: Row) -> Mapping[str, Path]:
+def _mobility(part: SubRuns, row: Row) -> Mapping[str, Path]:
     part(prepare)
     part(train_verifier)
     attacked = part(siamese_attack)
@@ -79,7 +76,7 @@ def _mobility(part: Parts, row: Row) -> Mapping[str, Path]:
     return {"trips": attacked / "trips.png", "trips_hardened": hardened / "defence.png"}
 
 
-def _faces(part: Parts, row: Row) -> Mapping[str, Path]:
+def _faces(part: SubRuns, row: Row) -> Mapping[str, Path]:
     base = part(train_faces)
     hardened = part(ad_face)
     attacked = part(attack_faces, base_model=base, model=hardened)
@@ -93,7 +90,7 @@ def _faces(part: Parts, row: Row) -> Mapping[str, Path]:
     return {"faces": attacked / "faces.png"}
 
 
-def _recommender(part: Parts, row: Row) -> Mapping[str, Path]:
+def _recommender(part: SubRuns, row: Row) -> Mapping[str, Path]:
     joined = part(attack_recommender)
     for label, attack, key in (
         ("PGD towards the target class", "pgd_8", "pgd_lift"),
@@ -106,7 +103,7 @@ def _recommender(part: Parts, row: Row) -> Mapping[str, Path]:
     return {"recommender": joined / "chr.png"}
 
 
-def _attention(part: Parts, row: Row) -> Mapping[str, Path]:
+def _attention(part: SubRuns, row: Row) -> Mapping[str, Path]:
     trained = part(train_classifier)
     attacked = part(attack_classifier, model=trained)
     # The lock's base classifier is the standard network: same data, same architecture.
@@ -129,7 +126,7 @@ class Chapter(NamedTuple):
 
     app: str
     title: str
-    play: Callable[[Parts, Row], Mapping[str, Path]]
+    play: Callable[[SubRuns, Row], Mapping[str, Path]]
 
 
 CHAPTERS = (
@@ -158,17 +155,17 @@ def summary(folder: Path, results: Mapping[str, Any], table: Sequence[Mapping[st
 @script(app="suite", name="demo", ending=summary)
 def demo(options: Options, run: Run) -> None:
     """Run the papers one after the other, and put what they show into one table."""
-    run.say(
+    run.log(
         f"five papers on embedded data: about {MINUTES} minutes on two cores;"
         " after an interruption, --resume goes on where it stopped"
     )
     figures: dict[str, Path] = {}
     for number, chapter in enumerate(CHAPTERS):
         begun = time.monotonic()
-        run.say(f"== {number + 1} of {len(CHAPTERS)}: {chapter.title}")
-        part = Parts(dataclasses.replace(options, config=_settings(chapter.app)), run)
+        run.log(f"== {number + 1} of {len(CHAPTERS)}: {chapter.title}")
+        part = SubRuns(dataclasses.replace(options, config=_settings(chapter.app)), run)
         figures |= chapter.play(part, functools.partial(_row, run, chapter.app))
-        run.say(f"== {chapter.app}: {time.monotonic() - begun:.0f} s")
+        run.log(f"== {chapter.app}: {time.monotonic() - begun:.0f} s")
     for name, figure in figures.items():
         shutil.copyfile(figure, run.folder / f"{name}.png")
         run.artifact(name, run.folder / f"{name}.png")
@@ -206,7 +203,7 @@ def _headline(folder: Path) -> Callable[[str], Estimate]:
 
 def _measured(folder: Path, **columns: str | float) -> Estimate:
     """The row of a run's table with such `columns`."""
-    found = picker(read_table(folder))(default=None, **columns)
+    found = lookup(read_table(folder))(default=None, **columns)
     if found is None or found.low is None:
         raise UserError(f"{folder / 'table.csv'}: no row of {columns} with an interval; --force runs it again")
     return Estimate(float(found), round(found.n), found.low, found.high)

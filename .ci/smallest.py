@@ -20,10 +20,10 @@ TINY = ["--n-train", "100", "--n-test", "50"]
 FIT = [*TINY, "--epochs", "1", "--batch-size", "32"]
 SMALLEST = {
     "adv_lock/train_base.py": FIT,
-    "adv_lock/lock.py": [*TINY, "--attack-steps", "2"],
+    "adv_lock/lock.py": [*TINY, "--steps", "2"],
     "adv_lock/train.py": FIT,
     "adv_lock/unlock.py": TINY,
-    "benchmarks/adversarial_training.py": [*FIT, "--attack-steps", "2", "--n-watch", "10", "--n-strong", "10"],
+    "benchmarks/adversarial_training.py": [*FIT, "--steps", "2", "--n-watch", "10", "--n-slow", "10"],
     "benchmarks/compare_training.py": [
         "--config",
         str(ROOT / ".ci/smallest_benchmarks.yaml"),
@@ -37,7 +37,7 @@ SMALLEST = {
     ],
     "benchmarks/training.py": [
         *("--archs", "small_cnn", "--batches", "2", "--batch-size", "32"),
-        *("--repeats", "1", "--attack-steps", "1"),
+        *("--repeats", "1", "--steps", "1"),
     ],
     "benchmarks/mobility.py": [
         *("--batch-size", "4", "--steps", "1", "--train-steps", "1", "--repeats", "1"),

@@ -3,13 +3,13 @@
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from adv_lock.train_base import is_folder, load, train_base
 from common.errors import UserError
 from common.progress import track
 from common.runs.model_input import InputOptions, check_input, look_at, reading
-from common.runs.options import Budget, CommonOptions, Count, alias
+from common.runs.options import Budget, Count, DataOptions, ExampleOptions, RunOptions, ScriptOptions, option
 from common.runs.record import Run
 from common.runs.script import script
 
@@ -27,19 +27,15 @@ _TRIED, _FEW = 128, 8
 
 
 @dataclass(kw_only=True)
-class Options(InputOptions, CommonOptions):
+class Options(InputOptions, ExampleOptions, DataOptions, ScriptOptions):
     """The owner's side: what to lock, how, and with which base classifier."""
 
-    unhashed: ClassVar[tuple[str, ...]] = ("attack_store",)
-    without: ClassVar[tuple[str, ...]] = ("strategy", "precision")
-    written: ClassVar[tuple[str, ...]] = (*CommonOptions.written, "attack_store")
-
-    dataset: str = alias("orig_data", default="scenes")
+    dataset: str = option("scenes", "orig_data")
     """Pictures to lock: a data set's name, an .npz with Keras keys, or a folder <root>/<class>/<file>, whose pictures
     keep size, alpha and metadata."""
-    out: Path | None = alias("lock_data", default=None)
+    out: Path | None = option(None, "lock_data", written=True, compared=False)
     """Folder of the run, in place of runs/adv_lock/lock/<name>; its `locked/` is what may be shared."""
-    model: Path | None = alias("resume_path", default=None)
+    model: Path | None = option(None, "resume_path")
     """Base classifier, any Keras classifier in a .keras file; by default the one of train_base, trained if need be."""
     lock_method: Literal["basic", "mixup", "horiz", "mixandcat"] = "basic"
     """One class map (basic), two mixed (mixup), two side by side (horiz), or two mixtures side by side (mixandcat)."""
@@ -47,7 +43,7 @@ class Options(InputOptions, CommonOptions):
     """L2 radius for a 32 x 32 x 3 picture with values in [0, 1]; grows with the root of the number of values."""
     attack_lr: Budget = 0.25
     """Length of an attack step, in the units of --eps."""
-    attack_steps: Count = 20
+    steps: Count = option(20, "attack_steps")
     """Steps of the attack towards each class map."""
     alpha: Budget = 0.5
     """Share of the columns that come from the left picture (horiz, mixandcat), in [0, 1]."""
@@ -57,7 +53,7 @@ class Options(InputOptions, CommonOptions):
     """Permutations of the classes: disjoint ones without fixed points, or the paper's four for CIFAR-10."""
     image_size: Literal["keep"] | Count = "keep"
     """Pictures of a folder keep their size, or become squares of this side in pixels."""
-    attack_store: Path = Path("runs/adv_lock/attacks")
+    attack_store: Path = option(Path("runs/adv_lock/attacks"), written=True, compared=False)
     """Folder in which attacks are kept for other lock methods and for --resume: 2 bytes a value and class map; those on
     a folder of pictures that would take over 4 GB are not kept."""
 
@@ -88,9 +84,9 @@ def lock(options: Options, run: Run) -> None:
     else:
         report, examples = _lock_arrays(options, run)
     locked, key = run.folder / locking.LOCKED, run.folder / locking.KEY
-    plots.picture_rows(examples, run.folder / "examples.png", title=f"{options.lock_method}, L2 {options.eps:g}")
-    for name, path in (("locked", locked), ("key", key), ("examples", run.folder / "examples.png")):
-        run.artifact(name, path)
+    run.artifact("locked", locked)
+    run.artifact("key", key)
+    run.figure("examples", plots.picture_rows, examples, title=f"{options.lock_method}, L2 {options.eps:g}")
     _record(options, run, report, key.stat().st_size / sum(f.stat().st_size for f in locked.rglob("*") if f.is_file()))
 
 
@@ -106,7 +102,7 @@ def _lock_arrays(options: Options, run: Run) -> "tuple[Report, dict]":
     recipe = _recipe(options, run, data.classes, some, data.file_labels)
     # A base classifier from elsewhere may know the classes by the labels of the file.
     data = data.for_outputs(recipe.class_maps.shape[1])
-    report = locking.lock_arrays(data, recipe, run.folder, options.attack_store, run.say)
+    report = locking.lock_arrays(data, recipe, run.folder, options.attack_store, run.log)
     stored = NpzStream(run.folder / locking.LOCKED / locking.ARRAYS, "x_test").read(_EXAMPLES)
     return report, _examples(list(data.x_test[:_EXAMPLES]), list(stored))
 
@@ -147,7 +143,7 @@ def _lock_folder(options: Options, run: Run) -> "tuple[Report, dict]":
         run.folder,
         run.checkpoints / "pictures",
         options.attack_store,
-        run.say,
+        run.log,
         image_size=size,
     )
     chosen = np.arange(len(pictures))[-_EXAMPLES:]
@@ -171,9 +167,9 @@ def _examples(originals: list, stored: list) -> dict:
 
 def _warn(run: Run, success: float) -> None:
     if success < 0.5:
-        run.say(
+        run.log(
             f"the base classifier sees the wrong class in only {100 * success:.0f} % of the locked pictures, so the"
-            " lock is weak: raise --eps or --attack-steps, or give a --model that was trained on more such pictures"
+            " lock is weak: raise --eps or --steps, or give a --model that was trained on more such pictures"
         )
 
 
@@ -187,10 +183,8 @@ def _record(options: Options, run: Run, report: "Report", key_bytes_ratio: float
     }
     for metric, hits in rates.items():
         split = "train" if metric.endswith("train") else "test"
-        run.rate(
-            metric, float(hits.mean()), len(hits), attack=options.lock_method, norm="l2", eps=options.eps, split=split
-        )
-        run.metrics(**{metric: float(hits.mean()), f"{metric}_n": len(hits)})
+        columns = {"attack": options.lock_method, "norm": "l2", "eps": options.eps, "split": split}
+        run.headline(metric, float(hits.mean()), len(hits), **columns)
     quality = {
         "psnr_mean": report.of("psnr").mean(),
         "psnr_min": report.of("psnr").min(),
@@ -205,18 +199,18 @@ def _record(options: Options, run: Run, report: "Report", key_bytes_ratio: float
     _warn(run, float(rates["success_train"].mean()))
 
 
-def produced(lock_data: Path | None, options: CommonOptions, run: Run) -> Path:
+def required(lock_data: Path | None, options: RunOptions, run: Run) -> Path:
     """The lock run that another script works on: `lock_data`, or the one of the same name, made if need be."""
-    return lock.produce(*_lock_needed(lock_data, options), say=run.say)
+    return run.require(lock, *_lock_needed(lock_data, options))
 
 
-def expected(lock_data: Path | None, options: CommonOptions) -> None:
-    """What `produced` would refuse."""
+def expected(lock_data: Path | None, options: RunOptions) -> None:
+    """What `required` would refuse."""
     lock.expect(*_lock_needed(lock_data, options))
 
 
-def _lock_needed(lock_data: Path | None, options: CommonOptions) -> tuple[Path | None, CommonOptions, tuple[str, ...]]:
-    """Arguments of `lock.produce`."""
+def _lock_needed(lock_data: Path | None, options: RunOptions) -> tuple[Path | None, RunOptions, tuple[str, ...]]:
+    """Arguments of `lock.require`."""
     # Locked data that are named bring their own data set and seed; only those found by default must match.
     sizes = [name for name in ("n_train", "n_test") if getattr(options, name) is not None]
     if lock_data is not None and options.dataset != lock.options().dataset:
@@ -225,7 +219,7 @@ def _lock_needed(lock_data: Path | None, options: CommonOptions) -> tuple[Path |
 
 
 def _needed(options: Options) -> tuple[Path | None, Options, tuple[str, ...]]:
-    """Arguments of `train_base.produce`."""
+    """Arguments of `train_base.require`."""
     # A model that is named may have learnt elsewhere; one found by default must be that of these data.
     return options.model, options, ("dataset", "seed") if options.model is None else ()
 
@@ -268,8 +262,8 @@ def _recipe(
 
     # Before the base classifier is trained: a method that the class count forbids need not cost those minutes.
     maps = class_maps(options.class_maps, classes, MAPS_NEEDED[options.lock_method], options.seed)
-    path = train_base.produce(*_needed(options), say=run.say)
-    arguments = {**reading(options, path), "say": run.say}
+    path = run.require(train_base, *_needed(options))
+    arguments = {**reading(options, path), "log": run.log}
     model = load_classifier(path, **arguments)
     pictures, labels = some
     told = class_count(model)
@@ -280,7 +274,7 @@ def _recipe(
     model = load_classifier(
         path, seen, labels[: len(seen)], classes=classes, remedy="give another --model", **arguments
     )
-    attack = targeted_attack(model, eps=options.eps, alpha=options.attack_lr, steps=options.attack_steps)
+    attack = targeted_attack(model, eps=options.eps, alpha=options.attack_lr, steps=options.steps)
     return Recipe(options.lock_method, options.alpha, options.lambd, maps, options.eps, options.seed, attack)
 
 

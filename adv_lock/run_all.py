@@ -2,25 +2,23 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from adv_lock.attacks.class_maps import METHODS, Method
 from adv_lock.lock import lock
 from adv_lock.train import train
 from adv_lock.train_base import train_base
 from common.errors import UserError
-from common.runs.options import CommonOptions, Natural
+from common.runs.options import DataOptions, DeviceOptions, ExampleOptions, Natural, RunOptions
 from common.runs.record import Run, read_table
-from common.runs.script import Parts, part_options, script
+from common.runs.script import script
+from common.runs.sub_runs import SubRuns, part_options
 
 MEASURED = ("original_accuracy", "original_accuracy_peak", "locked_accuracy", "inverse_map_rate")
 
 
 @dataclass(kw_only=True)
-class Options(CommonOptions):
+class Options(DeviceOptions, ExampleOptions, DataOptions, RunOptions):
     """Which methods and seeds; the settings of each script stand in its section of --config."""
-
-    without: ClassVar[tuple[str, ...]] = ("seeds",)
 
     methods: tuple[Method, ...] = METHODS
     """Lock methods to run at --seed; the first one also at --more-seeds."""
@@ -45,7 +43,7 @@ def run_all(options: Options, run: Run) -> None:
     """Run what is not there yet and join the tables; with --force, run all of it anew."""
     from common.evaluation import plots
 
-    part = Parts(options, run)
+    part = SubRuns(options, run)
     results = {}
     for seed in (options.seed, *options.more_seeds):
         methods = options.methods if seed == options.seed else options.methods[:1]
@@ -61,15 +59,12 @@ def run_all(options: Options, run: Run) -> None:
         name: [results[method, options.seed]["metrics"][metric] for method in options.methods]
         for name, metric in (("original", "original_accuracy"), ("locked", "locked_accuracy"))
     }
-    figure = run.folder / "methods.png"
     reference = results[first, options.seed]["metrics"]["reference_accuracy"]
-    plots.grouped_bars(
-        options.methods, bars, figure, title="test accuracy of the thief", levels={"reference": reference}
-    )
-    run.artifact("methods", figure)
+    title, levels = "test accuracy of the thief", {"reference": reference}
+    run.figure("methods", plots.grouped_bars, options.methods, bars, title=title, levels=levels)
 
 
-def _one_seed(part: Parts, seed: int, methods: tuple[str, ...]) -> dict[str, dict]:
+def _one_seed(part: SubRuns, seed: int, methods: tuple[str, ...]) -> dict[str, dict]:
     """The thieves' results by method; rows of the table."""
     place = f"seed-{seed}"
     model = part(train_base, place, "base", seed=seed) / "model.keras"

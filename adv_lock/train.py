@@ -1,14 +1,14 @@
 """Train on locked pictures as a thief would, and measure what the model is worth on clean ones."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from adv_lock.lock import expected, produced
+from adv_lock.lock import expected, required
 from adv_lock.train_base import FOLDER_SIZE, FittingOptions
 from common.errors import UserError
-from common.runs.options import CommonOptions
+from common.runs.options import CommonOptions, option_fields
 from common.runs.record import Run, read_results
 from common.runs.script import script
 
@@ -55,9 +55,9 @@ def train(options: Options, run: Run) -> None:
     from adv_lock.data.locked import read_locked
     from adv_lock.models.networks import NETWORKS
     from common.evaluation import plots, predictions
-    from common.training import checkpoints, fit
+    from common.training import fit
 
-    source = produced(options.lock_data, options, run)
+    source = required(options.lock_data, options, run)
     data = read_locked(source, options.image_size or FOLDER_SIZE)
     run.data(data.name, data.sha256)
     on_locked = options.train_on == "locked"
@@ -82,9 +82,7 @@ def train(options: Options, run: Run) -> None:
         seed=_THIEF_SEED + options.seed,
         networks=NETWORKS,
     )
-    if run.chief:
-        checkpoints.save_model(model, run.folder / "model.keras")
-        run.artifact("model", run.folder / "model.keras")
+    run.save_model(model)
     curves = {
         f"{kind} test pictures": [epoch[f"{kind}_accuracy"] for epoch in history] for kind in ("original", "locked")
     }
@@ -95,22 +93,11 @@ def train(options: Options, run: Run) -> None:
         if run.chief:
             _share_of_reference(run, model, folder, data)
     for metric, value in metrics.items():
-        run.rate(
-            metric,
-            value,
-            len(data.y_test),
-            model=options.arch,
-            attack=data.method,
-            norm="l2",
-            eps=data.eps,
-            split="test",
-        )
-        run.metrics(**{metric: value, f"{metric}_n": len(data.y_test)})
+        columns = {"model": options.arch, "attack": data.method, "norm": "l2", "eps": data.eps, "split": "test"}
+        run.headline(metric, value, len(data.y_test), **columns)
     levels = {} if reference is None else {"reference trained on originals": metrics["reference_accuracy"]}
-    if run.chief:
-        figure = run.folder / "crossing.png"
-        plots.accuracy_curves(curves, figure, title=f"{options.arch} {title} ({data.method})", levels=levels)
-        run.artifact("crossing", figure)
+    title = f"{options.arch} {title} ({data.method})"
+    run.figure("crossing", plots.accuracy_curves, curves, title=title, levels=levels)
 
 
 def _metrics(options: Options, model, history: list[dict[str, float]], data: "LockedData") -> dict[str, float]:
@@ -163,7 +150,7 @@ def _reference(options: Options, run: Run, source: Path, sha256: str) -> tuple[P
     folder = options.reference
     if folder is None:
         folder = run.folder / "reference"
-        run.say("reference: the same network and recipe on the original pictures")
+        run.log("reference: the same network and recipe on the original pictures")
         wanted = replace(options, train_on="original", lock_data=source, out=folder, seeds=None)
         results = train(replace(wanted, resume=not options.force))
     else:
@@ -178,7 +165,7 @@ def _check_recipe(options: Options, config: Mapping[str, Any]) -> None:
     """Errors: `UserError` for the `config` of a reference of another recipe than `options`."""
     if config.get("train_on") != "original":
         raise UserError(f"--reference: {options.reference} is no run of train.py with --train-on original")
-    for name in (f.name for f in fields(FittingOptions) if f.name not in CommonOptions.__annotations__):
+    for name in option_fields(FittingOptions).keys() - option_fields(CommonOptions).keys():
         ours = getattr(options, name)
         if config.get(name) != (list(ours) if isinstance(ours, tuple) else ours):
             raise UserError(f"--reference: {options.reference} has {name} {config.get(name)}, this run {ours}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import UserError
 from common.runs import training_options
-from common.runs.options import CommonOptions, Count
+from common.runs.options import Count, DataOptions, ExampleOptions, ScriptOptions
 from common.runs.record import Run
 from common.runs.script import script
 
@@ -18,7 +18,7 @@ FOLDER_SIZE = 32
 
 
 @dataclass(kw_only=True)
-class FittingOptions(training_options.FittingOptions):
+class FittingOptions(training_options.FittingOptions, ExampleOptions, DataOptions, ScriptOptions):
     """How a network is trained."""
 
     arch: str = "small_cnn"
@@ -46,7 +46,7 @@ def train_base(options: Options, run: Run) -> None:
     """Train F and save it as `model.keras`."""
     from adv_lock.models.networks import NETWORKS
     from common.evaluation import predictions
-    from common.training import checkpoints, fit
+    from common.training import fit
 
     data = load(options, options.image_size)
     run.data(data.name, data.sha256)
@@ -61,15 +61,11 @@ def train_base(options: Options, run: Run) -> None:
         seed=options.seed,
         networks=NETWORKS,
     )
-    if run.chief:
-        checkpoints.save_model(model, run.folder / "model.keras")
-        run.artifact("model", run.folder / "model.keras")
-    value, n = history[-1]["test_accuracy"], len(data.x_test)
-    run.rate("test_accuracy", value, n, model=options.arch, split="test")
-    run.metrics(test_accuracy=value, test_accuracy_n=n)
+    run.save_model(model)
+    run.headline("test_accuracy", history[-1]["test_accuracy"], len(data.x_test), model=options.arch, split="test")
 
 
-def load(options: CommonOptions, image_size: int | None = None) -> "Arrays":
+def load(options: "Options", image_size: int | None = None) -> "Arrays":
     """The data set that `options` name, in memory; refuses data of a single class."""
     from common import datasets
 

@@ -4,12 +4,12 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from adv_lock.lock import expected, produced
+from adv_lock.lock import expected, required
 from common.errors import UserError
 from common.progress import track
-from common.runs.options import CommonOptions
+from common.runs.options import ComputeOptions, DataOptions, ExampleOptions, RunOptions
 from common.runs.record import Run
 from common.runs.script import script
 
@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Options(CommonOptions):
+class Options(ComputeOptions, ExampleOptions, DataOptions, RunOptions):
     """What was shared, and the key that stayed behind."""
-
-    without: ClassVar[tuple[str, ...]] = ("strategy", "precision", "seeds")
 
     lock_data: Path | None = None
     """Run folder of lock.py or a `locked/` folder; by default the run of the same name, made if need be."""
@@ -48,7 +46,7 @@ def unlock(options: Options, run: Run) -> None:
     from adv_lock.attacks import locking
     from adv_lock.data import locked as locked_data
 
-    source = produced(options.lock_data, options, run)
+    source = required(options.lock_data, options, run)
     source = source.parent if source.name == locking.LOCKED else source
     locked = source / locking.LOCKED
     manifest = locked_data.read_manifest(locked)
@@ -63,8 +61,8 @@ def unlock(options: Options, run: Run) -> None:
     digest = hashlib.sha256(json.dumps(key.about["originals_sha256"], sort_keys=True).encode())
     run.data(source.name, digest.hexdigest())
     run.artifact("original", out)
-    run.rate("restored", 1.0, count, attack=manifest["method"])
-    run.metrics(restored=1.0, restored_n=count, key_bytes_ratio=path.stat().st_size / locked_bytes)
+    run.headline("restored", 1.0, count, attack=manifest["method"])
+    run.metrics(key_bytes_ratio=path.stat().st_size / locked_bytes)
 
 
 def _arrays(locked: Path, key: "Key", manifest: dict, out: Path) -> int:

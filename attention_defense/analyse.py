@@ -121,7 +121,7 @@ def analyse(options: Options, run: Run) -> None:
     run.rate("clean_accuracy", float(right.mean()), len(right), model=name, split="test")
     if not right.any():
         raise UserError(f"{name}: answers none of the {len(right)} pictures rightly; there is nothing to attack")
-    run.say(f"{right.sum()} of {len(right)} pictures are answered rightly and attacked")
+    run.log(f"{right.sum()} of {len(right)} pictures are answered rightly and attacked")
     x, y = np.asarray(as_float(tested.x[right])), tested.y[right]
     seen = analysis.look(model, x, y, layer=layer, batch_size=options.batch_size, progress=True)
     case = Case(picked, x, y, None if tested.masks is None else tested.masks[right], seen, options)
@@ -133,27 +133,22 @@ def analyse(options: Options, run: Run) -> None:
     stranger = case._replace(chosen=picked._replace(model=_shuffled(model, options.seed)))
     stranger = stranger._replace(seen=stranger.look(x))
     for kind in dict.fromkeys(options.attack):
-        run.say(f"{kind}, eps {255 * options.eps:.5g}/255")
+        run.log(f"{kind}, eps {255 * options.eps:.5g}/255")
         changed = case.attacked(kind, options.eps)
         after = case.look(changed)
         success = after.logits.argmax(axis=1) != y
         if success.all() or not success.any():
-            run.say(
+            run.log(
                 f"{kind}: {success.sum()} of {len(success)} succeed; there is nothing to compare with, change --eps"
             )
         overlap = _outcomes(case, table, kind, after, success, headline=kind == options.attack[0])
         histograms[kind] = overlap[success], overlap[~success]
         _controls(stranger, table, kind, changed, overlap, success, noise)
-    run.say(f"Step-LL, {STEPS[-1]} times")
+    run.log(f"Step-LL, {STEPS[-1]} times")
     curves = _iterated(case, table)
-    figures.overlap_histograms(
-        histograms,
-        run.folder / "overlap.png",
-        title=f"{name}: attention before and after, eps {table.eps * 255:.3g}/255",
-    )
-    figures.iteration_curves(curves, run.folder / "steps.png", title=f"{name}: Step-LL, iterated")
-    run.artifact("overlap", run.folder / "overlap.png")
-    run.artifact("steps", run.folder / "steps.png")
+    title = f"{name}: attention before and after, eps {table.eps * 255:.3g}/255"
+    run.figure("overlap", figures.overlap_histograms, histograms, title=title)
+    run.figure("steps", figures.iteration_curves, curves, title=f"{name}: Step-LL, iterated")
 
 
 def _outcomes(

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from attention_defense.attacks.names import AttackName
 from attention_defense.train import PICTURE_FIELDS, PictureOptions, load, train
 from common.errors import UserError
 from common.runs.model_input import InputOptions, check_input, is_run, look_at, reading
-from common.runs.options import Budget, Count, LinfBudget, alias
+from common.runs.options import Budget, Count, LinfBudget, ScriptOptions, option
 from common.runs.record import Run, read_config, read_owner
 from common.runs.script import script
 
@@ -29,12 +29,10 @@ HEADLINE = ("fgsm", "step_ll", "pgd20", "attention")
 
 
 @dataclass(kw_only=True)
-class TestedOptions(InputOptions, PictureOptions):
+class TestedOptions(InputOptions, PictureOptions, ScriptOptions):
     """Pictures to judge a model by; see also --n-test."""
 
-    without: ClassVar[tuple[str, ...]] = ("strategy", "precision", "n_train")
-
-    model: Path | None = alias(default=None, known=IMAGENET_NAMES)
+    model: Path | None = option(None, known=IMAGENET_NAMES)
     """Classifier: a .keras file, a run of train.py, inception_v3 or resnet50 (ImageNet weights, downloaded once); by
     default that of train.py, trained if need be."""
     class_list: Path | None = None
@@ -55,12 +53,12 @@ class Options(TestedOptions):
     attack: tuple[AttackName, ...] = get_args(AttackName)
     """Attacks: fgsm, step_ll, r_step_ll, iter_ll, pgd20, margin20, pgd100, attention, displace, gated, adaptive; and
     noise, the control."""
-    budgets: tuple[LinfBudget, ...] = (8 / 255,)
+    eps: tuple[LinfBudget, ...] = option((8 / 255,), "budgets")
     """Radii of the attacks (L-inf), in [0, 1]; the first is the headline's. The paper's 0.15 on [-1, 1] is
     19.125/255."""
     curve: tuple[LinfBudget, ...] = (1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255, 32 / 255, 1.0)
     """Radii at which PGD-20 is measured for the curve; without bound, at 1, nothing should stand."""
-    n_strongest: Count = 200
+    n_slow: Count = option(200, "n_strongest")
     """Pictures for pgd100, adaptive and the curve, the first of --n-test."""
     source: Path | None = None
     """Another model, a .keras file: the pictures that PGD-20 makes for it are shown to --model too."""
@@ -102,7 +100,7 @@ def check_models(options: TestedOptions, *, maps: bool = True, others: Sequence[
 
 
 def needs(options: TestedOptions) -> None:
-    """What train.py would refuse, where it is to be run. Errors: as `Script.produce`."""
+    """What train.py would refuse, where it is to be run. Errors: as `Script.require`."""
     if str(options.model) not in IMAGENET_NAMES:
         train.expect(*_needed(options))
 
@@ -127,7 +125,7 @@ def load_tested(options: TestedOptions, run: Run) -> "Tested":
 
     check_tested(options)
     # Nothing is learnt here, and of a folder only the pictures that are judged need be read.
-    data = load(options, run, n_train=1)
+    data = load(options, run, n_train=1, n_test=options.n_test)
     masks = None
     if options.boxes is not None:
         size = data.x_test.shape[1:3]
@@ -149,7 +147,7 @@ def chosen(options: TestedOptions, tested: "Tested", run: Run, *, maps: bool = T
     if str(given) not in IMAGENET_NAMES:
         if maps and (planned := train.planned(*_needed(options))) is not None:
             _check_layer_untrained(planned, options, tested)
-        given = train.produce(*_needed(options), say=run.say)
+        given = run.require(train, *_needed(options))
         config = _config(given)
     model = load_classifier(given, tested, **_reading(options, given, run))
     layer = options.layer or config.get("layer")
@@ -171,11 +169,11 @@ def source_of(options: TestedOptions, path: Path, tested: "Tested", run: Run) ->
 
 
 def _reading(options: TestedOptions, path: Path, run: Run) -> dict[str, Any]:
-    return {} if str(path) in IMAGENET_NAMES else {**reading(options, path), "say": run.say}
+    return {} if str(path) in IMAGENET_NAMES else {**reading(options, path), "log": run.log}
 
 
 def _needed(options: TestedOptions) -> tuple[Path | None, TestedOptions, Sequence[str]]:
-    """Arguments of `train.produce`: `--model`, and what a run of train.py must have in common with this one, nothing if
+    """Arguments of `train.require`: `--model`, and what a run of train.py must have in common with this one, nothing if
     it is on other data."""
     given = options.model
     owned = given is not None and read_owner(_folder(given)) is not None
@@ -212,7 +210,7 @@ def refusals(options: Options) -> None:
     """What is refused before anything is read or trained."""
     from attention_defense.attacks.table import whole_levels
 
-    for eps in (*options.budgets, *options.curve):
+    for eps in (*options.eps, *options.curve):
         whole_levels(eps)
     check_models(options, maps=_looks(options), others=[] if options.source is None else [options.source])
 
@@ -245,8 +243,7 @@ def attack(options: Options, run: Run) -> None:
     evaluation = evaluate(options, run, model, x, tested.y, source)
     write(options, run, model, evaluation)
     curve = budget_curve(options, run, model, x, tested.y)
-    figures.budget_curves({model.name: curve}, run.folder / "curve.png", title=f"PGD-20 on {model.name}")
-    run.artifact("curve", run.folder / "curve.png")
+    run.figure("curve", figures.budget_curves, {model.name: curve}, title=f"PGD-20 on {model.name}")
 
 
 def evaluate(
@@ -263,7 +260,7 @@ def evaluate(
     from common.evaluation.robustness import Entry
 
     evaluation = _evaluation(options, run, chosen, x, y)
-    for eps in dict.fromkeys(options.budgets):
+    for eps in dict.fromkeys(options.eps):
         for name in dict.fromkeys(options.attack):
             evaluation.run(_entry(options, chosen, name, eps))
         if source is not None:
@@ -276,7 +273,7 @@ def evaluate(
 
 def budget_curve(options: Options, run: Run, chosen: Chosen, x: "np.ndarray", y: "np.ndarray") -> dict[float, float]:
     """Accuracy under PGD-20 by budget, on the first images, with its rows."""
-    count = min(options.n_strongest, len(y))
+    count = min(options.n_slow, len(y))
     evaluation = _evaluation(options, run, chosen, x[:count], y[:count])
     for eps in dict.fromkeys(options.curve):
         evaluation.run(_entry(options, chosen, "pgd20", eps))
@@ -305,7 +302,7 @@ def write(options: Options, run: Run, chosen: Chosen, evaluation: "Evaluation") 
     run.metrics(clean_accuracy=float(evaluation.before.mean()), clean_accuracy_n=len(y))
     for row in evaluation.rows():
         run.row(model=chosen.name, split="test", **row)
-        first = row["metric"] == "accuracy" and row["eps"] == options.budgets[0]
+        first = row["metric"] == "accuracy" and row["eps"] == options.eps[0]
         if first and row["attack"] in (*HEADLINE, ALL):
             name = f"accuracy_{row['attack']}"
             run.metrics(**{name: row["value"], f"{name}_n": row["n"]})
@@ -314,7 +311,7 @@ def write(options: Options, run: Run, chosen: Chosen, evaluation: "Evaluation") 
 def _evaluation(options: Options, run: Run, chosen: Chosen, x: "np.ndarray", y: "np.ndarray") -> "Evaluation":
     from common.evaluation.robustness import of_classifier
 
-    return of_classifier(chosen.model, x, y, batch_size=options.batch_size, keep=False, progress=True, log=run.say)
+    return of_classifier(chosen.model, x, y, batch_size=options.batch_size, keep=False, progress=True, log=run.log)
 
 
 def _entry(options: Options, chosen: Chosen, name: str, eps: float) -> "Entry":
@@ -325,7 +322,7 @@ def _entry(options: Options, chosen: Chosen, name: str, eps: float) -> "Entry":
         name,
         chosen.model,
         eps=eps,
-        n_dear=options.n_strongest,
+        n_dear=options.n_slow,
         stop=True,
         layer=chosen.layer,
         training=chosen.training,

@@ -72,7 +72,7 @@ def explain(options: Options, run: Run) -> None:
         for when, of in pictures.items()
     }
 
-    run.say(f"LIME on {len(x)} pictures and their attacked versions, {options.lime_samples} samples each")
+    run.log(f"LIME on {len(x)} pictures and their attacked versions, {options.lime_samples} samples each")
     areas: dict[str, list[np.ndarray]] = {when: [] for when in pictures}
     examples = [(when, *example) for when, of in pictures.items() for example in zip(of, y, strict=True)]
     for when, picture, label in track(examples, "LIME"):
@@ -113,8 +113,7 @@ def explain(options: Options, run: Run) -> None:
         rows.append((caption, _strip(*sides, options.eps)))
     columns = ["picture", "Grad-CAM", "LIME", "attacked", "Grad-CAM", "LIME", "change / eps", "attention moved"]
     title = f"{name}: {options.attack}, eps {255 * options.eps:.3g}/255; maps of the true class"
-    plots.picture_rows(rows, run.folder / "strips.png", title=title, columns=columns)
-    run.artifact("strips", run.folder / "strips.png")
+    run.figure("strips", plots.picture_rows, rows, title=title, columns=columns)
 
 
 def _heats(*attention: "np.ndarray") -> "list[np.ndarray]":

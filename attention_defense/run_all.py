@@ -3,14 +3,15 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from attention_defense.attack import attack
 from attention_defense.train import MethodName, PictureOptions, train
 from common.errors import UserError
-from common.runs.options import Count, LinfBudget
+from common.runs.options import Count, DeviceOptions, LinfBudget, ScriptOptions
 from common.runs.record import Run, read_results, read_table
-from common.runs.script import Parts, part_options, script
+from common.runs.script import script
+from common.runs.sub_runs import SubRuns, part_options
 
 STANDARD, PGD = "standard", "pgd"
 SHARED = ("image_size",)
@@ -18,10 +19,8 @@ SHARED = ("image_size",)
 
 
 @dataclass(kw_only=True)
-class Options(PictureOptions):
+class Options(PictureOptions, DeviceOptions, ScriptOptions):
     """Which ways of training; the settings of each script stand in its section of --config."""
-
-    without: ClassVar[tuple[str, ...]] = ("n_train", "n_test")
 
     methods: tuple[MethodName, ...] = (STANDARD, PGD, "aad", "step_ll")
     """Ways of training, as in train.py; the pictures that PGD makes for the standard one are shown to all others."""
@@ -61,7 +60,7 @@ def run_all(options: Options, run: Run) -> None:
     """Run what is not there yet and join the tables; with --force, run all of it anew."""
     from attention_defense.evaluation import figures
 
-    part = Parts(options, run, shared=SHARED)
+    part = SubRuns(options, run, shared=SHARED)
     source: Path | None = None
     curves: dict[str, dict[float, float]] = {}
     for group in _groups(options):
@@ -80,8 +79,7 @@ def run_all(options: Options, run: Run) -> None:
             run.row(**row)
     run.data(part.results[0]["dataset"], part.results[0]["data_sha256"])
     run.metrics(minutes=part.minutes)
-    figures.budget_curves(curves, run.folder / "curves.png", title="accuracy under PGD-20")
-    run.artifact("curves", run.folder / "curves.png")
+    run.figure("curves", figures.budget_curves, curves, title="accuracy under PGD-20")
 
 
 def at_equal_accuracy(known: Iterable[tuple[float, float]], clean: float) -> float | None:

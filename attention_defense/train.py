@@ -4,7 +4,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from common.errors import UserError
-from common.runs.options import Budget, CommonOptions, Count, LinfBudget, Natural
+from common.runs.options import (
+    Budget,
+    Count,
+    DataOptions,
+    ExampleOptions,
+    LinfBudget,
+    Natural,
+    RunOptions,
+    ScriptOptions,
+    option,
+)
 from common.runs.record import Run
 from common.runs.script import script
 from common.runs.training_options import FittingOptions
@@ -26,7 +36,7 @@ PICTURE_FIELDS = ("dataset", "seed", "image_size")
 
 
 @dataclass(kw_only=True)
-class PictureOptions(CommonOptions):
+class PictureOptions(DataOptions, RunOptions):
     """Which pictures."""
 
     image_size: Count | None = None
@@ -34,7 +44,7 @@ class PictureOptions(CommonOptions):
 
 
 @dataclass(kw_only=True)
-class Options(PictureOptions, FittingOptions):
+class Options(PictureOptions, FittingOptions, ExampleOptions, ScriptOptions):
     """The network and how it is defended."""
 
     arch: str = "small_cnn"
@@ -44,7 +54,7 @@ class Options(PictureOptions, FittingOptions):
     attention has not moved."""
     eps: LinfBudget = 8 / 255
     """Radius of the training examples (L-inf), in [0, 1]."""
-    pgd_steps: Count = 4
+    steps: Count = option(4, "pgd_steps")
     """Steps of PGD and TRADES, of 2 x radius / steps each; 4 cost about as many passes as AAD."""
     trades_beta: Budget = 6.0
     """Weight of the divergence of TRADES."""
@@ -89,9 +99,9 @@ def train(options: Options, run: Run) -> None:
     from attention_defense.training import defence
     from common.evaluation import plots, predictions
     from common.models import build
-    from common.training import checkpoints, fit
+    from common.training import fit
 
-    data = load(options, run, n_train=options.n_train)
+    data = load(options, run, n_train=options.n_train, n_test=options.n_test)
     count = min(options.n_validation, len(data.x_train) // 2)
     held, kept = slice(len(data.x_train) - count, None), slice(len(data.x_train) - count)
     watched = data.x_train[held], data.y_train[held]
@@ -121,23 +131,19 @@ def train(options: Options, run: Run) -> None:
         networks=NETWORKS,
     )
     last = history[-1]
-    run.rate("clean_accuracy", last["test_accuracy"], len(data.y_test), model=options.method, split="test")
-    run.metrics(clean_accuracy=last["test_accuracy"], clean_accuracy_n=len(data.y_test))
+    run.headline("clean_accuracy", last["test_accuracy"], len(data.y_test), model=options.method, split="test")
     if count:
-        run.rate("accuracy", last["validation_pgd"], count, model=options.method, attack="pgd10", split="validation")
-        run.metrics(validation_pgd=last["validation_pgd"], validation_pgd_n=count)
+        columns = {"model": options.method, "attack": "pgd10", "split": "validation"}
+        run.headline("accuracy", last["validation_pgd"], count, key="validation_pgd", **columns)
     run.metrics(**{name: value for name, value in last.items() if name.startswith("gradient_norm_")})
-    if run.chief:
-        checkpoints.save_model(model, run.folder / "model.keras")
-        run.artifact("model", run.folder / "model.keras")
-        names = [name for name in ("accuracy", "test_accuracy", "validation_pgd") if name in last]
-        curves = {name.replace("_", " "): [epoch[name] for epoch in history] for name in names}
-        plots.accuracy_curves(curves, run.folder / "training.png", title=f"{options.method}: {options.arch}")
-        run.artifact("training", run.folder / "training.png")
+    run.save_model(model)
+    names = [name for name in ("accuracy", "test_accuracy", "validation_pgd") if name in last]
+    curves = {name.replace("_", " "): [epoch[name] for epoch in history] for name in names}
+    run.figure("training", plots.accuracy_curves, curves, title=f"{options.method}: {options.arch}")
 
 
-def load(options: PictureOptions, run: Run, *, n_train: int | None) -> "Arrays":
-    """The data set that `options` name, with `n_train` training pictures, recorded in `run`."""
+def load(options: PictureOptions, run: Run, *, n_train: int | None, n_test: int | None) -> "Arrays":
+    """The data set that `options` name, with so many training and test pictures, recorded in `run`."""
     from common import datasets
 
     data = datasets.load(
@@ -145,7 +151,7 @@ def load(options: PictureOptions, run: Run, *, n_train: int | None) -> "Arrays":
         data_dir=options.data_dir,
         seed=options.seed,
         n_train=n_train,
-        n_test=options.n_test,
+        n_test=n_test,
         image_size=options.image_size,
         progress=True,
     )
@@ -159,7 +165,7 @@ def _way(options: Options) -> "Method":
     from common.training.methods import named
 
     if options.method not in get_args(defence.Name):
-        return named(options.method, eps=options.eps, steps=options.pgd_steps, beta=options.trades_beta)
+        return named(options.method, eps=options.eps, steps=options.steps, beta=options.trades_beta)
     return defence.method(
         options.method,
         eps=options.eps,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from common.runs.options import Budget, Count, LinfBudget
+from common.runs.options import Budget, Count, DataOptions, ExampleOptions, LinfBudget, ScriptOptions, option
 from common.runs.record import Run
 from common.runs.script import script
 from common.runs.training_options import FittingOptions
@@ -17,7 +17,7 @@ MethodName = Literal["standard", "fast", "pgd", "trades"]
 
 
 @dataclass(kw_only=True)
-class Options(FittingOptions):
+class Options(FittingOptions, ExampleOptions, DataOptions, ScriptOptions):
     """One method; budgets are L-inf, in [0, 1]."""
 
     method: MethodName = "pgd"
@@ -26,13 +26,13 @@ class Options(FittingOptions):
     """Budget, in training and in the evaluation."""
     alpha: LinfBudget = 2 / 255
     """Step of pgd and trades; that of fast is 1.25 x eps."""
-    attack_steps: Count = 7
+    steps: Count = option(7, "attack_steps")
     """Steps of pgd and trades."""
     beta: Budget = 6.0
     """Weight of the divergence in trades."""
     n_watch: Count = 250
     """Test images attacked by PGD-10 after every epoch, to see single-step training fail; never used to choose."""
-    n_strong: Count = 1000
+    n_slow: Count = option(1000, "n_strong")
     """Test images for the stronger attack, the first of them."""
 
 
@@ -48,7 +48,7 @@ def adversarial_training(options: Options, run: Run) -> None:
     """Train by one method, save `model.keras`, and measure accuracy on clean and attacked test images."""
     from common import datasets
     from common.evaluation import plots, predictions, robustness
-    from common.training import checkpoints, fit
+    from common.training import fit
     from common.training.methods import named
 
     data = datasets.load(
@@ -79,17 +79,11 @@ def adversarial_training(options: Options, run: Run) -> None:
         evaluate,
         title=f"{options.method} training",
         seed=options.seed,
-        method=named(
-            options.method, eps=options.eps, alpha=options.alpha, steps=options.attack_steps, beta=options.beta
-        ),
+        method=named(options.method, eps=options.eps, alpha=options.alpha, steps=options.steps, beta=options.beta),
     )
-    if run.chief:
-        checkpoints.save_model(model, run.folder / "model.keras")
-        run.artifact("model", run.folder / "model.keras")
-        curves = {name: [epoch[name] for epoch in history] for name in history[0] if name.startswith("test_accuracy")}
-        figure = run.folder / "accuracy.png"
-        plots.accuracy_curves(curves, figure, title=f"{options.arch}, {options.method} training")
-        run.artifact("accuracy", figure)
+    run.save_model(model)
+    curves = {name: [epoch[name] for epoch in history] for name in history[0] if name.startswith("test_accuracy")}
+    run.figure("accuracy", plots.accuracy_curves, curves, title=f"{options.arch}, {options.method} training")
     _attack(options, run, model, data, x_test)
 
 
@@ -113,12 +107,11 @@ def _attack(options: Options, run: Run, model: "keras.Model", data: "Arrays", x_
     y = data.y_test
 
     def measure(name: str, kept: np.ndarray) -> None:
-        rate = float(kept.mean())
-        run.rate(name, rate, len(kept), model=options.method, attack=name, norm="linf", eps=options.eps, split="test")
-        run.metrics(**{name: rate, f"{name}_n": len(kept)})
+        columns = {"model": options.method, "attack": name, "norm": "linf", "eps": options.eps, "split": "test"}
+        run.headline(name, float(kept.mean()), len(kept), **columns)
 
     def robust(rows: np.ndarray, attack, title: str) -> np.ndarray:
-        run.say(f"{title}, {len(rows)} images")
+        run.log(f"{title}, {len(rows)} images")
         return robustness.robustness(model, x_test[rows], y[rows], attack, progress=True).robust
 
     every = np.arange(len(y))
@@ -126,7 +119,7 @@ def _attack(options: Options, run: Run, model: "keras.Model", data: "Arrays", x_
     measure("fgsm", robust(every, partial(fgsm, model, eps=options.eps), "FGSM"))
     measure("pgd20", robust(every, _pgd(options, model, steps=20), "PGD-20"))
     # Cross-entropy is blind where the logits are far apart, the margin is not: an example has to withstand both.
-    standing = np.ones(min(options.n_strong, len(y)), bool)
+    standing = np.ones(min(options.n_slow, len(y)), bool)
     for loss in ("ce", "margin"):
         rows = np.flatnonzero(standing)
         attack = _pgd(options, model, steps=50, restarts=5, stop=True, loss=loss)

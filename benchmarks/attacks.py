@@ -10,7 +10,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.evaluation.statistics import wilson
-from common.runs.options import Budget, CommonOptions, Count
+from common.runs.options import Budget, Count, ExampleOptions, ScriptOptions, option
 from common.runs.record import Run
 from common.runs.script import script
 
@@ -105,10 +105,8 @@ SPEEDUPS = {"mnist_linf": 2.5, "cifar_linf": 5.0, "robust_linf": 1.5, "robust_l2
 
 
 @dataclass(kw_only=True)
-class Options(CommonOptions):
+class Options(ExampleOptions, ScriptOptions):
     """What is measured, how often and on which models. Without options: embedded data, a few minutes."""
-
-    without = ("dataset", "strategy", "precision")
 
     rows: tuple[Literal[*ROWS], ...] = EMBEDDED
     """Rows to measure; those on scenes need no data, the others --mnist or --cifar10 and a model."""
@@ -118,6 +116,8 @@ class Options(CommonOptions):
     """Libraries to compare with, of those installed; bare_torch is PyTorch's gradient alone."""
     slow_seconds: Budget = 300
     """A contender that takes longer than this, in seconds, is run once only."""
+    data_dir: Path = option(Path("data"), written=True, compared=False)
+    """Folder in which downloaded data sets are kept."""
     n_test: Count | None = None
     """Number of test images of every row; null takes each row's own, from 64 to 1024."""
     batch_size: Count = 128
@@ -285,7 +285,7 @@ def _measure(
     for kind in PEERS:
         if kind.name not in peers:
             report.add(kind.name, f"left out: not {'asked for' if kind.available() else 'installed'}", 0)
-    run.say(f"{name}: {len(x)} images, {row.gradients} gradients each; {', '.join(contenders)}")
+    run.log(f"{name}: {len(x)} images, {row.gradients} gradients each; {', '.join(contenders)}")
     answers: dict[str, Timed] = {}
 
     def clock(contender: str) -> float:
@@ -320,7 +320,7 @@ def _measure(
         _one_constant(report, row, subject, peers["torchattacks"], x, y)
     for columns in report.rows:
         if columns["metric"] in ("seconds", "target") or columns["metric"].startswith("left out"):
-            run.say(f"  {columns['split']:28} {columns['metric']:40} {columns['value']:.4g}")
+            run.log(f"  {columns['split']:28} {columns['metric']:40} {columns['value']:.4g}")
     return report.rows
 
 

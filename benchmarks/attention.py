@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from common.runs.options import CommonOptions, Count, LinfBudget
+from common.runs.options import Count, LinfBudget, ScriptOptions
 from common.runs.record import Run
 from common.runs.script import script
 
@@ -18,10 +18,8 @@ LEARNING_RATE = 0.01
 
 
 @dataclass(kw_only=True)
-class Options(CommonOptions):
+class Options(ScriptOptions):
     """What is measured, on which networks, and how often."""
-
-    without = ("dataset", "data_dir", "strategy", "precision", "n_train", "n_test")
 
     archs: tuple[str, ...] = ("small_cnn", "cifarnet")
     """Networks of attention_defense/."""
@@ -61,7 +59,7 @@ def attention(options: Options, run: Run) -> None:
     met = []
     for arch in options.archs:
         contenders = {name: _timed(part) for name, part in _parts(options, arch, x, y).items()}
-        run.say(f"{arch}: {', '.join(contenders)}")
+        run.log(f"{arch}: {', '.join(contenders)}")
         with Progress((options.repeats + 1) * len(contenders), arch, units="calls") as progress:
             for contender in contenders.values():
                 contender()

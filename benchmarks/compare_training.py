@@ -1,21 +1,20 @@
 """Adversarial training side by side: every method of adversarial_training.py with the same recipe, one table."""
 
 from dataclasses import dataclass
-from typing import ClassVar, get_args
+from typing import get_args
 
 from benchmarks.adversarial_training import MethodName, adversarial_training
-from common.runs.options import CommonOptions
+from common.runs.options import DataOptions, DeviceOptions, ExampleOptions, RunOptions
 from common.runs.record import Run, read_curves, read_table
-from common.runs.script import Parts, part_options, script
+from common.runs.script import script
+from common.runs.sub_runs import SubRuns, part_options
 
 ATTACKS = ("clean", "fgsm", "pgd20", "strong")
 
 
 @dataclass(kw_only=True)
-class Options(CommonOptions):
+class Options(DeviceOptions, ExampleOptions, DataOptions, RunOptions):
     """The recipe stands in the section adversarial_training of --config."""
-
-    without: ClassVar[tuple[str, ...]] = ("seeds",)
 
     methods: tuple[MethodName, ...] = get_args(MethodName)
     """Methods to train with."""
@@ -32,7 +31,7 @@ def compare_training(options: Options, run: Run) -> None:
     """Train what is not there yet and join the tables."""
     from common.evaluation import plots
 
-    part = Parts(options, run)
+    part = SubRuns(options, run)
     results, curves = {}, {}
     for method in options.methods:
         folder = part(adversarial_training, method, method=method)
@@ -46,14 +45,9 @@ def compare_training(options: Options, run: Run) -> None:
         for attack in ATTACKS:
             figures = {"": result["metrics"][attack], "_n": result["metrics"][f"{attack}_n"]}
             run.metrics(**{f"{method}_{attack}{end}": value for end, value in figures.items()})
-    if run.chief:
-        bars = {attack: [result["metrics"][attack] for result in results.values()] for attack in ATTACKS}
-        figure = run.folder / "methods.png"
-        plots.grouped_bars(list(results), bars, figure, title="test accuracy after training by each method")
-        run.artifact("methods", figure)
-        figure = run.folder / "under_attack.png"
-        plots.accuracy_curves(curves, figure, title="test accuracy under PGD-10, by epoch")
-        run.artifact("under_attack", figure)
+    bars = {attack: [result["metrics"][attack] for result in results.values()] for attack in ATTACKS}
+    run.figure("methods", plots.grouped_bars, list(results), bars, title="test accuracy after training by each method")
+    run.figure("under_attack", plots.accuracy_curves, curves, title="test accuracy under PGD-10, by epoch")
 
 
 if __name__ == "__main__":

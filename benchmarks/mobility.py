@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.errors import UserError
-from common.runs.options import Budget, CommonOptions, Count
+from common.runs.options import Budget, Count, ScriptOptions, option
 from common.runs.record import Run
 from common.runs.script import script
 from mobility_humid.data.layout import Layout
@@ -41,10 +41,8 @@ RATIOS = (
 
 
 @dataclass(kw_only=True)
-class Options(CommonOptions):
+class Options(ScriptOptions):
     """What is measured, and how often."""
-
-    without = ("dataset", "data_dir", "strategy", "precision", "n_train", "n_test")
 
     batch_size: Count = 64
     """Pairs of drivers in a batch; what an eager call costs beside its arithmetic weighs less in a larger one."""
@@ -60,7 +58,7 @@ class Options(CommonOptions):
     """Points of a trip."""
     units: tuple[Count, ...] = (200, 100, 48)
     """Units of an encoder's two LSTM layers and of its dense layer."""
-    eta: Budget = 2
+    eps: Budget = option(2, "eta")
     """Budget of the attack along each axis, in cells."""
 
 
@@ -80,7 +78,7 @@ def mobility(options: Options, run: Run) -> None:
     ours, original = both(layout, options.units, x, options.seed)
     gap = disagreement(ours, original, x)
     run.row(metric="largest_difference", split="log-odds", value=gap)
-    run.say(f"log-odds of both structures differ by at most {gap:.1e}")
+    run.log(f"log-odds of both structures differ by at most {gap:.1e}")
     if not gap <= TOLERANCE:
         raise RuntimeError(f"the two structures are different networks: their log-odds differ by {gap}")
     # Neither side begins at its goal, as where only pairs that were told right are attacked.
@@ -235,9 +233,9 @@ def _attacks(
     from mobility_humid.attacks import trips
 
     layout, unit_x, movable = ours.layout, in_unit_box(x), ours.layout.movable(x)
-    alpha = 2.5 * options.eta / options.steps
-    unstopped = unstopped_attack(ours, eta=options.eta, alpha=alpha, steps=options.steps)
-    settings = {"eta": options.eta, "alpha": alpha, "steps": options.steps}
+    alpha = 2.5 * options.eps / options.steps
+    unstopped = unstopped_attack(ours, eta=options.eps, alpha=alpha, steps=options.steps)
+    settings = {"eta": options.eps, "alpha": alpha, "steps": options.steps}
 
     def original_attack() -> np.ndarray:
         unit = {**settings, "alpha": alpha / (GRID[0] - 1)}
@@ -312,7 +310,7 @@ def _in_turn(options: Options, run: Run, contenders: dict[str, Callable[[], Any]
     from benchmarks.peers import timing
     from common.progress import Progress
 
-    run.say(f"{options.batch_size} pairs; {', '.join(contenders)}")
+    run.log(f"{options.batch_size} pairs; {', '.join(contenders)}")
 
     def timed(contender: Callable[[], Any]) -> Callable[[], float]:
         def seconds() -> float:
@@ -348,7 +346,7 @@ def _report(run: Run, seconds: dict[str, list[float]]) -> None:
         spread = timing.ratio(seconds, one, other)
         run.row(split=metric, metric="ratio", value=spread.median, low=spread.low, high=spread.high)
         run.metrics(**{metric: spread.median})
-        run.say(f"  {metric:24} {spread.median:6.2f}  [{spread.low:.2f}, {spread.high:.2f}]")
+        run.log(f"  {metric:24} {spread.median:6.2f}  [{spread.low:.2f}, {spread.high:.2f}]")
         if metric in BOUNDS:
             met.append(spread.median >= BOUNDS[metric])
             run.row(split=metric, metric="target", value=BOUNDS[metric])

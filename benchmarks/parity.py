@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from common.runs.options import CommonOptions, Count
+from common.runs.options import Count, DataOptions, ExampleOptions, ScriptOptions
 from common.runs.record import Run
 from common.runs.script import script
 
@@ -47,10 +47,8 @@ class Case(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class Options(CommonOptions):
+class Options(ExampleOptions, DataOptions, ScriptOptions):
     """On what the attacks are compared."""
-
-    without = ("strategy", "precision")
 
     model: Path | None = None
     """A .keras classifier with logits, of layers in Keras alone; null trains a small one here."""
@@ -102,7 +100,7 @@ def parity(options: Options, run: Run) -> None:
                 compared += "largest_difference" in outcome
                 failed += outcome[verdict] < 0
                 difference = outcome.get("largest_difference", float("nan"))
-                run.say(f"{same['attack']:20} {case.norm:5} {name:14} {difference:10.2g}  {verdict[9:]}")
+                run.log(f"{same['attack']:20} {case.norm:5} {name:14} {difference:10.2g}  {verdict[9:]}")
     run.metrics(compared=compared, failed=failed)
     if failed:
         raise SystemExit(f"parity: {failed} of {compared} comparisons differ that must be equal; see {run.folder}")

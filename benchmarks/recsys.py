@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common.progress import Progress
-from common.runs.options import Budget, CommonOptions, Count
+from common.runs.options import Budget, Count, ScriptOptions
 from common.runs.record import Run
 from common.runs.script import script
 
@@ -26,10 +26,8 @@ LARGE = (26_155, 82_630)
 
 
 @dataclass(kw_only=True)
-class Options(CommonOptions):
+class Options(ScriptOptions):
     """What is measured, and how often."""
-
-    without = ("dataset", "data_dir", "strategy", "precision", "n_train", "n_test")
 
     n_users: Count = 2000
     """Simulated users."""
@@ -68,14 +66,14 @@ def recsys(options: Options, run: Run) -> None:
     feedback, features = _shop(options)
     run.data("drawn products", hashlib.sha256(features.tobytes() + feedback.item.tobytes()).hexdigest())
     subjects.describe_machine(run, ())
-    run.say(f"{feedback.users} users, {feedback.items} items, {len(feedback.item)} interactions")
+    run.log(f"{feedback.users} users, {feedback.items} items, {len(feedback.item)} interactions")
     sides = {"suite": lambda epochs, verbose=False: _ours(options, feedback, features, epochs, verbose)}
     if importlib.util.find_spec("cornac") is not None:
         run.row(model="peer", attack="cornac", split=importlib.metadata.version("cornac"), metric="installed", value=1)
         sides["cornac"] = lambda epochs, verbose=False: _cornac(options, feedback, features, epochs)
     found: dict[str, dict[str, float]] = {}
     for name, train in sides.items():
-        run.say(f"{name}: {options.epochs} epochs")
+        run.log(f"{name}: {options.epochs} epochs")
         per_user = ranking.quality(ranking.ranks(train(options.epochs, verbose=True)[0], feedback))
         found[name] = {metric: float(values.mean()) for metric, values in per_user.items()}
         for metric, value in found[name].items():
@@ -228,7 +226,7 @@ def _lists(options: Options, run: Run) -> dict[str, float]:
     same = float((sorted_lists == lists[some]).mean())
     run.row(metric="lists_agree", value=same)
     run.row(metric="sort_seconds", value=full)
-    run.say(
+    run.log(
         f"{users} lists of 100 among {items} items: {seconds:.1f} s, {added:.2f} GiB more; a full sort {full:.0f} s"
     )
     return {"lists_seconds": seconds, "lists_gib": max(added, 0.0), "lists_speedup": full / seconds}

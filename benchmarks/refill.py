@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.errors import UserError
-from common.runs.options import CommonOptions, Count, LinfBudget
+from common.runs.options import Count, LinfBudget, ScriptOptions
 from common.runs.record import Run
 from common.runs.script import script
 
@@ -19,10 +19,8 @@ ON_TRIPS = ("st_ifgsm_linf", "st_ifgsm_l2", "st_ifgsm_l1", "st_ifgsm_l0", "cw_l2
 
 
 @dataclass(kw_only=True)
-class Options(CommonOptions):
+class Options(ScriptOptions):
     """What is attacked, and how often."""
-
-    without = ("dataset", "data_dir", "strategy", "precision", "n_train", "n_test")
 
     on_images: tuple[str, ...] = ON_IMAGES
     """Attacks on a small CNN that has learnt the scenes, of bim, pgd_restarts, ddn, sigma_zero, cw_l2, cw_l0,
@@ -84,7 +82,7 @@ def refill(options: Options, run: Run) -> None:
             return time.perf_counter() - start
 
         contenders: Mapping[str, Callable[[], float]] = {"refill": refilled, "batches": left}
-        run.say(f"{case.name} on {case.model_name}, {len(case.x)} examples")
+        run.log(f"{case.name} on {case.model_name}, {len(case.x)} examples")
         # Traced before anything is timed.
         _batch_by_batch(case._replace(x=case.x[:2], y=case.y[:2]), options.batch_size)
         attack_dataset(case.attack, case.x[:2], case.y[:2], batch_size=options.batch_size)
@@ -174,7 +172,7 @@ def _trip_cases(options: Options, run: Run) -> list[Attacked]:
     if not options.on_trips:
         return []
     attacked = siamese_attack.options(n_test=options.n_pairs, radius=6.0)
-    fleet = load_fleet(attacked, run.say, sides=2)
+    fleet = load_fleet(attacked, run.log, sides=2)
     model, _ = load_victim(attacked, run, SIAMESE, train, fleet)
     samples, attacker = SIAMESE.samples(fleet, SIAMESE.parts[-1], options.n_pairs), Attacker(attacked, model, fleet)
     right = predict(model, samples.x) == samples.y

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from common.errors import UserError
-from common.runs.options import Budget, CommonOptions, Count, LinfBudget
+from common.runs.options import Budget, Count, DataOptions, LinfBudget, ScriptOptions, option
 from common.runs.record import Run
 from common.runs.script import script
 
@@ -19,10 +19,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Options(CommonOptions):
+class Options(DataOptions, ScriptOptions):
     """What is measured, on which network, and how often."""
-
-    without = ("strategy", "precision", "n_test")
 
     archs: tuple[Literal["small_cnn", "resnet20"], ...] = ("small_cnn", "resnet20")
     """Networks."""
@@ -34,7 +32,7 @@ class Options(CommonOptions):
     """Images a batch."""
     repeats: Count = 7
     """Repetitions, of which the median counts; each runs every contender once."""
-    attack_steps: Count = 7
+    steps: Count = option(7, "attack_steps")
     """Steps of PGD in an adversarial training step."""
     eps: LinfBudget = 8 / 255
     """Budget of PGD in L-inf, in [0, 1]."""
@@ -81,14 +79,14 @@ def _measure(options: Options, run: Run, arch: str, data: "Arrays") -> list[bool
         model = _model(arch, shape, classes, precision, options.seed)
         return Paced(lambda pace: _suite(options, model, epoch, pace, **settings))
 
-    attack = pgd_training(eps=options.eps, alpha=2.5 * options.eps / options.attack_steps, steps=options.attack_steps)
+    attack = pgd_training(eps=options.eps, alpha=2.5 * options.eps / options.steps, steps=options.steps)
     attacked = _model(arch, shape, classes, "float32", options.seed)
     gradient, held = compiled_gradient(attacked), list(epoch)
 
     def bare() -> float:
         started = time.perf_counter()
         for x, y in held:
-            for _ in range(options.attack_steps):
+            for _ in range(options.steps):
                 last = gradient(x, y)
         last.numpy()
         return time.perf_counter() - started
@@ -106,7 +104,7 @@ def _measure(options: Options, run: Run, arch: str, data: "Arrays") -> list[bool
         running[name] = makers[name]()
     if "adversarial" in running:
         running["bare"] = bare
-    run.say(f"{arch}: {options.batches} batches of {options.batch_size}; {', '.join(running)}")
+    run.log(f"{arch}: {options.batches} batches of {options.batch_size}; {', '.join(running)}")
     with Progress((options.repeats + 1) * len(running), arch, units="epochs") as progress:
         for name in list(running):
             # The first epoch compiles. XLA may not know an operation; that is its row then, and no reason to end.
@@ -137,7 +135,7 @@ def _measure(options: Options, run: Run, arch: str, data: "Arrays") -> list[bool
         spread = timing.ratio(seconds, one, other)
         run.row(model=arch, split=metric, metric="ratio", value=spread.median, **_range(spread))
         run.metrics(**{f"{arch}_{metric}": spread.median})
-        run.say(f"  {metric:26} {spread.median:.3f}  [{spread.low:.3f}, {spread.high:.3f}]")
+        run.log(f"  {metric:26} {spread.median:.3f}  [{spread.low:.3f}, {spread.high:.3f}]")
         if bound is not None:
             met.append(spread.median <= bound)
             run.row(model=arch, split=metric, metric="target", value=bound)

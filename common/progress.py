@@ -9,7 +9,7 @@
     for rows in blocks(len(x), 256, "pgd"): ...
 
 Work that is soon done shows nothing, so whatever may take ten seconds with somebody's data can have one. All of it goes
-to stdout. `say` is the `print` that tears no bar.
+to stdout. `log` is the `print` that tears no bar.
 """
 
 import functools
@@ -97,7 +97,7 @@ class Progress:
     def line(self, text: str) -> None:
         """Print a line that stays, such as the result of an epoch."""
         if self._shown:
-            say(text)
+            log(text)
             self._reported = self.done
             if not self._on_terminal:
                 self._next = self._clock() + _LINE
@@ -180,7 +180,7 @@ def blocks(count: int, size: int, title: str, *, units: str = "images", shown: b
             progress.add(rows.stop - first)
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Print `text` on lines of its own, above the bars that are drawn."""
     text = printable(text)
     if any(progress._bar is not None for progress in _open):

@@ -11,7 +11,7 @@ import numpy as np
 from common import progress
 from common.errors import UserError
 from common.runs.model_input import InputOptions, check_input, is_run, look_at, reading
-from common.runs.options import Budget, Count, LinfBudget, alias
+from common.runs.options import Budget, Count, LinfBudget, option
 from common.runs.record import Run, read_config
 from common.runs.script import script
 from face_mter.train import FaceFittingOptions, HeadOptions, PeopleOptions, check_people, load_cast, needed, train
@@ -62,15 +62,15 @@ class Options(RegulariserOptions, NetworkOptions, FaceFittingOptions):
     """Scale of the cosines of a new head, 64 in the paper; by default 30."""
     weightadv: Budget = 10.0
     """Weight of the regulariser beside the mean cross-entropy; 3 balances as the paper's 1 on four devices."""
-    adv_round: Count = 10
+    steps: Count = option(10, "adv_round")
     """Steps of the search, at most."""
     adv_sigma: LinfBudget = 1 / 255
     """Length of a step, in [0, 1]."""
-    adv_eps: LinfBudget | None = None
+    eps: LinfBudget | None = option(None, "adv_eps")
     """Radius of the ball (L-inf) that the search stays in; by default all steps together."""
     batch_size: Count = 32
     """Pairs a step, over all devices."""
-    learning_rate: Budget = alias("lr", default=0.01)
+    learning_rate: Budget = option(0.01, "lr")
     """Learning rate at its highest."""
     epochs: Count = 5
     """Passes over the pairs; a pass ends when the smaller half of the people is used up."""
@@ -96,15 +96,14 @@ def needs(options: Options) -> None:
 def ad_face(options: Options, run: Run) -> None:
     """Train on from the base model on pairs of different people; save `model.keras`."""
     from common.evaluation import plots
-    from common.training import checkpoints
     from face_mter.evaluation.people import watch
     from face_mter.models import networks
     from face_mter.training import mter
     from face_mter.training.fit import fit_faces
 
     cast = load_cast(options, run)
-    path = train.produce(*needed(options.pretrained, options), say=run.say)
-    base = load_checked(path, cast, options, say=run.say)
+    path = run.require(train, *needed(options.pretrained, options))
+    base = load_checked(path, cast, options, log=run.log)
     head = networks.head_of(base) if knows_the_trained(path, base, cast, options) else None
     if head is None:
         arcface = (options.loss_type or "arcface") == "arcface"
@@ -113,8 +112,8 @@ def ad_face(options: Options, run: Run) -> None:
         arcface = isinstance(head, networks.CosineLogits)
         scale = head.scale if arcface else 1.0
     build = _beginning(options, run, path, len(cast.people.train), scale, head)
-    eps = min(options.adv_round * options.adv_sigma, 1.0) if options.adv_eps is None else options.adv_eps
-    search = mter.exploit(radius=eps, sigma=options.adv_sigma, rounds=options.adv_round, threshold=options.adv_thd)
+    eps = min(options.steps * options.adv_sigma, 1.0) if options.eps is None else options.eps
+    search = mter.exploit(radius=eps, sigma=options.adv_sigma, rounds=options.steps, threshold=options.adv_thd)
     method = mter.method(
         options.method,
         loss_type="arcface" if arcface else "softmax",
@@ -138,12 +137,9 @@ def ad_face(options: Options, run: Run) -> None:
     )
     names = ("accuracy", "calibration_auc", "calibration_hit_rate")
     run.metrics(**{name: history[-1][name] for name in names})
-    if run.chief:
-        checkpoints.save_model(model, run.folder / "model.keras")
-        run.artifact("model", run.folder / "model.keras")
-        curves = {name: [epoch[name] for epoch in history] for name in names}
-        plots.accuracy_curves(curves, run.folder / "training.png", title=f"fine-tuning: {options.method}")
-        run.artifact("training", run.folder / "training.png")
+    run.save_model(model)
+    curves = {name: [epoch[name] for epoch in history] for name in names}
+    run.figure("training", plots.accuracy_curves, curves, title=f"fine-tuning: {options.method}")
 
 
 def check_networks(options: NetworkOptions, models: Iterable[Path | None]) -> None:
@@ -198,10 +194,10 @@ def load_checked(
     options: NetworkOptions,
     *,
     attacked: bool = True,
-    say: Callable[[str], None] = progress.say,
+    log: Callable[[str], None] = progress.log,
 ) -> "keras.Model":
     """The network in `path`, as `open_network` has it, for the pictures of `cast`; `attacked`: it is to be followed by
-    its gradient too. What is to be known of a network that this suite did not train goes to `say`.
+    its gradient too. What is to be known of a network that this suite did not train goes to `log`.
 
     Errors: `UserError` naming it as `open_network`, and where it takes other pictures than those of `cast` or in
     another range, fails on them, or has learnt people who are held out here.
@@ -223,8 +219,8 @@ def load_checked(
     if not is_run(path):
         part = embedder(model)
         layer = part.outputs[0]._keras_history.operation.name
-        say(f"{file}: embeddings of {part.output_shape[1]} numbers, the answer of its layer {layer}")
-        check_range(file, model, taken, cast, say)
+        log(f"{file}: embeddings of {part.output_shape[1]} numbers, the answer of its layer {layer}")
+        check_range(file, model, taken, cast, log)
     return model
 
 
@@ -302,12 +298,12 @@ def _beginning(
             )
         return lambda: open_network(path, options)[0]
     loss_type = options.loss_type or "arcface"
-    run.say(f"{path}: does not know the people who train here; a new head ({loss_type}) of {people} people is put on")
+    run.log(f"{path}: does not know the people who train here; a new head ({loss_type}) of {people} people is put on")
 
     def build() -> "keras.Model":
         base, _ = open_network(path, options)
         if frozen := networks.frozen_layers(base):
-            run.say(f"{path}: {frozen} of its layers were frozen; all are trained here")
+            run.log(f"{path}: {frozen} of its layers were frozen; all are trained here")
         return networks.with_head(base, people, loss_type=loss_type, scale=scale, seed=options.seed)
 
     return build

@@ -5,7 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from common.errors import UserError
-from common.runs.options import Budget, Count, LinfBudget, Natural, alias
+from common.runs.options import Budget, Count, DataOptions, ExampleOptions, LinfBudget, Natural, ScriptOptions, option
 from common.runs.record import Run
 from common.runs.script import script
 from common.runs.training_options import FittingOptions
@@ -25,12 +25,12 @@ _WAYS, _POINTS = 5, 1000
 
 
 @dataclass(kw_only=True)
-class Options(RegulariserOptions, HeadOptions, FittingOptions):
+class Options(RegulariserOptions, HeadOptions, FittingOptions, ExampleOptions, DataOptions, ScriptOptions):
     """How digits are trained, in two phases."""
 
     dataset: str = "digits"
     """Pictures of digits: digits (scikit-learn's, 8 x 8), mnist, fashion_mnist, or an .npz with Keras keys."""
-    arch: str = alias("network", default="small")
+    arch: str = option("small", "network")
     """Network: small or o18, the paper's."""
     loss_type: Literal["softmax", "arcface"] = "softmax"
     """Logits by a dense layer, or cosines with an angular margin."""
@@ -46,13 +46,13 @@ class Options(RegulariserOptions, HeadOptions, FittingOptions):
     """Passes in the second phase, at a tenth of the learning rate and with twice the rounds."""
     batch_size: Count = 32
     """Pairs a step, over all devices."""
-    learning_rate: Budget = alias("lr", default=0.05)
+    learning_rate: Budget = option(0.05, "lr")
     """Learning rate at its highest."""
     augment: Literal["none"] = "none"
     """Digits are not augmented."""
-    adv_round: Count = 10
+    steps: Count = option(10, "adv_round")
     """Steps of the search in the first phase, at most; 50 in the paper."""
-    adv_sigma: LinfBudget = 0.3
+    eps: LinfBudget = option(0.3, "adv_sigma")
     """Radius of the ball (L-inf) that the search stays in, in [0, 1]; 0.35 in the paper."""
     adv_step: LinfBudget | None = None
     """Length of a step; by default 2.5 x radius / rounds."""
@@ -88,7 +88,7 @@ def refusals(options: Options) -> None:
 @script(app="face_mter", name="ad_mnist", refusals=refusals)
 def ad_mnist(options: Options, run: Run) -> None:
     """Train a plain model and one by `--method`, attack both alike, save them."""
-    from common.training import checkpoints, devices
+    from common.training import devices
     from face_mter.attacks.features import Attacker
     from face_mter.data.digits import load_digit_pictures
 
@@ -107,13 +107,11 @@ def ad_mnist(options: Options, run: Run) -> None:
     subjects = []
     for name in dict.fromkeys(("none", options.method)):
         model = _trained(options, run, strategy, data, name)
-        attacker = Attacker(model, seed=options.seed, progress=True, log=run.say)
+        attacker = Attacker(model, seed=options.seed, progress=True, log=run.log)
         subjects.append(Subject(name, model, attacker, attacker.embeddings(data.x_test)))
-        if run.chief:
-            checkpoints.save_model(model, run.folder / f"model_{name}.keras")
-            run.artifact(f"model_{name}", run.folder / f"model_{name}.keras")
+        run.save_model(model, f"model_{name}")
     for subject in subjects:
-        run.say(f"attacking the model {subject.name}")
+        run.log(f"attacking the model {subject.name}")
         _attack_labels(options, run, data, subject, headline=subject is subjects[-1])
         _attack_embeddings(options, run, data, subject, headline=subject is subjects[-1])
     if run.chief:
@@ -145,12 +143,12 @@ def _trained(options: Options, run: Run, strategy, data: "Arrays", name: str) ->
         )
 
     model = None
-    phases = ((options.epochs, 1.0, options.adv_round), (options.fine_epochs, 0.1, 2 * options.adv_round))
+    phases = ((options.epochs, 1.0, options.steps), (options.fine_epochs, 0.1, 2 * options.steps))
     for phase, (epochs, slower, rounds) in enumerate(phases, start=1):
         if not epochs:
             continue
-        step = 2.5 * options.adv_sigma / rounds if options.adv_step is None else options.adv_step
-        search = mter.exploit(radius=options.adv_sigma, sigma=step, rounds=rounds, threshold=options.adv_thd)
+        step = 2.5 * options.eps / rounds if options.adv_step is None else options.adv_step
+        search = mter.exploit(radius=options.eps, sigma=step, rounds=rounds, threshold=options.adv_thd)
         model, history = fit.fit_network(
             replace(options.recipe, epochs=epochs, learning_rate=options.learning_rate * slower),
             run,
@@ -192,7 +190,7 @@ def _attack_labels(options: Options, run: Run, data: "Arrays", subject: Subject,
     run.rate("clean_accuracy", float(right.mean()), len(right), model=subject.name, split="test")
     x = data.x_test[: options.n_attack].astype(np.float32) / 255
     y, measured = data.y_test[: options.n_attack], {"clean_accuracy": (float(right.mean()), len(right))}
-    evaluation = of_classifier(model, x, y, keep=False, progress=True, log=run.say)
+    evaluation = of_classifier(model, x, y, keep=False, progress=True, log=run.log)
     for eps in BUDGETS:
         strongest = {"steps": 100, "restarts": 3, "loss": "margin", "keep": "best", "stop": True, "seed": seed}
         attacks = {
@@ -273,8 +271,7 @@ def _draw(run: Run, data: "Arrays", subjects: list[Subject]) -> None:
             )
             ways.append(flat(normalised(subject.attacker.embeddings(moved.numpy()))))
         panels[subject.name] = flat(points), data.y_test[:_POINTS], list(np.stack(ways, axis=1))
-    figures.plane(panels, run.folder / "plane.png", title=f"IFTGSM, eps {eps:g}: embeddings on their way")
-    run.artifact("plane", run.folder / "plane.png")
+    run.figure("plane", figures.plane, panels, title=f"IFTGSM, eps {eps:g}: embeddings on their way")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from common.errors import UserError
-from common.runs.options import Count, LinfBudget, alias
+from common.runs.options import Count, LinfBudget, option
 from common.runs.record import Run
 from common.runs.script import script
 from face_mter.ad_face import ad_face, check_networks, knows_the_trained, load_checked, network_name
@@ -36,20 +36,20 @@ DODGED = ("dodge", 10)
 class Options(JudgeOptions):
     """Which models, which pairs, how strong."""
 
-    model: Path | None = alias("model_path", default=None)
+    model: Path | None = option(None, "model_path")
     """Hardened model, a .keras file; by default that of ad_face.py, trained if need be."""
     base_model: Path | None = None
     """Model to compare with; by default that of train.py, trained if need be."""
     others: tuple[Path, ...] = ()
     """Further models, .keras files or run folders, attacked on the same pairs; rows of the table bear the name of the
     run or of the file."""
-    n_pairs: Count = 300
+    n_test: Count = option(300, "n_pairs")
     """Pairs to attack, of an attacker and a victim, both from the attack half; as many for itgsm and for dodging."""
     attack_pairs: Path | None = None
     """Pairs to attack, a pairs.csv of another run of this script; by default drawn."""
     curve: tuple[LinfBudget, ...] = (1 / 255, 2 / 255, 3 / 255, 5 / 255, 8 / 255, 10 / 255, 16 / 255)
     """Budgets of IFTGSM for the curve of hit rate against eps."""
-    pgd_steps: Count = 40
+    steps: Count = option(40, "pgd_steps")
     """Steps of PGD."""
     restarts: Count = 3
     """Random starts of PGD."""
@@ -104,7 +104,7 @@ def attack(options: Options, run: Run) -> None:
     outcomes: dict[str, dict[tuple[str, float], Outcome]] = {}
     for subject in subjects:
         write_verified(run, subject.verified, subject.name)
-        run.say(f"attacking the model {subject.name}, threshold {subject.verified.threshold:.3f}")
+        run.log(f"attacking the model {subject.name}, threshold {subject.verified.threshold:.3f}")
         towards[subject.name], outcomes[subject.name] = _attack(options, run, cast, lists, subject, base)
     _transfers(run, subjects, towards, outcomes)
     _differences(run, cast, folded.pairs, subjects, outcomes)
@@ -123,16 +123,16 @@ def _subjects(options: Options, run: Run, cast: "Cast", folded: "FoldedPairs") -
 
     def load(name: str) -> None:
         if name not in models:
-            models[name] = load_checked(paths[name], cast, options, say=run.say)
+            models[name] = load_checked(paths[name], cast, options, log=run.log)
 
     # Those that were named, before any is made.
     for name in [name for name, path in paths.items() if path is not None]:
         load(name)
     # The base first: the hardened model is made from it.
     for name, producer in ((BASE, train), (HARDENED, ad_face)):
-        paths[name] = producer.produce(*needed(paths[name], options), say=run.say)
+        paths[name] = run.require(producer, *needed(paths[name], options))
         load(name)
-    run.say(f"{len(folded.same)} verification pairs" + (f", {folded.left_out} left out" if folded.left_out else ""))
+    run.log(f"{len(folded.same)} verification pairs" + (f", {folded.left_out} left out" if folded.left_out else ""))
     subjects = []
     for name, path in paths.items():
         model = models[name]
@@ -140,11 +140,11 @@ def _subjects(options: Options, run: Run, cast: "Cast", folded: "FoldedPairs") -
         attacker = Attacker(
             model,
             seed=options.seed,
-            pgd_steps=options.pgd_steps,
+            pgd_steps=options.steps,
             restarts=options.restarts,
             batch_size=options.batch_size,
             progress=True,
-            log=run.say,
+            log=run.log,
         )
         verified = verify(embeddings, cast, folded, options.far)
         classifies = knows_the_trained(path, model, cast, options)
@@ -172,19 +172,19 @@ def _lists(options: Options, cast: "Cast") -> Lists:
 
     people, rng = cast.people, np.random.default_rng([options.seed, 11])
     if options.attack_pairs is not None:
-        pairs = faces.load_pairs(options.attack_pairs, cast.faces)[: options.n_pairs]
+        pairs = faces.load_pairs(options.attack_pairs, cast.faces)[: options.n_test]
         if len(known := np.setdiff1d(cast.faces.person[pairs], people.attack)):
             raise UserError(
                 f"{options.attack_pairs}: {cast.faces.names[known[0]]!r} is not in the attack half; use a list of a run"
                 " with the same people"
             )
     else:
-        pairs = faces.attack_pairs(cast.faces, people.attack, options.n_pairs, seed=[options.seed, 12])
+        pairs = faces.attack_pairs(cast.faces, people.attack, options.n_test, seed=[options.seed, 12])
     victims = cast.rows(people.train)
     labelled = np.stack([pairs[:, 0], rng.choice(victims, len(pairs))], axis=1)
     rows = cast.rows(people.attack)
     own = rows[verification.same_pairs(cast.faces.person[rows])]
-    own = rng.permutation(own)[: options.n_pairs]
+    own = rng.permutation(own)[: options.n_test]
     return Lists(pairs, labelled, own)
 
 
@@ -220,7 +220,7 @@ def _attack(
     for name, eps in dict.fromkeys([*HEADLINE, *(("iftgsm", float(_grey(eps))) for eps in options.curve), DODGED]):
         listed = ATTACKS[name]
         if listed.at_labels and not subject.classifies:
-            run.say(f"{name} left out: the model has no classifier of the people who train here")
+            run.log(f"{name} left out: the model has no classifier of the people who train here")
             continue
         evaluation = labelled if listed.at_labels else away if listed.away else towards
         evaluation.run(attacker.entry(name, eps / 255))
@@ -347,10 +347,8 @@ def _draw(
         marks[subject.name] = float((found["pgd", 10.0].after >= threshold).mean())
     images = cast.faces.images
     attackers, victims = (images[lists.pairs[: figures.SHOWN, side]] for side in (0, 1))
-    figures.adversarial_faces(attackers, victims, faces, run.folder / "faces.png")
-    figures.hit_rate_curves(curves, marks, run.folder / "hit_rate.png")
-    for name in ("faces", "hit_rate"):
-        run.artifact(name, run.folder / f"{name}.png")
+    run.figure("faces", figures.adversarial_faces, attackers, victims, faces)
+    run.figure("hit_rate", figures.hit_rate_curves, curves, marks)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from common.runs.options import Budget, CommonOptions, Count, alias
+from common.runs.options import Budget, Count, DataOptions, ScriptOptions, option
 from common.runs.record import Run
 from common.runs.script import script
 from common.runs.training_options import FittingOptions
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class PeopleOptions(CommonOptions):
+class PeopleOptions(DataOptions):
     """Whose pictures, and who of them trains."""
 
     dataset: str = "portraits"
@@ -49,16 +49,16 @@ class HeadOptions:
 
 
 @dataclass(kw_only=True)
-class FaceFittingOptions(PeopleOptions, FittingOptions):
+class FaceFittingOptions(PeopleOptions, FittingOptions, ScriptOptions):
     """How a network is trained on faces."""
 
-    arch: str = alias("network", default="small")
+    arch: str = option("small", "network")
     """Network: small, o18 or r50; the last is the paper's, for pictures of 112 x 112."""
     epochs: Count = 12
     """Passes over the pictures."""
     batch_size: Count = 64
     """Pictures a step, over all devices."""
-    learning_rate: Budget = alias("lr", default=0.05)
+    learning_rate: Budget = option(0.05, "lr")
     """Learning rate at its highest."""
     augment: Literal["none", "flip", "crop_flip"] = "flip"
     """Mirroring, as in the paper, or also random crops of the picture padded by 4."""
@@ -77,7 +77,7 @@ def check_people(options: PeopleOptions) -> None:
 
 
 def needed(given: Path | None, options: PeopleOptions) -> tuple[Path | None, PeopleOptions, Sequence[str]]:
-    """Arguments of `produce` for a network that was named or is to be made. One that was named may have learnt other
+    """Arguments of `require` for a network that was named or is to be made. One that was named may have learnt other
     people, as long as they are none of those who are held out (`check_strangers`)."""
     return given, options, PEOPLE_FIELDS if given is None else ()
 
@@ -102,7 +102,7 @@ def load_cast(options: PeopleOptions, run: Run, *, all_held_back: bool = False) 
     )
     cast = Cast(faces, people)
     counts = [f"{len(of)} ({len(cast.rows(of))} pictures)" for of in people]
-    run.say(f"people to train on: {counts[0]}; held back to calibrate: {counts[1]}; to attack: {counts[2]}")
+    run.log(f"people to train on: {counts[0]}; held back to calibrate: {counts[1]}; to attack: {counts[2]}")
     return cast
 
 
@@ -120,7 +120,7 @@ def refusals(options: Options) -> None:
 def train(options: Options, run: Run) -> None:
     """Train on some people, watch how well strangers are told apart, save `model.keras`."""
     from common.evaluation import plots
-    from common.training import checkpoints, fit
+    from common.training import fit
     from face_mter.evaluation.people import watch
     from face_mter.models import networks
     from face_mter.training import mter
@@ -152,14 +152,9 @@ def train(options: Options, run: Run) -> None:
         augment=options.augment,
     )
     run.metrics(**{name: history[-1][name] for name in ("accuracy", "calibration_auc")})
-    if run.chief:
-        checkpoints.save_model(model, run.folder / "model.keras")
-        run.artifact("model", run.folder / "model.keras")
-        curves = {name: [epoch[name] for epoch in history] for name in ("accuracy", "calibration_auc")}
-        plots.accuracy_curves(
-            curves, run.folder / "training.png", title=f"{len(faces.names)} people, {options.loss_type}"
-        )
-        run.artifact("training", run.folder / "training.png")
+    run.save_model(model)
+    curves = {name: [epoch[name] for epoch in history] for name in ("accuracy", "calibration_auc")}
+    run.figure("training", plots.accuracy_curves, curves, title=f"{len(faces.names)} people, {options.loss_type}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UserError
-from common.runs.options import Budget, Count, alias
+from common.runs.options import Budget, Count, DeviceOptions, ScriptOptions, option
 from common.runs.record import Run
 from common.runs.script import script
 from face_mter.ad_face import NetworkOptions, ad_face, check_networks, load_checked, network_name
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class JudgeOptions(NetworkOptions, PeopleOptions):
+class JudgeOptions(NetworkOptions, PeopleOptions, DeviceOptions, ScriptOptions):
     """How thresholds and pairs are chosen."""
 
     far: Budget = 1e-3
@@ -34,7 +34,7 @@ class JudgeOptions(NetworkOptions, PeopleOptions):
 class Options(JudgeOptions):
     """Which model, which pairs."""
 
-    model: Path | None = alias("model_path", default=None)
+    model: Path | None = option(None, "model_path")
     """Model to verify, a .keras file; by default that of ad_face.py, trained if need be."""
     evaluate_only: bool = False
     """Nobody trains: everyone is held out and every pair that is there is judged, for a --model that was trained on
@@ -109,9 +109,9 @@ def verify_model(options: Options, run: Run) -> None:
     cast = load_cast(options, run, all_held_back=options.evaluate_only)
     # Before a model that is not there yet is trained for minutes.
     pairs = folded_pairs(options, cast)
-    path = model_file(ad_face.produce(*needed(options.model, options), say=run.say))
-    model = load_checked(path, cast, options, attacked=False, say=run.say)
-    run.say(f"{path}: {len(pairs.same)} verification pairs, {pairs.left_out} left out")
+    path = model_file(run.require(ad_face, *needed(options.model, options)))
+    model = load_checked(path, cast, options, attacked=False, log=run.log)
+    run.log(f"{path}: {len(pairs.same)} verification pairs, {pairs.left_out} left out")
     found = verify(embed_all(model, cast.faces.images), cast, pairs, options.far)
     write_verified(run, found, network_name(path))
     run.intervals({"verification_accuracy": found.accuracy} | {f"tar_at_far_{k}": tar for k, tar in found.tars.items()})
@@ -120,9 +120,7 @@ def verify_model(options: Options, run: Run) -> None:
     curves = {"pictures": found.roc}
     if options.clips is not None:
         curves["clips"] = _clips(options, run, model, found.threshold)
-    if run.chief:
-        figures.roc_curves(curves, options.far, run.folder / "roc.png")
-        run.artifact("roc", run.folder / "roc.png")
+    run.figure("roc", figures.roc_curves, curves, options.far)
 
 
 def _clips(options: Options, run: Run, model, threshold: float):
@@ -138,7 +136,7 @@ def _clips(options: Options, run: Run, model, threshold: float):
     _, first = np.unique(clips.clip, return_index=True)
     means = verification.templates(embed_all(model, clips.faces.images), clips.clip)
     person = clips.faces.person[first]
-    run.say(f"{options.clips}: {len(first)} clips of {len(clips.faces.names)} people")
+    run.log(f"{options.clips}: {len(first)} clips of {len(clips.faces.names)} people")
     scores = verification.all_scores(means, person)
     rates = verification.accept_rates(scores, threshold)
     # A clip stands where a picture does: as its first frame.

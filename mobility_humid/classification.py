@@ -1,7 +1,6 @@
 """Train the classifier: which of a few drivers is it?"""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from common.runs.options import Budget, Count
 from common.runs.record import Run
@@ -15,8 +14,6 @@ _BASELINE_SAMPLES = 100
 @dataclass(kw_only=True)
 class Options(FittingOptions):
     """The classifier."""
-
-    without: ClassVar[tuple[str, ...]] = ("unseen_share",)
 
     num_plates: int | None = 10
     """Number of drivers to tell apart, the first ones; null takes all."""
@@ -32,14 +29,14 @@ def classification(options: Options, run: Run) -> None:
     import numpy as np
 
     from common.evaluation import plots, predictions, statistics
-    from common.training import checkpoints, loop
+    from common.training import loop
     from mobility_humid.data.samples import TEST, TRAIN, VALIDATION
     from mobility_humid.models import baselines
     from mobility_humid.models.networks import Classifier
     from mobility_humid.training.fit import fit
     from mobility_humid.training.tasks import watch_names
 
-    fleet = load_fleet(options, run.say, sides=1)
+    fleet = load_fleet(options, run.log, sides=1)
     run.data(options.dataset, fleet.trips.sha256)
     classes = len(fleet.trips.drivers)
     validation, test = (fleet.singles(part, options.n_test) for part in (VALIDATION, TEST))
@@ -54,7 +51,7 @@ def classification(options: Options, run: Run) -> None:
         title=f"{options.encoder} encoder, {classes} drivers",
     )
     answers = {"network": predictions.predict(model, fleet.samples(test))}
-    run.say("baselines: heat maps with logistic regression, trees on whole days")
+    run.log("baselines: heat maps with logistic regression, trees on whole days")
     fitted = fleet.sampler(TRAIN).singles(_BASELINE_SAMPLES * classes, [options.seed, 99])
     (answers["heat_map"],) = baselines.heat_map_names(fleet.trips, fitted, [test])
     (answers["whole_day"],) = baselines.whole_day_names(fleet.trips, fitted, [test], progress=True)
@@ -66,12 +63,9 @@ def classification(options: Options, run: Run) -> None:
         chance=1 / classes,
         worst_driver=min(np.mean((answers["network"] == d)[test.driver == d]) for d in np.unique(test.driver)),
     )
-    if run.chief:
-        checkpoints.save_model(model, run.folder / "model.keras")
-        run.artifact("model", run.folder / "model.keras")
-        curves = {name: [epoch[name] for epoch in history] for name in ("accuracy", "validation_accuracy")}
-        plots.accuracy_curves(curves, run.folder / "training.png", title=f"which of {classes} drivers")
-        run.artifact("training", run.folder / "training.png")
+    run.save_model(model)
+    curves = {name: [epoch[name] for epoch in history] for name in ("accuracy", "validation_accuracy")}
+    run.figure("training", plots.accuracy_curves, curves, title=f"which of {classes} drivers")
 
 
 if __name__ == "__main__":

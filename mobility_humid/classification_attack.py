@@ -1,7 +1,6 @@
 """Attack the classifier: move a driver's seek trips until another one is named."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from common.runs.record import Run
 from common.runs.script import script
@@ -13,9 +12,6 @@ from mobility_humid.siamese_attack import AttackOptions, attack_task, check_vict
 @dataclass(kw_only=True)
 class Options(AttackOptions):
     """Attacks on the classifier."""
-
-    without: ClassVar[tuple[str, ...]] = ("n_train", "strategy", "precision", "unseen_share")
-    unhashed: ClassVar[tuple[str, ...]] = ("batch_size",)
 
     num_plates: int | None = ClassificationOptions.num_plates
     """Number of drivers to tell apart, the first ones; null takes all."""

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from common.errors import UserError
-from common.runs.options import Budget, Count
+from common.runs.options import Budget, Count, DeviceOptions, option
 from common.runs.record import Run
 from common.runs.script import script
 from mobility_humid.classification import classification
@@ -19,7 +19,7 @@ from mobility_humid.siamese_attack import (
     record_bounds,
     victim_needs,
 )
-from mobility_humid.train import load_fleet, train
+from mobility_humid.train import UnseenOptions, load_fleet, train
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,10 +39,8 @@ PRODUCERS = {"siamese": train, "classification": classification}
 
 
 @dataclass(kw_only=True)
-class Options(AttackOptions):
+class Options(AttackOptions, UnseenOptions, DeviceOptions):
     """How a model is hardened, and how it is attacked then."""
-
-    without: ClassVar[tuple[str, ...]] = ()
 
     task: Literal["siamese", "classification"] = "siamese"
     """Harden the model of train.py or that of classification.py."""
@@ -52,7 +50,7 @@ class Options(AttackOptions):
     rounds: Count = 3
     """Gradients a batch takes to craft; the training step takes one more."""
     adv_alpha: Budget | None = None
-    """Cells a step in training; by default half of eta."""
+    """Cells a step in training; by default half of eps."""
     epochs: Count = 3
     """Passes over --n-train samples, from the weights of the model that is hardened."""
     n_train: Count = 1500
@@ -63,10 +61,10 @@ class Options(AttackOptions):
     """Learning rate of Adam at its highest; it falls along a cosine."""
     weight_decay: Budget = 0.0
     """L2 weight decay, in the loss, over all weights."""
-    attacks: tuple[str, ...] = ("st_ifgsm_linf", "strong", "noise")
+    attack: tuple[str, ...] = option(("st_ifgsm_linf", "strong", "noise"), "attacks")
     """Attacks before and after, as in the attack scripts."""
-    etas: tuple[Count, ...] = ()
-    """Further eta for st_ifgsm_linf and noise."""
+    curve: tuple[Count, ...] = option((), "etas")
+    """Further eps for st_ifgsm_linf and noise."""
     n_test: Count = 300
     """Samples to test on, of each part."""
     n_slow: Count = 30
@@ -97,7 +95,7 @@ def fast_adversarial_train(options: Options, run: Run) -> None:
     from mobility_humid.training.tasks import TASKS
 
     task = TASKS[options.task]
-    fleet = load_fleet(options, run.say, sides=task.sides)
+    fleet = load_fleet(options, run.log, sides=task.sides)
     run.data(options.dataset, fleet.trips.sha256)
     model, path = load_victim(options, run, task, PRODUCERS[task.name], fleet)
     parts = {part: task.samples(fleet, part, options.n_test) for part in task.parts}
@@ -115,7 +113,7 @@ def fast_adversarial_train(options: Options, run: Run) -> None:
     record_bounds(options, run, fleet, task)
     drawn = {
         "clean": "clean",
-        f"ST-iFGSM, {options.eta} cells": HEAD,
+        f"ST-iFGSM, {options.eps} cells": HEAD,
         f"strong, first {options.n_slow}": "strong",
     }
     bars = {}
@@ -123,9 +121,7 @@ def fast_adversarial_train(options: Options, run: Run) -> None:
         of = [_joined(evaluations, HEAD if attack == "clean" else attack) for evaluations in found.values()]
         if all(of):
             bars[label] = [float((outcome.clean if attack == "clean" else outcome.robust).mean()) for outcome in of]
-    if run.chief:
-        plots.grouped_bars(list(found), bars, run.folder / "defence.png", title=f"{task.name}, test samples")
-        run.artifact("defence", run.folder / "defence.png")
+    run.figure("defence", plots.grouped_bars, list(found), bars, title=f"{task.name}, test samples")
 
 
 def _headline(options: Options, run: Run, evaluations: Evaluations, when: str, task: "Task") -> None:
@@ -155,13 +151,13 @@ def _differences(options: Options, run: Run, found: dict[str, Evaluations]) -> N
                 "clean_accuracy_gain": difference(after, before, lambda outcome: outcome.clean),
             }
             for metric, gain in gains.items():
-                run.row(model=name, attack=attack, eps=options.eta, metric=metric, **gain._asdict())
+                run.row(model=name, attack=attack, eps=options.eps, metric=metric, **gain._asdict())
 
 
 def _attacked(
     options: Options, run: Run, fleet: "Fleet", model: "keras.Model", parts: "dict[str, Samples]", name: str
 ) -> Evaluations:
-    run.say(f"-- attacking the model {name}")
+    run.log(f"-- attacking the model {name}")
     return attack_all(options, run, Attacker(options, model, fleet), parts, name)
 
 
@@ -172,8 +168,8 @@ def _transfer(options: Options, run: Run, fleet: "Fleet", before: Evaluations, a
     from mobility_humid.evaluation.outcomes import measured
 
     for part, evaluation in after.items():
-        moved = before[part].outcome(HEAD, options.eta).x
-        outcome = evaluation.show(Entry(name="transfer", eps=options.eta), moved)
+        moved = before[part].outcome(HEAD, options.eps).x
+        outcome = evaluation.show(Entry(name="transfer", eps=options.eps), moved)
         for row in outcome.rows(partial(measured, layout=fleet.layout)):
             run.row(model=name, split=part, **row)
 
@@ -191,7 +187,7 @@ def _hardened(
     from mobility_humid.training.fit import TripRecipe, fit
 
     grid = fleet.trips.grid.size
-    settings = {"eta": options.eta, "alpha": options.adv_alpha or options.eta / 2, "rounds": options.rounds}
+    settings = {"eta": options.eps, "alpha": options.adv_alpha or options.eps / 2, "rounds": options.rounds}
     make = {"fast": hardening.fast_st_fgsm, "pgd": hardening.pgd_on_trips}.get(method)
     validation = task.samples(fleet, VALIDATION, options.n_test)
     watched = validation.first(options.n_watch)
@@ -229,9 +225,7 @@ def _hardened(
     for epoch, logs in enumerate(history):
         run.curve(method=options.methods.index(method), epoch=epoch + 1, **logs)
     task.settle(model, validation)
-    if run.chief:
-        checkpoints.save_model(model, run.folder / f"model_{method}.keras")
-        run.artifact(f"model_{method}", run.folder / f"model_{method}.keras")
+    run.save_model(model, f"model_{method}")
     return model
 
 

@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from common.errors import UserError
 from common.progress import track
-from common.runs.options import Budget, CommonOptions, Count, Natural
+from common.runs.options import Budget, Count, Natural, RunOptions, SeedsOptions
 from common.runs.record import Run
 from common.runs.script import script
 
@@ -29,11 +29,8 @@ _FIGURE_CELLS = 800
 
 
 @dataclass(kw_only=True)
-class Options(CommonOptions):
+class Options(SeedsOptions, RunOptions):
     """The data holder's side: what the fleet's files say, and what counts as a trip."""
-
-    without: ClassVar[tuple[str, ...]] = ("n_train", "n_test", "strategy", "precision", "deterministic", "data_dir")
-    needs_tensorflow: ClassVar[bool] = False
 
     dataset: str = "city"
     """Points: the simulated city, or a path to a cabspotting folder or tar (new_<id>.txt), a CSV (also packed) or a
@@ -96,10 +93,9 @@ def prepare(options: Options, run: Run) -> None:
         run.data(source.name, source.sha256)
         density = fleet.save(run.folder / "trips.npz", progress=True)
         run.artifact("trips", run.folder / "trips.npz")
-        _draw(fleet.grid, density, run.folder / "map.png")
-        run.artifact("map", run.folder / "map.png")
+        run.figure("map", _draw, fleet.grid, density)
         _record(fleet, source.counts, seconds, run)
-        _say_signal(_sample(fleet, options.seed), options, run)
+        _log_signal(_sample(fleet, options.seed), options, run)
 
 
 def identity_signal(trips: "TripSet", seed: int) -> float:
@@ -214,23 +210,23 @@ def _record(fleet: "Fleet", counts: Counter[str], seconds: float, run: Run) -> N
         if name != "points":
             run.row(metric=name, value=n)
     cleaned = [f"{n:,} {name.replace('_', ' ')}" for name, n in sorted(counts.items()) if n and name != "points"]
-    run.say(
+    run.log(
         f"{counts['points']:,} points of {figures['drivers']} drivers on {days} days in {seconds:.1f} s:"
         f" {figures['trips']:,} trips; {', '.join(cleaned) or 'nothing to clean'}"
     )
 
 
-def _say_signal(trips: "TripSet", options: Options, run: Run) -> None:
+def _log_signal(trips: "TripSet", options: Options, run: Run) -> None:
     try:
         value = identity_signal(trips, options.seed)
     except UserError as error:
-        run.say(f"identity signal: not measured ({error})")
+        run.log(f"identity signal: not measured ({error})")
         return
     run.metrics(identity_auc=value)
     run.row(metric="identity_auc", value=value, split="unseen")
-    run.say(f"identity signal: heat maps alone tell unseen drivers apart with an AUC of {value:.3f} (chance 0.5)")
+    run.log(f"identity signal: heat maps alone tell unseen drivers apart with an AUC of {value:.3f} (chance 0.5)")
     if value < WEAK_SIGNAL:
-        run.say(
+        run.log(
             f"the signal is weak (below {WEAK_SIGNAL}): {len(trips.days)} days show too little of a driver's habits;"
             " bring more days, or compare several days a side with --days-per-sample"
         )

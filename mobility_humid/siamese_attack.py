@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from common.errors import UserError, one_line
 from common.runs.model_input import look_at
-from common.runs.options import Budget, Count, alias
+from common.runs.options import Budget, Count, ScriptOptions, option
 from common.runs.record import Run
 from common.runs.script import Script, script
-from mobility_humid.train import SAMPLE_FIELDS, SampleOptions, check_samples, load_fleet, train
+from mobility_humid.train import SAMPLE_FIELDS, SampleOptions, UnseenOptions, check_samples, load_fleet, train
 from mobility_humid.train import needs as fleet_needs
 
 if TYPE_CHECKING:
@@ -26,26 +26,26 @@ HEAD, CONTROL = "st_ifgsm_linf", "noise"
 
 
 @dataclass(kw_only=True)
-class AttackOptions(SampleOptions):
+class AttackOptions(SampleOptions, ScriptOptions):
     """How a model is attacked."""
 
-    model: Path | None = alias("model_path", default=None)
+    model: Path | None = option(None, "model_path")
     """Model to attack, any Keras model in a .keras file that takes such samples; by default that of the training
     script, trained if need be."""
-    attacks: tuple[str, ...] = ("st_ifgsm_linf", "st_fgsm_linf", "st_ifgsm_l0", "cw_l2", "noise")
+    attack: tuple[str, ...] = option(("st_ifgsm_linf", "st_fgsm_linf", "st_ifgsm_l0", "cw_l2", "noise"), "attacks")
     """Attacks, of st_fgsm_{linf,l2,l1}, st_ifgsm_{linf,l2,l1,l0}, cw_{l2,l0}, strong and noise; st_ifgsm_linf and noise
     always take part."""
-    eta: Count = 2
+    eps: Count = option(2, "eta")
     """Cells that a point may move along each axis (L-inf, L0, CW, noise)."""
-    etas: tuple[Count, ...] = (1, 4)
-    """Further eta for st_ifgsm_linf and noise, for the curve of success against eta."""
+    curve: tuple[Count, ...] = option((1, 4), "etas")
+    """Further eps for st_ifgsm_linf and noise, for the curve of success against eps."""
     radius: Budget | None = None
     """Norm in cells that all moves of a sample may have together (L2, L1); by default the mean of that norm that
     st_ifgsm_linf took."""
     steps: Count = 20
     """Steps of the iterated attacks."""
     alpha: Budget | None = None
-    """Cells a step; by default 2.5 x eta / steps, for L2 and L1 2.5 x radius / steps."""
+    """Cells a step; by default 2.5 x eps / steps, for L2 and L1 2.5 x radius / steps."""
     restarts: Count = 3
     """Random starts of the attack strong, for either of its two losses; it also takes twice the steps."""
     cw_steps: Count = 40
@@ -56,16 +56,13 @@ class AttackOptions(SampleOptions):
     """Where each round of st_ifgsm_l0 begins: at the clean trips, as in the paper, or where the last one ended."""
     n_slow: Count = 100
     """Samples of each part for the attacks that take many gradients: L0, CW and strong."""
-    batch_size: Count = 128
+    batch_size: Count = option(128, compared=False)
     """Samples attacked at a time."""
 
 
 @dataclass(kw_only=True)
-class Options(AttackOptions):
+class Options(AttackOptions, UnseenOptions):
     """Attacks on the verifier."""
-
-    without: ClassVar[tuple[str, ...]] = ("n_train", "strategy", "precision")
-    unhashed: ClassVar[tuple[str, ...]] = ("batch_size",)
 
 
 class Attacker:
@@ -96,7 +93,7 @@ class Attacker:
         from common.evaluation.robustness import Entry
         from mobility_humid.attacks.trips import ATTACKS, trip_attack
 
-        options, fields, eta = self.options, ATTACKS[name], eta or self.options.eta
+        options, fields, eta = self.options, ATTACKS[name], eta or self.options.eps
         radius = self.radii.get(fields.norm)
         attack = partial(
             trip_attack,
@@ -146,7 +143,7 @@ def victim_needs(options: AttackOptions, producer: Script) -> None:
 
 
 def _needed(options: AttackOptions, producer: Script) -> "tuple[Path | None, AttackOptions, list[str]]":
-    """Arguments of the training script's `produce`."""
+    """Arguments of the training script's `require`."""
     # Sampled alike, or the test days of the attack may be days that the model was trained on.
     return options.model, options, [name for name in SAMPLE_FIELDS if name in producer.fields]
 
@@ -155,9 +152,9 @@ def check_attacks(options: AttackOptions) -> tuple[str, ...]:
     """The attacks to run, st_ifgsm_linf first and noise last. Errors: `UserError` for an unknown one."""
     from mobility_humid.attacks.trips import ATTACKS
 
-    if unknown := [name for name in options.attacks if name not in ATTACKS]:
-        raise UserError(f"--attacks: {unknown[0]!r} is none of {', '.join(ATTACKS)}")
-    others = [name for name in dict.fromkeys(options.attacks) if name not in (HEAD, CONTROL)]
+    if unknown := [name for name in options.attack if name not in ATTACKS]:
+        raise UserError(f"--attack: {unknown[0]!r} is none of {', '.join(ATTACKS)}")
+    others = [name for name in dict.fromkeys(options.attack) if name not in (HEAD, CONTROL)]
     return HEAD, *others, CONTROL
 
 
@@ -176,7 +173,7 @@ def load_victim(
 
     check_movable(fleet.layout)
     outputs = task.outputs(fleet)
-    path = classifiers.model_file(producer.produce(*_needed(options, producer), say=run.say))
+    path = classifiers.model_file(run.require(producer, *_needed(options, producer)))
     model, _ = classifiers.load_network(path, input_scale=1.0)
     if isinstance(model, TripModel) and model.layout != fleet.layout:
         ours, its = fleet.layout, model.layout
@@ -204,16 +201,16 @@ def attack_task(options: AttackOptions, run: Run, task: "Task", producer: Script
     from common.evaluation.robustness import join
     from mobility_humid.evaluation.outcomes import directions, sizes
 
-    fleet = load_fleet(options, run.say, sides=task.sides)
+    fleet = load_fleet(options, run.log, sides=task.sides)
     run.data(options.dataset, fleet.trips.sha256)
     model, path = load_victim(options, run, task, producer, fleet)
-    run.say(f"attacking {path}")
+    run.log(f"attacking {path}")
     attacker = Attacker(options, model, fleet)
     parts = {part: task.samples(fleet, part, options.n_test) for part in task.parts}
     evaluations = attack_all(options, run, attacker, parts, task.name)
     record_bounds(options, run, fleet, task)
     for part, evaluation in evaluations.items():
-        head, noise = (evaluation.outcome(name, options.eta) for name in (HEAD, CONTROL))
+        head, noise = (evaluation.outcome(name, options.eps) for name in (HEAD, CONTROL))
         ending = f"_{part}" if len(parts) > 1 else ""
         rates = {"clean_accuracy": (head.clean, None), "attacked_accuracy": (head.robust, None)}
         rates |= {"noise_accuracy": (noise.robust, None)}
@@ -221,7 +218,7 @@ def attack_task(options: AttackOptions, run: Run, task: "Task", producer: Script
         run.intervals({name + ending: head.rate(hits, subset) for name, (hits, subset) in rates.items()})
         if task.sides == 2:
             run.metrics(**{f"auc{ending}": task.auc(model, parts[part])})
-    heads = [evaluation.outcome(HEAD, options.eta) for evaluation in evaluations.values()]
+    heads = [evaluation.outcome(HEAD, options.eps) for evaluation in evaluations.values()]
     run.metrics(**sizes(join(heads), fleet.layout))
     _draw(options, run, fleet, evaluations)
 
@@ -233,16 +230,16 @@ def attack_all(
     from mobility_humid.evaluation.outcomes import mean_norm, measured
 
     evaluations = {
-        part: attacker.evaluation(samples, lambda text, part=part: run.say(f"{part}: {text}"))
+        part: attacker.evaluation(samples, lambda text, part=part: run.log(f"{part}: {text}"))
         for part, samples in parts.items()
     }
     for name in check_attacks(options):
-        further = [eta for eta in options.etas if eta != options.eta] if name in (HEAD, CONTROL) else []
-        for eta in (options.eta, *further):
+        further = [eta for eta in options.curve if eta != options.eps] if name in (HEAD, CONTROL) else []
+        for eta in (options.eps, *further):
             for evaluation in evaluations.values():
                 evaluation.run(attacker.entry(name, eta=eta))
         if name == HEAD and not attacker.radii:
-            heads = [evaluation.outcome(HEAD, options.eta) for evaluation in evaluations.values()]
+            heads = [evaluation.outcome(HEAD, options.eps) for evaluation in evaluations.values()]
             attacker.radii = {norm: mean_norm(heads, norm) for norm in ("l1", "l2")}
     for part, evaluation in evaluations.items():
         measure = partial(measured, layout=attacker.layout)
@@ -268,10 +265,10 @@ def _draw(options: AttackOptions, run: Run, fleet: "Fleet", evaluations: "dict[s
 
     layout = fleet.layout
     drawn = {name: run.folder / f"{name}.png" for name in ("trips", "success_eta", "success_points")}
-    head = next(iter(evaluations.values())).outcome(HEAD, options.eta)
+    head = next(iter(evaluations.values())).outcome(HEAD, options.eps)
     chosen = np.flatnonzero(head.success)[: figures.SHOWN] if head.success.any() else [0]
     examples = [(head.examples.x[i], head.x[i]) for i in chosen]
-    title = f"ST-iFGSM, {options.eta} cells"
+    title = f"ST-iFGSM, {options.eps} cells"
     figures.trips_before_after(examples, layout, fleet.trips.grid, drawn["trips"], title=title)
     curves = {
         (part, label): evaluation.curve(name)

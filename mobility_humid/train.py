@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from common.errors import UserError
-from common.runs.options import Budget, CommonOptions, Count, alias
+from common.runs.options import Budget, Count, DataOptions, DeviceOptions, ScriptOptions, option
 from common.runs.record import Run
 from common.runs.script import script
 from mobility_humid.prepare import prepare
@@ -23,10 +23,10 @@ _BASELINE_PAIRS = 4000
 
 
 @dataclass(kw_only=True)
-class SampleOptions(CommonOptions):
+class SampleOptions(DataOptions):
     """Whose trips, on which days, and how many make a sample."""
 
-    dataset: str = alias("data_path", default="city")
+    dataset: str = option("city", "data_path")
     """Trips: city, trips that prepare.py wrote (.npz), or whatever prepare.py reads, which is then prepared first."""
     traj_type: Literal["seek", "serve", "all"] = "all"
     """Trips without a passenger, with one, or all of them; of a fleet that does not say which, all."""
@@ -46,8 +46,6 @@ class SampleOptions(CommonOptions):
     """Take days with fewer trips than a sample holds too: the places of missing trips stay empty."""
     padding_length: Count = 30
     """Points of a trip, the last ones; shorter trips have zeros in front."""
-    unseen_share: Budget = 0.25
-    """Share of the drivers that are held back from training."""
     validation_days: Count = 2
     """Days to validate on, those before the test days."""
     test_days: Count = 3
@@ -60,19 +58,28 @@ class SampleOptions(CommonOptions):
         """The same for the library."""
         from mobility_humid.data.samples import Sampling
 
-        return Sampling(**{field.name: getattr(self, field.name) for field in fields(Sampling)})
+        return Sampling(**{field.name: getattr(self, field.name, field.default) for field in fields(Sampling)})
+
+
+@dataclass(kw_only=True)
+class UnseenOptions:
+    """Which drivers a verifier is tested on that it was not trained on."""
+
+    unseen_share: Budget = 0.25
+    """Share of the drivers that are held out from training."""
 
 
 SAMPLE_FIELDS = (
     "dataset",
     "seed",
     *(name for name in SampleOptions.__annotations__ if name not in ("dataset", "n_test")),
+    *UnseenOptions.__annotations__,
 )
 """What must be the same in a training and in an attack on its model."""
 
 
 @dataclass(kw_only=True)
-class FittingOptions(SampleOptions):
+class FittingOptions(SampleOptions, DeviceOptions, ScriptOptions):
     """How a network is trained."""
 
     encoder: Literal["lstm", "places"] = "lstm"
@@ -106,7 +113,7 @@ class FittingOptions(SampleOptions):
 
 
 @dataclass(kw_only=True)
-class Options(FittingOptions):
+class Options(FittingOptions, UnseenOptions):
     """The verifier."""
 
     head: Literal["concat", "symmetric"] = "symmetric"
@@ -142,15 +149,15 @@ def needs(options: SampleOptions) -> None:
         prepare.expect(None, options)
 
 
-def trips_file(options: SampleOptions, say: Callable[[str], None]) -> Path:
+def trips_file(options: SampleOptions, log: Callable[[str], None]) -> Path:
     """The file of trips that `options` name, made by prepare.py if need be."""
     path = Path(options.dataset)
     if path.suffix == ".npz":
         return path
-    return prepare.produce(None, options, say=say) / "trips.npz"
+    return prepare.require(None, options, log=log) / "trips.npz"
 
 
-def load_fleet(options: SampleOptions, say: Callable[[str], None], *, sides: int) -> "Fleet":
+def load_fleet(options: SampleOptions, log: Callable[[str], None], *, sides: int) -> "Fleet":
     """The fleet that `options` name, prepared first if need be; samples have `sides` drivers, 1 or 2.
 
     Errors: `UserError` for a data set that cannot be read, or that lacks drivers, days, kinds of trips or profiles.
@@ -158,7 +165,7 @@ def load_fleet(options: SampleOptions, say: Callable[[str], None], *, sides: int
     from mobility_humid.data.samples import fleet_of
     from mobility_humid.data.trips import load_trips
 
-    return fleet_of(load_trips(trips_file(options, say)), options.sampling, sides=sides, name=options.dataset)
+    return fleet_of(load_trips(trips_file(options, log)), options.sampling, sides=sides, name=options.dataset)
 
 
 def network_arguments(options: FittingOptions, fleet: "Fleet") -> dict[str, Any]:
@@ -180,13 +187,12 @@ def network_arguments(options: FittingOptions, fleet: "Fleet") -> dict[str, Any]
 def train(options: Options, run: Run) -> None:
     """Train on pairs of seen drivers, fix the threshold on validation days, test on seen and unseen drivers."""
     from common.evaluation import plots
-    from common.training import checkpoints
     from mobility_humid.data.samples import VALIDATION
     from mobility_humid.models.networks import Siamese
     from mobility_humid.training import verification
     from mobility_humid.training.fit import fit
 
-    fleet = load_fleet(options, run.say, sides=2)
+    fleet = load_fleet(options, run.log, sides=2)
     run.data(options.dataset, fleet.trips.sha256)
     validation = fleet.pairs(VALIDATION, options.n_test)
     x_validation = fleet.samples(validation)
@@ -207,13 +213,10 @@ def train(options: Options, run: Run) -> None:
     )
     verification.fix_threshold(model, x_validation, validation.same)
     _evaluate(options, run, fleet, model, x_validation)
-    if run.chief:
-        checkpoints.save_model(model, run.folder / "model.keras")
-        run.artifact("model", run.folder / "model.keras")
-        names = ("accuracy", "validation_accuracy", "validation_auc")
-        curves = {name: [epoch[name] for epoch in history] for name in names}
-        plots.accuracy_curves(curves, run.folder / "training.png", title="same driver or not")
-        run.artifact("training", run.folder / "training.png")
+    run.save_model(model)
+    names = ("accuracy", "validation_accuracy", "validation_auc")
+    curves = {name: [epoch[name] for epoch in history] for name in names}
+    run.figure("training", plots.accuracy_curves, curves, title="same driver or not")
 
 
 def _evaluate(options: Options, run: Run, fleet: "Fleet", model: "Siamese", x_validation: "np.ndarray") -> None:
@@ -225,7 +228,7 @@ def _evaluate(options: Options, run: Run, fleet: "Fleet", model: "Siamese", x_va
 
     validation, *tests = (fleet.pairs(part, options.n_test) for part in (VALIDATION, SEEN, UNSEEN))
     scores = {"network": [predictions.outputs(model, x)[:, 0] for x in (x_validation, *map(fleet.samples, tests))]}
-    run.say("baselines: heat maps with logistic regression, gradient boosting on whole days")
+    run.log("baselines: heat maps with logistic regression, gradient boosting on whole days")
     fitted = fleet.sampler(TRAIN).pairs(_BASELINE_PAIRS, [options.seed, 99])
     scores["heat_map"] = baselines.heat_map_scores(fleet.trips, fitted, [validation, *tests], progress=True)
     scores["whole_day"] = baselines.whole_day_scores(fleet.trips, fitted, [validation, *tests], progress=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.runs.model_input import InputOptions, check_input, look_at, reading
-from common.runs.options import alias
+from common.runs.options import DeviceOptions, ExampleOptions, ScriptOptions, option
 from common.runs.record import Run
 from common.runs.script import script
 from multimedia_recsys.train_cnn import SHOP_FIELDS, ShopOptions, load_shop, train_cnn
@@ -24,13 +24,13 @@ _TRIED = 128
 class ClassifierOptions(InputOptions, ShopOptions):
     """Which network looks at the pictures."""
 
-    model: Path | None = alias(default=None, known=(RESNET50,))
+    model: Path | None = option(None, known=(RESNET50,))
     """Classifier: a .keras file, a run of train_cnn.py, or resnet50 (ImageNet weights, downloaded once); by default
     that of train_cnn.py, trained if need be."""
 
 
 @dataclass(kw_only=True)
-class Options(ClassifierOptions):
+class Options(ClassifierOptions, DeviceOptions, ExampleOptions, ScriptOptions):
     """What looks at the pictures."""
 
 
@@ -61,8 +61,8 @@ def classifier(options: ClassifierOptions, shop: "Shop", run: Run) -> "tuple[ker
 
     if options.model == Path(RESNET50):
         return imagenet_classifier(RESNET50, size=shop.pictures.shape[0]), imagenet_names()
-    path = train_cnn.produce(*_needed(options), say=run.say)
-    arguments = {**reading(options, path), "say": run.say}
+    path = run.require(train_cnn, *_needed(options))
+    arguments = {**reading(options, path), "log": run.log}
     classes = class_count(load_classifier(path, **arguments))
     known = shop.category is not None and len(shop.category_names) == classes
     rows = np.unique(np.linspace(0, len(shop.pictures) - 1, min(len(shop.pictures), _TRIED)).astype(int))
@@ -72,7 +72,7 @@ def classifier(options: ClassifierOptions, shop: "Shop", run: Run) -> "tuple[ker
 
 
 def _needed(options: ClassifierOptions) -> tuple[Path | None, ClassifierOptions, tuple[str, ...]]:
-    """Arguments of `train_cnn.produce`."""
+    """Arguments of `train_cnn.require`."""
     # A model that is named may have learnt elsewhere; one found by default must be that of this shop.
     return options.model, options, ("dataset", "seed", "image_size") if options.model is None else ()
 
@@ -97,18 +97,16 @@ def classify_extract(options: Options, run: Run) -> None:
     for label in np.flatnonzero(counts):
         run.row(model=names[label], metric="items", value=int(counts[label]))
     if shop.category is not None and names == shop.category_names:
-        right = float(np.mean(seen.label == shop.category))
-        run.metrics(agreement=right, agreement_n=len(seen.label))
-        run.rate("agreement", right, len(seen.label), split="items")
+        run.headline("agreement", float(np.mean(seen.label == shop.category)), len(seen.label), split="items")
 
 
-def produced(given: Path | None, options: ShopOptions, run: Run, *also: str) -> Path:
+def required(given: Path | None, options: ShopOptions, run: Run, *also: str) -> Path:
     """The folder of looks that another script works on: `given`, a run or such a folder, or that of the same name."""
-    return _looks_in(classify_extract.produce(given, options, (*SHOP_FIELDS, *also), say=run.say))
+    return _looks_in(run.require(classify_extract, given, options, (*SHOP_FIELDS, *also)))
 
 
 def expected(given: Path | None, options: ShopOptions, *also: str) -> None:
-    """What `produced` would refuse, and a folder that holds no looks."""
+    """What `required` would refuse, and a folder that holds no looks."""
     from multimedia_recsys.data.looks import check_looks
 
     classify_extract.expect(given, options, (*SHOP_FIELDS, *also))

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from common.errors import UserError
-from common.runs.options import Budget, Count, LinfBudget, alias
+from common.runs.options import Budget, Count, LinfBudget, ScriptOptions, option
 from common.runs.record import Run
 from common.runs.script import script
 from multimedia_recsys import classify_extract, rec_generator, results_analyzer
@@ -25,12 +25,10 @@ _EXAMPLES = 8
 
 
 @dataclass(kw_only=True)
-class Options(ClassifierOptions):
+class Options(ClassifierOptions, ScriptOptions):
     """Which pictures are changed, and how."""
 
-    without: ClassVar[tuple[str, ...]] = ("strategy", "precision", "n_train", "n_test")
-
-    attack_type: Literal["fgsm", "pgd", "cw", "insa", "noise", "swap"] = "pgd"
+    attack: Literal["fgsm", "pgd", "cw", "insa", "noise", "swap"] = option("pgd", "attack_type")
     """Towards the target class by fgsm, pgd or cw (L2, no budget); insa raises the mean user's score instead; noise of
     the same budget, and swap, a real picture of the target class, are controls."""
     eps: LinfBudget = 8 / 255
@@ -38,7 +36,7 @@ class Options(ClassifierOptions):
     eps_space: Literal["pixels", "normalised"] = "pixels"
     """Where the budget counts: in pixels, or, as in the original, in pixels over ImageNet's deviation of the channel,
     which is about a quarter of it."""
-    nb_iter: Count = 10
+    steps: Count = option(10, "nb_iter")
     """Steps of pgd and insa, of a sixth of the budget each."""
     pair: Literal["near", "far"] = "near"
     """Which of the proposed pairs of classes, unless both classes are given."""
@@ -60,7 +58,7 @@ class Options(ClassifierOptions):
     """cw: gradients of each round."""
     cw_rounds: Count = 5
     """cw: rounds of the search for the weight of the goal."""
-    cw_weight: Budget = alias("c", default=1e-2)
+    cw_weight: Budget = option(1e-2, "c")
     """cw: the weight that the search begins with."""
 
 
@@ -80,7 +78,7 @@ def needs(options: Options) -> None:
     classify_extract.expected(options.features, options, *_alike(options))
     if options.origin_class is None:
         results_analyzer.expected(options.analysis, options)
-    if options.attack_type == "insa":
+    if options.attack == "insa":
         rec_generator.expected(options.recommendations, options, f"{options.recommender}.npz")
 
 
@@ -105,16 +103,16 @@ def classify_extract_attack(options: Options, run: Run) -> None:
     shop = load_shop(options)
     run.data(shop.name, shop.sha256)
     model, names = classifier(options, shop, run)
-    looked = classify_extract.produced(options.features, options, run, *_alike(options))
+    looked = classify_extract.required(options.features, options, run, *_alike(options))
     clean = read_looks(looked, shop.file_names)
     pair = _pair(options, run, names)
     items = np.flatnonzero(clean.label == pair.origin)
     if not len(items):
         raise UserError(f"--origin-class: the network takes no picture for {names[pair.origin]}; choose another")
-    listed = ATTACKS[options.attack_type]
+    listed = ATTACKS[options.attack]
     budget = f"eps{255 * options.eps:g}" if listed.budgeted else "free"
-    name = f"{options.attack_type}_{pair.origin}_{pair.target}_{budget}"
-    run.say(
+    name = f"{options.attack}_{pair.origin}_{pair.target}_{budget}"
+    run.log(
         f"{name}: {len(items)} pictures of {names[pair.origin]}"
         + (f" towards {names[pair.target]}" if listed.aimed else "")
     )
@@ -147,13 +145,13 @@ def classify_extract_attack(options: Options, run: Run) -> None:
         )
     before, after = shop.pictures.read(items[:_EXAMPLES]), changed[:_EXAMPLES]
     added = np.clip(0.5 + 8 * (after / 255.0 - before / 255.0), 0, 1)
-    plots.picture_rows(
+    run.figure(
+        "examples",
+        plots.picture_rows,
         {"clean": list(before), "attacked": list(after), "difference x 8": list(added)},
-        run.folder / "examples.png",
-        title=f"{options.attack_type}, {names[pair.origin]} towards {names[pair.target]}; on top the answers it got",
+        title=f"{options.attack}, {names[pair.origin]} towards {names[pair.target]}; on top the answers it got",
         columns=[names[label] for label in seen.label[:_EXAMPLES]],
     )
-    run.artifact("examples", run.folder / "examples.png")
 
 
 def _answers(outcome: "Outcome", *, pair: "Pair") -> "Iterator[tuple[str, Estimate]]":
@@ -184,14 +182,14 @@ def _change(options: Options, run: Run, shop, model, clean: "Looks", pair: "Pair
     from multimedia_recsys.models import recommendations
     from multimedia_recsys.models.recommenders import mean_score_direction
 
-    if options.attack_type == "swap":
+    if options.attack == "swap":
         candidates = np.flatnonzero(clean.label == pair.target)
         if not len(candidates):
             raise UserError("--target-class: the network takes no picture for it; there is nothing to swap in")
         return lambda pictures, items: shop.pictures.read(stand_ins(candidates, items, options.seed))
     direction = None
-    if options.attack_type == "insa":
-        place = rec_generator.produced(options.recommendations, options, run)
+    if options.attack == "insa":
+        place = rec_generator.required(options.recommendations, options, run)
         path = place / f"{options.recommender}.npz"
         recommender, _ = recommendations.load(path, shop.feedback, clean.features.shape[1])
         direction = mean_score_direction(recommender)
@@ -199,10 +197,10 @@ def _change(options: Options, run: Run, shop, model, clean: "Looks", pair: "Pair
             raise UserError(f"{path}: has no visual factors; insa needs a recommender that looks at pictures")
     eps = [options.eps * std for std in IMAGENET_STD] if options.eps_space == "normalised" else options.eps
     attack = PictureAttack(
-        options.attack_type,
+        options.attack,
         model,
         eps=eps,
-        steps=options.nb_iter,
+        steps=options.steps,
         confidence=options.confidence,
         cw_steps=options.cw_steps,
         cw_rounds=options.cw_rounds,

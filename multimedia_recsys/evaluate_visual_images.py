@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from common.errors import UserError
 from common.progress import blocks
+from common.runs.options import ScriptOptions
 from common.runs.record import Run
 from common.runs.script import script
 from multimedia_recsys import classify_extract
@@ -17,10 +17,8 @@ _BLOCK = 64
 
 
 @dataclass(kw_only=True)
-class Options(ShopOptions):
+class Options(ShopOptions, ScriptOptions):
     """Which attack."""
-
-    without: ClassVar[tuple[str, ...]] = ("strategy", "precision", "n_train", "n_test")
 
     attacked: Path | None = None
     """Run of classify_extract_attack.py; by default that of the same name."""
@@ -51,8 +49,8 @@ def evaluate_visual_images(options: Options, run: Run) -> None:
 
     shop = load_shop(options)
     run.data(shop.name, shop.sha256)
-    clean = read_looks(classify_extract.produced(options.features, options, run), shop.file_names)
-    place = classify_extract_attack.produce(options.attacked, options, SHOP_FIELDS, say=run.say)
+    clean = read_looks(classify_extract.required(options.features, options, run), shop.file_names)
+    place = run.require(classify_extract_attack, options.attacked, options, SHOP_FIELDS)
     attack = read_attack(place, shop.file_names)
     if not (attack.folder / "images").is_dir():
         raise UserError(f"{attack.folder}: its pictures are gone; make the attack anew")

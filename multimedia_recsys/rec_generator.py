@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from common.errors import UserError
-from common.runs.options import Budget, Count, Natural, alias
+from common.runs.options import Budget, Count, Natural, ScriptOptions, option
 from common.runs.record import Run, read_config
 from common.runs.script import script
 from multimedia_recsys.models.settings import KINDS, Kind, Settings
@@ -19,18 +19,18 @@ COLD = 5
 
 
 @dataclass(kw_only=True)
-class RecommenderOptions(ShopOptions):
+class RecommenderOptions(ShopOptions, ScriptOptions):
     """How recommenders are trained."""
 
-    factors: Count = alias("emb1_K", default=20)
+    factors: Count = option(20, "emb1_K")
     """Length of the latent vectors; 64 in the original."""
     visual_factors: Natural = 20
     """Length of the visual vectors of VBPR and AMR."""
-    epochs: Count = alias("epoch", default=20)
+    epochs: Count = option(20, "epoch")
     """Passes over the interactions; AMR spends the second half on adversarial training."""
     batch_size: Count = 256
     """Triplets a step."""
-    learning_rate: Budget = alias("lr", default=0.05)
+    learning_rate: Budget = option(0.05, "lr")
     """Learning rate of Adagrad."""
     l2: Budget = 0.01
     """L2 weight of the vectors that a triplet looks up."""
@@ -38,7 +38,7 @@ class RecommenderOptions(ShopOptions):
     """L2 weight of the projection and the visual bias."""
     epsilon: Budget = 1.0
     """AMR: L2 length of the change of a feature; features are scaled to at most 1."""
-    lambd: Budget = alias("lmd", default=0.1)
+    lambd: Budget = option(0.1, "lmd")
     """AMR: weight of the adversarial term."""
 
 
@@ -46,15 +46,13 @@ class RecommenderOptions(ShopOptions):
 class Options(RecommenderOptions):
     """Which recommenders."""
 
-    without: ClassVar[tuple[str, ...]] = ("strategy", "precision", "n_train", "n_test")
-
-    models: tuple[Kind, ...] = alias("model", default=KINDS)
+    models: tuple[Kind, ...] = option(KINDS, "model")
     """Recommenders: vbpr, amr, and the baselines bprmf and popularity, which see no pictures; the first is the
     headline."""
     features: Path | None = None
     """Looks at the pictures, a run of classify_extract.py or a folder with classes.csv and features.npy; by default the
     run of the same name, made if need be."""
-    top_k: Count = alias("tp_k_predictions", default=100)
+    top_k: Count = option(100, "tp_k_predictions")
     """Length of the lists; 1000 in the original."""
 
 
@@ -78,17 +76,17 @@ def rec_generator(options: Options, run: Run) -> None:
 
     shop = load_shop(options)
     run.data(shop.name, shop.sha256)
-    looks = read_looks(classify_extract.produced(options.features, options, run), shop.file_names)
+    looks = read_looks(classify_extract.required(options.features, options, run), shop.file_names)
     scaled = looks.features / np.float32(looks.scale)
     feedback = shop.feedback
     cold = feedback.popularity() < COLD
-    run.say(
+    run.log(
         f"{feedback.users} users, {feedback.items} items ({cold.sum()} with fewer than {COLD} interactions),"
         f" {len(feedback.item)} interactions, {(feedback.test >= 0).sum()} held out"
     )
     settings = settings_of(options)
     for kind in options.models:
-        run.say(f"training {kind}")
+        run.log(f"training {kind}")
         place = run.checkpoints / kind
         model = recommendations.trained(
             kind, feedback, scaled, settings, seed=options.seed, checkpoint_folder=place, verbose=True
@@ -116,13 +114,13 @@ def settings_in(folder: Path) -> Settings:
     return settings_of(rec_generator.options(**{name: config[name] for name in Settings._fields}))
 
 
-def produced(given: Path | None, options: ShopOptions, run: Run) -> Path:
+def required(given: Path | None, options: ShopOptions, run: Run) -> Path:
     """The run of recommenders that another script works on: `given`, or that of the same name."""
-    return rec_generator.produce(given, options, SHOP_FIELDS, say=run.say)
+    return run.require(rec_generator, given, options, SHOP_FIELDS)
 
 
 def expected(given: Path | None, options: ShopOptions, *files: str, longest: int = 0) -> None:
-    """What `produced` would refuse; a run without one of its `files`, and, where one is to be made, lists that are
+    """What `required` would refuse; a run without one of its `files`, and, where one is to be made, lists that are
     shorter than `longest`."""
     from multimedia_recsys.data.categories import check_length
 

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
-from common.runs.options import Count
+from common.runs.options import Count, ScriptOptions
 from common.runs.record import Run, read_results
 from common.runs.script import script
 from multimedia_recsys import classify_extract, rec_generator
@@ -24,10 +24,8 @@ _SHOWN = 24
 
 
 @dataclass(kw_only=True)
-class Options(ShopOptions):
+class Options(ShopOptions, ScriptOptions):
     """Whose lists are analysed."""
-
-    without: ClassVar[tuple[str, ...]] = ("strategy", "precision", "n_train", "n_test")
 
     features: Path | None = None
     """Looks at the clean pictures, a run of classify_extract.py; by default that of the same name."""
@@ -74,8 +72,8 @@ def results_analyzer(options: Options, run: Run) -> None:
 
     shop = load_shop(options)
     run.data(shop.name, shop.sha256)
-    looks = read_looks(classify_extract.produced(options.features, options, run), shop.file_names)
-    place = rec_generator.produced(options.recommendations, options, run)
+    looks = read_looks(classify_extract.required(options.features, options, run), shop.file_names)
+    place = rec_generator.required(options.recommendations, options, run)
     lists = recommendations.read_lists(place / f"top_{options.recommender}.npz", shop.feedback)
     classes = len(looks.names)
     shares = categories.chr_at(lists, looks.label, classes, options.top_k)
@@ -87,7 +85,7 @@ def results_analyzer(options: Options, run: Run) -> None:
                 run.row(model=options.recommender, attack="none", split=looks.names[label], metric=metric, value=value)
     near, far = categories.propose(shares, looks.label, looks.features / np.float32(looks.scale))
     for name, pair in (("near", near), ("far", far)):
-        run.say(
+        run.log(
             f"{name} pair: {looks.names[pair.origin]} (CHR@{options.top_k} {shares[pair.origin]:.4f}) ->"
             f" {looks.names[pair.target]} ({shares[pair.target]:.4f})"
         )
@@ -97,15 +95,15 @@ def results_analyzer(options: Options, run: Run) -> None:
     )
     shown = np.argsort(-shares)[:_SHOWN]
     shown = shown[counts[shown] > 0]
-    plots.grouped_bars(
+    run.figure(
+        "classes",
+        plots.grouped_bars,
         [looks.names[label] for label in shown],
         {f"CHR@{options.top_k}": shares[shown], "share of the items": counts[shown] / counts.sum()},
-        run.folder / "classes.png",
         title=f"{options.recommender}: what the lists are made of",
         ylabel="share",
         top=None,
     )
-    run.artifact("classes", run.folder / "classes.png")
     if options.attacked is not None:
         _measure(options, run, shop, looks, place)
 
@@ -115,7 +113,7 @@ def proposed(given: Path | None, options: ShopOptions, run: Run) -> "dict[str, P
     from common.runs.record import read_results
     from multimedia_recsys.data.categories import Pair
 
-    place = results_analyzer.produce(given, options, SHOP_FIELDS, say=run.say)
+    place = run.require(results_analyzer, given, options, SHOP_FIELDS)
     found = read_results(place)["metrics"]
     return {name: Pair(int(found[f"{name}_origin"]), int(found[f"{name}_target"])) for name in ("near", "far")}
 
@@ -149,7 +147,7 @@ def _measure(options: Options, run: Run, shop: "Shop", looks: "Looks", place: Pa
     scaled = attack.features / np.float32(scale)
     models = {"frozen": model}
     if options.retrain:
-        run.say(f"training {options.recommender} anew on the attacked features")
+        run.log(f"training {options.recommender} anew on the attacked features")
         settings = rec_generator.settings_in(place)
         models["retrained"] = recommendations.trained(
             options.recommender, shop.feedback, scaled, settings, seed=options.seed, verbose=True

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from common.errors import UserError
 from common.runs.model_input import InputOptions, check_input, is_run
-from common.runs.options import Count, LinfBudget
+from common.runs.options import Count, LinfBudget, ScriptOptions, option
 from common.runs.record import Run, read_results, read_table
-from common.runs.script import Parts, Script, part_options, script
+from common.runs.script import Script, script
+from common.runs.sub_runs import SubRuns, part_options
 from multimedia_recsys import rec_generator
 from multimedia_recsys.classify_extract import RESNET50, classify_extract
 from multimedia_recsys.classify_extract_attack import classify_extract_attack
@@ -33,14 +34,12 @@ TRAINED = {STANDARD: "standard", "robust": "pgd"}
 
 
 @dataclass(kw_only=True)
-class Options(InputOptions, ShopOptions):
+class Options(InputOptions, ShopOptions, ScriptOptions):
     """What is tried; the settings of each script stand in its section of --config."""
 
-    without: ClassVar[tuple[str, ...]] = ("strategy", "precision", "n_train", "n_test")
-
-    attacks: tuple[Literal["fgsm", "pgd", "cw"], ...] = ("fgsm", "pgd")
+    attack: tuple[Literal["fgsm", "pgd", "cw"], ...] = option(("fgsm", "pgd"), "attacks")
     """Attacks towards the target class: fgsm, pgd, cw."""
-    budgets: tuple[LinfBudget, ...] = (8 / 255,)
+    eps: tuple[LinfBudget, ...] = option((8 / 255,), "budgets")
     """Budgets (L-inf), in [0, 1]."""
     pairs: tuple[Literal["near", "far"], ...] = ("near", "far")
     """Pairs of classes: near, far."""
@@ -124,7 +123,7 @@ def refusals(options: Options) -> None:
     for top_k in (options.top_k, part(results_analyzer).top_k):
         check_length(lists.top_k, top_k)
     for attempt in _attempts(options):
-        part(classify_extract_attack, attack_type=attempt.kind, eps=attempt.eps)
+        part(classify_extract_attack, attack=attempt.kind, eps=attempt.eps)
     part(evaluate_visual_images)
 
 
@@ -138,7 +137,7 @@ def run_all(options: Options, run: Run) -> None:
     """Run what is not there yet and join the tables; with --force, run all of it anew."""
     shop = load_shop(options)
     run.data(shop.name, shop.sha256)
-    part = Parts(options, run, shared=SHOP_FIELDS)
+    part = SubRuns(options, run, shared=SHOP_FIELDS)
     analysis: Path | None = None
     headline: dict[str, Outcome] = {}
     for cnn in options.cnns:
@@ -170,7 +169,7 @@ def _place(cnn: str) -> tuple[str, ...]:
     return () if cnn == STANDARD else (Path(cnn).stem,)
 
 
-def _stage(cnn: str, shop: "Shop", part: Parts, run: Run) -> Stage:
+def _stage(cnn: str, shop: "Shop", part: SubRuns, run: Run) -> Stage:
     from multimedia_recsys.data.looks import read_looks
     from multimedia_recsys.models import recommendations
 
@@ -196,8 +195,8 @@ def _stage(cnn: str, shop: "Shop", part: Parts, run: Run) -> Stage:
 
 
 def _attempts(options: Options) -> "Iterator[Attempt]":
-    for kind in options.attacks:
-        for eps in options.budgets if kind != "cw" else options.budgets[:1]:
+    for kind in options.attack:
+        for eps in options.eps if kind != "cw" else options.eps[:1]:
             yield Attempt(kind, eps)
     for control in ("noise", "swap"):
         yield Attempt(control, options.headline_eps)
@@ -209,7 +208,7 @@ def _try(
     options: Options,
     shop: "Shop",
     stage: Stage,
-    part: Parts,
+    part: SubRuns,
     run: Run,
     pair: str,
     attempt: Attempt,
@@ -222,7 +221,7 @@ def _try(
         classify_extract_attack,
         stage.name,
         place,
-        attack_type=attempt.kind,
+        attack=attempt.kind,
         eps=attempt.eps,
         model=stage.model or train_cnn.folder(train_cnn.options_from(options)),
         **stage.reading,
@@ -265,7 +264,7 @@ def _judge(
         before = stand(recommender, clean)
         models = {"frozen": recommender}
         if retrain:
-            run.say(f"training {kind} anew after {attempt.name}")
+            run.log(f"training {kind} anew after {attempt.name}")
             models["retrained"] = recommendations.trained(
                 kind, shop.feedback, moved, stage.settings, seed=options.seed, verbose=True
             )
@@ -285,7 +284,7 @@ def _copy(run: Run, folder: Path, cnn: str) -> None:
         run.row(**{**row, "split": cnn if row["split"] is None else f"{cnn}, {row['split']}"})
 
 
-def _headline(run: Run, headline: dict[str, Outcome], parts: Parts, grey: float) -> None:
+def _headline(run: Run, headline: dict[str, Outcome], parts: SubRuns, grey: float) -> None:
     recommenders = next(part for part in parts.results if part["script"] == "rec_generator")["metrics"]
     run.metrics(**{name: recommenders[name] for name in ("hr_at_10", "ndcg_at_10", "auc")})
     if (pgd := headline.get(f"pgd_{grey:g}")) is not None:

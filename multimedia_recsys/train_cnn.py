@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from common.errors import UserError
-from common.runs.options import Budget, CommonOptions, Count, LinfBudget
+from common.runs.options import Budget, Count, DataOptions, ExampleOptions, LinfBudget, ScriptOptions, option
 from common.runs.record import Run
 from common.runs.script import script
 from common.runs.training_options import FittingOptions
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class ShopOptions(CommonOptions):
+class ShopOptions(DataOptions):
     """Which shop."""
 
     dataset: str = "catalogue"
@@ -40,7 +40,7 @@ SHOP_FIELDS = ("dataset", "seed", "interactions", "image_size", "n_items", "n_us
 
 
 @dataclass(kw_only=True)
-class Options(ShopOptions, FittingOptions):
+class Options(ShopOptions, FittingOptions, ExampleOptions, ScriptOptions):
     """The classifier of the shop's categories."""
 
     arch: str = "product_cnn"
@@ -49,7 +49,7 @@ class Options(ShopOptions, FittingOptions):
     """Plain training, or on PGD examples alone."""
     eps: LinfBudget = 4 / 255
     """Radius of the PGD examples (L-inf), in [0, 1]."""
-    pgd_steps: Count = 4
+    steps: Count = option(4, "pgd_steps")
     """Steps of PGD, of 2 x radius / steps each."""
     epochs: Count = 8
     """Passes over the training pictures."""
@@ -93,7 +93,7 @@ def train_cnn(options: Options, run: Run) -> None:
 
     from common.evaluation import plots
     from common.evaluation.predictions import accuracy
-    from common.training import checkpoints, fit
+    from common.training import fit
     from common.training.methods import named
     from multimedia_recsys.data.catalogues import load_training
 
@@ -112,18 +112,14 @@ def train_cnn(options: Options, run: Run) -> None:
         lambda model: {"test_accuracy": accuracy(model, data.x_test, data.y_test, progress=True)},
         title=f"{options.method} classifier",
         seed=options.seed,
-        method=named(options.method, eps=options.eps, steps=options.pgd_steps),
+        method=named(options.method, eps=options.eps, steps=options.steps),
         networks=networks(),
     )
     right = history[-1]["test_accuracy"]
-    run.metrics(test_accuracy=right, test_accuracy_n=len(data.y_test))
-    run.rate("test_accuracy", right, len(data.y_test), model=options.method, split="test")
-    if run.chief:
-        checkpoints.save_model(model, run.folder / "model.keras")
-        run.artifact("model", run.folder / "model.keras")
-        curves = {name: [epoch[name] for epoch in history] for name in ("accuracy", "test_accuracy")}
-        plots.accuracy_curves(curves, run.folder / "training.png", title=f"{options.method}: {options.arch}")
-        run.artifact("training", run.folder / "training.png")
+    run.headline("test_accuracy", right, len(data.y_test), model=options.method, split="test")
+    run.save_model(model)
+    curves = {name: [epoch[name] for epoch in history] for name in ("accuracy", "test_accuracy")}
+    run.figure("training", plots.accuracy_curves, curves, title=f"{options.method}: {options.arch}")
 
 
 if __name__ == "__main__":

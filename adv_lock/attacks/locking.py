@@ -75,7 +75,7 @@ class Report:
         return np.concatenate([getattr(part, name) for split in splits or SPLITS for part in self.measured[split]])
 
 
-def lock_arrays(data: Arrays, recipe: Recipe, folder: Path, store_folder: Path, say: Callable[[str], None]) -> Report:
+def lock_arrays(data: Arrays, recipe: Recipe, folder: Path, store_folder: Path, log: Callable[[str], None]) -> Report:
     """Lock both splits of `data` into `folder/locked/locked.npz`, with `folder/key.npz` to undo it.
 
     The train split is locked by its labels, the test split by what the base classifier answers, as an owner must who
@@ -88,7 +88,7 @@ def lock_arrays(data: Arrays, recipe: Recipe, folder: Path, store_folder: Path, 
     splits = {"train": (data.x_train, data.y_train), "test": (data.x_test, data.y_test)}
     hashes = {split: hashlib.sha256() for split in splits}
     count = len(data.x_train) + len(data.x_test)
-    say(_announcement(recipe, {data.x_train.shape[1:3]: count}, lambda size: data.x_train[:_BLOCK]))
+    log(_announcement(recipe, {data.x_train.shape[1:3]: count}, lambda size: data.x_train[:_BLOCK]))
     with (
         Progress(count, "locking") as progress,
         NpzWriter(folder / LOCKED / ARRAYS) as shared,
@@ -120,7 +120,7 @@ def lock_pictures(
     folder: Path,
     parts: Path,
     store_folder: Path,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     *,
     image_size: int | None,
 ) -> Report:
@@ -146,7 +146,7 @@ def lock_pictures(
     if waiting:
         counts = Counter(sizes[i] for block in waiting for i in block)
         examples = {sizes[block[0]]: block[:1] for block in reversed(waiting)}
-        say(_announcement(recipe, counts, lambda size: _read(pictures, examples[size], image_size)[0]))
+        log(_announcement(recipe, counts, lambda size: _read(pictures, examples[size], image_size)[0]))
     with Progress(len(pictures), "locking") as progress:
         progress.skip(len(pictures) - sum(map(len, waiting)))
         for block in waiting:

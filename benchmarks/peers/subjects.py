@@ -86,7 +86,7 @@ def train_subject(
     rate = loop.learning_rate(
         "cosine", 0.05, epochs=epochs, steps_per_epoch=len(data.x_train) // batch_size, warmup_epochs=epochs / 10
     )
-    run.say(f"training {label}: {arch}, {len(data.x_train)} images, {epochs} epochs")
+    run.log(f"training {label}: {arch}, {len(data.x_train)} images, {epochs} epochs")
     loop.train(
         model,
         batches.batches(data.x_train, data.y_train, batch_size=batch_size, seed=seed),
@@ -98,7 +98,7 @@ def train_subject(
     path = run.folder / f"{label}.keras"
     checkpoints.save_model(model, path)
     run.artifact(label, path)
-    run.say(f"{label}: test accuracy {predictions.accuracy(model, data.x_test, data.y_test):.3f}")
+    run.log(f"{label}: test accuracy {predictions.accuracy(model, data.x_test, data.y_test):.3f}")
     return load_subject(label, path, data)
 
 

@@ -25,7 +25,7 @@ from common.datasets.npz import NpzStream
 from common.datasets.scenes import CLASS_NAMES, scenes
 from common.errors import UserError
 from common.files import npz_headers
-from common.progress import say, track
+from common.progress import log, track
 
 NAMES = ("scenes", *NAMED)
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
@@ -244,7 +244,7 @@ def _say_labels(path: Path, values: np.ndarray, names: tuple[str, ...], *, named
         return ", ".join([*shown, "..."] if len(labels) > _SHOWN_LABELS else shown)
 
     nobody = np.setdiff1d(np.arange(len(names)), values)
-    say(f"{path}: {len(values)} classes, labelled {listed(values)}; no image has label {listed(nobody)}: no class")
+    log(f"{path}: {len(values)} classes, labelled {listed(values)}; no image has label {listed(nobody)}: no class")
 
 
 def _labels(path: Path, key: str) -> np.ndarray:

@@ -87,7 +87,7 @@ def load_classifier(
     input_scale: float | None = None,
     input_offset: float = 0.0,
     check_range: bool = True,
-    say: Callable[[str], None] = progress.say,
+    log: Callable[[str], None] = progress.log,
 ) -> keras.Model:
     """The image classifier in `path`, a `.keras` file or a run folder, for attacks: images float32 (B, H, W, C) in
     [0, 1] -> (B, classes), with `input_scale` and `input_offset` as in `load_network`.
@@ -95,7 +95,7 @@ def load_classifier(
     Without `images`, uint8 (N, H, W, C) or float in [0, 1], all is checked that the file tells, so that it can be
     refused before anything is read, trained or downloaded. With them, also what it makes of the first, and, if
     `check_range`, whether it takes another range of images: as their `labels` tell, int (N,), or without those whether
-    it has one answer to all. What leaves doubt is handed to `say`. The same file read twice is one model, so that
+    it has one answer to all. What leaves doubt is handed to `log`. The same file read twice is one model, so that
     attacks are compiled for it once; nobody may train it.
 
     Errors: `UserError` naming the file, as `load_network`, and for one that takes other images, answers with something
@@ -115,7 +115,7 @@ def load_classifier(
     if classes is not None:
         check_classes(file, answered, classes, remedy)
     if check_range and (doubt := input_range.check_range(file, model, images, labels, reading)) is not None:
-        say(doubt)
+        log(doubt)
     return model
 
 

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from common.errors import UserError, one_line
-from common.progress import say
+from common.progress import log
 
 _PACKAGE = "common"
 
@@ -42,7 +42,7 @@ def imagenet_classifier(name: str, *, size: int, weights: Path | str | None = "i
     application, layer, arguments = IMAGENET[name]
     images = keras.Input((size, size, 3), name="images")
     if weights == "imagenet":
-        say(f"{name}: ImageNet weights, which Keras downloads unless it has them (about 100 MB)")
+        log(f"{name}: ImageNet weights, which Keras downloads unless it has them (about 100 MB)")
     try:
         with _without_bar():
             network = application(

@@ -1,4 +1,4 @@
-"""When a folder may be used: begun, locked, gone on with, finished; over several seeds too."""
+"""When a run's folder may be used: started, locked, continued, finished; over several seeds too."""
 
 import contextlib
 import fcntl
@@ -11,9 +11,8 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import write_text
-from common.progress import say
+from common.progress import log
 from common.runs.record import (
-    COLUMNS,
     Identity,
     Run,
     dump,
@@ -26,9 +25,7 @@ from common.runs.record import (
     write_results,
 )
 
-# Where a run lies and where its data lie: two runs that differ in these alone have the same results.
-UNCOMPARED = ("out", "name", "data_dir")
-# What every run writes, the results first; `--force` sets it aside until the new run is finished.
+# What every run writes, the results first; `--force` backs it up until the new run is finished.
 _WRITTEN = ("results.json", "table.csv", "metrics.csv", "log.txt", "checkpoints", "tensorboard", "config.yaml")
 _BEFORE = ".before"
 
@@ -39,7 +36,8 @@ def execute(
     config: Mapping[str, Any],
     body: Callable[[Run], None],
     *,
-    uncompared: Sequence[str] = (),
+    not_compared: Sequence[str] = (),
+    renamed: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     resume: bool = False,
     force: bool = False,
     chief: bool = True,
@@ -47,19 +45,23 @@ def execute(
 ) -> dict[str, Any]:
     """Run `body` in `folder`, or return what a finished run with the same config has stored there.
 
-    `force` starts anew in a folder that has a config of the same script. What the earlier run wrote (results, tables,
-    log, checkpoints and the artifacts that its results name) is set aside in `.before` and goes once the new run is
+    `force` starts again in a folder that has a config of the same script. What the earlier run wrote (results, tables,
+    log, checkpoints and the artifacts that its results name) is backed up in `.before` and removed once the new run is
     finished. Everything else there is left alone, and nothing outside is touched. Input that is refused before there is
-    anything to go on from leaves the folder as it was. `check` refuses what can be refused before anything is written;
-    nobody asks it where there are results already.
+    anything to continue from leaves the folder as it was. `check` refuses what can be refused before anything is
+    written; it is not called where there are results already.
+
+    `not_compared` are options that may differ from those of the earlier run, `renamed` gives a stored config the names
+    that options have today.
 
     Errors: `UserError` for a folder of something else, of another config (naming the field), of an unfinished run
-    without `resume`, of a run that goes on now, or one that cannot be written.
+    without `resume`, of a run that another process is writing, and for a folder that cannot be written.
     """
 
     def stored() -> dict[str, Any] | None:
-        # A worker comes after the chief has written the config, which to it looks like an unfinished run.
-        return settle(folder, identity, config, uncompared=uncompared, resume=resume or not chief, force=force)
+        # The chief has written the config before its workers look: to them it is an unfinished run.
+        rules = {"not_compared": not_compared, "renamed": renamed, "force": force}
+        return find_finished(folder, identity, config, resume=resume or not chief, **rules)
 
     if (results := stored()) is not None:
         return _finished_before(folder, results)
@@ -69,7 +71,7 @@ def execute(
         body(run)
         return run.finish()
     with locked(folder):
-        # Another process may have finished between the look and the lock.
+        # Another process may have finished before the lock was taken.
         if (results := stored()) is not None:
             return _finished_before(folder, results)
         begun = begin(folder, identity, config, force=force)
@@ -78,7 +80,7 @@ def execute(
             body(run)
         except UserError:
             if begun and not run.checkpoints.exists() and not (folder / "metrics.csv").exists():
-                _step_back(folder)
+                _rollback(folder)
             raise
         results = run.finish()
         _remove(folder / _BEFORE)
@@ -91,7 +93,8 @@ def execute_seeds(
     config: Mapping[str, Any],
     child: Callable[[int, Path], dict[str, Any]],
     *,
-    uncompared: Sequence[str] = (),
+    not_compared: Sequence[str] = (),
+    renamed: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     force: bool = False,
     chief: bool = True,
     check: Callable[[], None] = lambda: None,
@@ -102,7 +105,8 @@ def execute_seeds(
     `execute`.
     """
     seeds = list(config["seeds"])
-    stored = settle(folder, identity, config, uncompared=uncompared, resume=True, force=force)
+    rules = {"not_compared": not_compared, "renamed": renamed, "force": force}
+    stored = find_finished(folder, identity, config, resume=True, **rules)
     if stored is not None and stored["seed"] == seeds:
         return _finished_before(folder, stored)
     check()
@@ -111,29 +115,30 @@ def execute_seeds(
             # All of them now: an interrupted run must not go on with seeds that were finished before it.
             for seed in seeds:
                 if read_owner(folder / f"seed-{seed}") == identity[:2]:
-                    _set_aside(folder / f"seed-{seed}")
+                    _backup(folder / f"seed-{seed}")
         if chief:
             # Settled above: the old config is this one, perhaps with fewer seeds.
             begin(folder, identity, config, force=True)
         children = []
         for i, seed in enumerate(seeds):
-            say(f"{identity.script}: seed {seed} ({i + 1} of {len(seeds)})")
+            log(f"{identity.script}: seed {seed} ({i + 1} of {len(seeds)})")
             children.append(child(seed, folder / f"seed-{seed}"))
         results = _joined(identity, config, seeds, children)
         if chief:
             rows = [row for seed in seeds for row in read_csv(folder / f"seed-{seed}" / "table.csv")]
-            write_csv(folder / "table.csv", COLUMNS, rows)
+            write_csv(folder / "table.csv", identity.all_columns, rows)
             write_results(folder, results)
             _remove(folder / _BEFORE)
     return results
 
 
-def settle(
+def find_finished(
     folder: Path,
     identity: Identity,
     config: Mapping[str, Any],
     *,
-    uncompared: Sequence[str] = (),
+    not_compared: Sequence[str] = (),
+    renamed: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     resume: bool = False,
     force: bool = False,
 ) -> dict[str, Any] | None:
@@ -154,32 +159,32 @@ def settle(
         raise UserError(f"{folder}: holds a run of {'/'.join(owner)}; choose another --out or --name")
     if force:
         return None
-    old = read_config(folder)
-    ignored = {*UNCOMPARED, *uncompared}
+    old = renamed(read_config(folder))
+    ignored = set(not_compared)
     if config.get("seeds") and old.get("seeds"):
         ignored |= {"seed", "seeds"}
     for key in [*config, *(key for key in old if key not in config)]:
         if key not in ignored and old.get(key) != config.get(key):
             raise UserError(
                 f"{folder}: was run with {key} {_shown(old.get(key))}, now {_shown(config.get(key))};"
-                " choose another --name or --out, or --force to start anew"
+                " choose another --name or --out, or --force to start again"
             )
     if not (folder / "results.json").exists():
         if not resume:
-            raise UserError(f"{folder}: holds an unfinished run; --resume to go on or --force to start anew")
+            raise UserError(f"{folder}: holds an unfinished run; --resume to continue it or --force to start again")
         return None
     return read_results(folder)
 
 
 def begin(folder: Path, identity: Identity, config: Mapping[str, Any], *, force: bool) -> bool:
-    """Make `folder` this run's: under `force` set aside what the last one wrote, and write `config.yaml`.
+    """Make `folder` this run's: under `force` back up what the last one wrote, and write `config.yaml`.
 
-    An unfinished run that goes on keeps its config and its files; then the answer is False.
+    An unfinished run that is continued keeps its config and its files; then the answer is False.
     """
     if read_owner(folder) is not None:
         if not force:
             return False
-        _set_aside(folder)
+        _backup(folder)
     header = f"# {identity.app}/{identity.script}: the options of this run, as --config takes them\n"
     write_text(folder / "config.yaml", header + dump(config))
     return True
@@ -243,21 +248,25 @@ def _joined(identity: Identity, config: Mapping[str, Any], seeds: list[int], chi
         "environment": {
             key: agreed([child["environment"][key] for child in children]) for key in children[0]["environment"]
         },
+        "code": {
+            name: agreed([child["code"][name] for child in children if name in child.get("code", {})])
+            for name in sorted({name for child in children for name in child.get("code", {})})
+        },
         "seconds": round(sum(child["seconds"] for child in children), 3),
     }
 
 
-def _set_aside(folder: Path) -> None:
-    """Move what an earlier run wrote to `.before`, and drop what an interrupted one left since."""
+def _backup(folder: Path) -> None:
+    """Move what an earlier run wrote to `.before`, and remove what an interrupted one left since."""
     finished = (folder / "results.json").exists()
     artifacts: list[str] = []
     with contextlib.suppress(UserError, AttributeError):
-        # Artifacts of the single seeds are their runs' to replace.
+        # The artifacts of single seeds are replaced by the runs of those seeds.
         named = [str(name) for name in read_results(folder).get("artifacts", {}).values()]
         artifacts = [name for name in named if read_owner(folder.joinpath(*Path(name).parts[:1])) is None]
     if finished:
         _remove(folder / _BEFORE)
-    # The results go first: from there on the run counts as unfinished, whatever happens to the other files.
+    # The results first: from there on the run counts as unfinished, whatever happens to the other files.
     for name in (*_WRITTEN, *artifacts):
         path = folder / name
         if folder.resolve() not in path.resolve().parents or path.name in (".lock", _BEFORE) or not path.exists():
@@ -270,12 +279,12 @@ def _set_aside(folder: Path) -> None:
             _remove(path)
 
 
-def _step_back(folder: Path) -> None:
+def _rollback(folder: Path) -> None:
     """Undo `begin`: the folder is as it was before the input was refused."""
     for name in _WRITTEN:
         _remove(folder / name)
     before = folder / _BEFORE
-    # The results come last: a run counts as finished only once all of it is back.
+    # The results last: a run counts as finished only once all of it is back.
     for path in sorted(before.rglob("*"), key=lambda path: path.name == "results.json"):
         if path.is_file():
             target = folder / path.relative_to(before)
@@ -292,7 +301,7 @@ def _remove(path: Path) -> None:
 
 
 def _ours(entry: Path) -> bool:
-    """Whether an entry of a folder without config is what runs leave: the lock, a cut-off write, another run."""
+    """Whether an entry of a folder without config was left by runs: the lock, an incomplete write, another run."""
     return (
         entry.name in (".lock", _BEFORE)
         or (entry.name.startswith(".") and entry.suffix == ".part")
@@ -301,7 +310,7 @@ def _ours(entry: Path) -> bool:
 
 
 def _finished_before(folder: Path, results: dict[str, Any]) -> dict[str, Any]:
-    say(f"{folder}: finished before; these are its results (--force runs it anew)")
+    log(f"{folder}: finished before; these are its results (--force runs it again)")
     return results
 
 

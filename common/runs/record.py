@@ -1,4 +1,4 @@
-"""One run, one folder: what a script measures, where that is kept, and when a folder may be used again.
+"""One run, one folder: what a script measures, and the files that hold it.
 
 A folder belongs to a run from the moment its `config.yaml` is written, and is finished once it has a `results.json`.
 `.lock` is held with `flock`, so a killed process leaves nothing behind that has to be removed by hand.
@@ -19,16 +19,17 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import yaml
 
 from common.errors import UserError
 from common.evaluation.statistics import wilson
 from common.files import json_text, printable, write_text
-from common.progress import say
+from common.progress import log
+from common.runs import code
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = ("seed", "model", "attack", "norm", "eps", "split", "metric", "value", "n", "low", "high")
@@ -36,20 +37,35 @@ NUMBERS = ("value", "n", "low", "high")
 
 
 class Identity(NamedTuple):
-    """Whose run it is: `adv_lock`, `lock`, and the command line that repeats it."""
+    """Whose run it is: `adv_lock`, `lock`, the command line that repeats it, and the key columns of its table beside
+    `COLUMNS`."""
 
     app: str
     script: str
     command: str
+    columns: tuple[str, ...] = ()
+
+    @property
+    def all_columns(self) -> tuple[str, ...]:
+        """The columns of the table: those that say what was measured, then the measurement."""
+        place = COLUMNS.index("metric")
+        return (*COLUMNS[:place], *self.columns, *COLUMNS[place:])
+
+
+class Producer(Protocol):
+    """A script whose runs others need."""
+
+    def require(self, given: Path | None, options: Any, must_match: Sequence[str], **overrides: Any) -> Path:
+        """The finished run, which is run if need be."""
 
 
 class Run:
     """What a script's body is given beside its options.
 
-    `folder` is where the run writes. `checkpoints`, inside it, holds what `--resume` goes on from: whatever is found
-    there belongs to this very run, since `--force` clears it; a finished run needs it no more. `chief` is False in
-    the workers of a multi-worker run that must not write; for them every method below checks its arguments and leaves
-    the disk alone.
+    `folder` is where the run writes. `checkpoints`, inside it, holds what `--resume` continues from: whatever is found
+    there belongs to this very run, since `--force` clears it; it is removed when the run is finished. `chief` is False
+    in the workers of a multi-worker run that must not write; for them every method below checks its arguments and
+    writes nothing.
     """
 
     def __init__(self, folder: Path, identity: Identity, config: Mapping[str, Any], *, chief: bool = True) -> None:
@@ -57,7 +73,7 @@ class Run:
         self.checkpoints = self.folder / "checkpoints"
         self._identity, self._config = identity, dict(config)
         self._spent, self._commit = self.checkpoints / "seconds.txt", commit()
-        # What a resumed run has taken before counts too.
+        # The seconds before an interruption count too.
         self._begun = time.monotonic() - (_seconds(self._spent) if chief else 0.0)
         self._data: tuple[str | None, str | None] = (config.get("dataset"), None)
         self._rows: list[dict[str, Any]] = []
@@ -65,12 +81,12 @@ class Run:
         self._artifacts: dict[str, str] = {}
         self._curves = read_csv(self.folder / "metrics.csv") if chief else []
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print `text`, above any progress bar, and append it to `log.txt` with the time."""
-        say(text)
+        log(text)
         if self.chief:
-            with open(self.folder / "log.txt", "a", encoding="utf-8") as log:
-                log.write(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {printable(text)}\n")
+            with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+                file.write(f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {printable(text)}\n")
 
     def data(self, name: str, sha256: str) -> None:
         """Name the data set that was used and the SHA-256 of its bytes."""
@@ -95,11 +111,11 @@ class Run:
         Errors: `ValueError` naming an unknown column or a number that is not finite.
         """
         for key in columns:
-            if key not in COLUMNS:
-                raise ValueError(f"row: no column {key!r}; there are {', '.join(COLUMNS)}")
+            if key not in self._identity.all_columns:
+                raise ValueError(f"row: no column {key!r}; there are {', '.join(self._identity.all_columns)}")
         _finite("value", columns.get("value"))
         checked = {k: _finite(k, v) if k in NUMBERS and v is not None else v for k, v in columns.items()}
-        # A label with a line break, such as a class named so in someone's data, would tear the table.
+        # A line break in a label, such as the name of a class in a user's data, would break the table.
         labels = {k: printable(re.sub(r"[\r\n\0]", " ", v)) for k, v in checked.items() if isinstance(v, str)}
         self._rows.append({"seed": self._config.get("seed")} | checked | labels)
 
@@ -107,6 +123,12 @@ class Run:
         """Add a rate in [0, 1] over `n` trials to `table.csv`, with its Wilson interval."""
         low, high = wilson(float(value), n)
         self.row(metric=metric, value=float(value), n=n, low=low, high=high, **columns)
+
+    def headline(self, metric: str, value: float, n: int, *, key: str | None = None, **columns: Any) -> None:
+        """Add a rate to `table.csv`, as `rate` does, and set it as the headline figure `key`, by default `metric`."""
+        self.rate(metric, value, n, **columns)
+        key = metric if key is None else key
+        self.metrics(**{key: float(value), f"{key}_n": n})
 
     def curve(self, **columns: Any) -> None:
         """Add a row to `metrics.csv`, on disk at once; the first call of a run sets the columns.
@@ -137,6 +159,33 @@ class Run:
             raise ValueError(f"artifact {name}: {path} is not a file in {self.folder}")
         self._artifacts[name] = path.resolve().relative_to(self.folder.resolve()).as_posix()
 
+    def save_model(self, model: Any, name: str = "model") -> None:
+        """Write `model`, a Keras model, to `<name>.keras` in the folder."""
+        from common.training.checkpoints import save_model
+
+        if self.chief:
+            path = self.folder / f"{name}.keras"
+            save_model(model, path)
+            self.artifact(name, path)
+
+    def figure(self, name: str, draw: Callable[..., None], *data: Any, **settings: Any) -> None:
+        """Draw `<name>.png` in the folder, by `draw(*data, path, **settings)`."""
+        if self.chief:
+            path = self.folder / f"{name}.png"
+            draw(*data, path, **settings)
+            self.artifact(name, path)
+
+    def require(
+        self,
+        script: Producer,
+        given: Path | None,
+        options: Any,
+        must_match: Sequence[str] = ("dataset", "seed"),
+        **overrides: Any,
+    ) -> Path:
+        """The finished run of another script, which is run if need be and says so here; as `Script.require`."""
+        return script.require(given, options, must_match, log=self.log, **overrides)
+
     def finish(self) -> dict[str, Any]:
         """The results; the chief writes `table.csv` and, last, `results.json`."""
         results = {
@@ -150,16 +199,17 @@ class Run:
             "artifacts": self._artifacts,
             "config": self._config,
             "environment": environment(self._commit),
+            "code": code.loaded(ROOT),
             "seconds": round(time.monotonic() - self._begun, 3),
         }
         if self.chief:
-            write_csv(self.folder / "table.csv", COLUMNS, self._rows)
+            write_csv(self.folder / "table.csv", self._identity.all_columns, self._rows)
             write_results(self.folder, results)
             shutil.rmtree(self.checkpoints, ignore_errors=True)
         return results
 
     def _write_curves(self) -> None:
-        # The whole file each time: a reader, or a disk that fills up, never meets half a row.
+        # The whole file each time, so that it never ends in half a row, even on a full disk.
         path = self.folder / "metrics.csv"
         if self.chief and self._curves:
             write_csv(path, list(self._curves[0]), self._curves)
@@ -183,9 +233,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not readable ({error}); --force to start anew") from error
+        raise UserError(f"{path}: not readable ({error}); --force to start again") from error
     if not isinstance(config, dict):
-        raise UserError(f"{path}: holds no options; --force to start anew")
+        raise UserError(f"{path}: holds no options; --force to start again")
     return config
 
 
@@ -199,8 +249,8 @@ def read_results(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; the run is not finished") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable ({error}); --force to start anew") from error
-    raise UserError(f"{path}: holds no results; --force to start anew")
+        raise UserError(f"{path}: not readable ({error}); --force to start again") from error
+    raise UserError(f"{path}: holds no results; --force to start again")
 
 
 def read_curves(folder: Path) -> list[dict[str, float]]:
@@ -215,12 +265,12 @@ def read_table(folder: Path) -> list[dict[str, Any]]:
 
 
 def is_bound(key: str, metrics: Mapping[str, float]) -> bool:
-    """Whether a metric is an end of another one's interval; over several seeds the spread takes its place."""
+    """Whether a metric is a bound of another one's interval; over several seeds the spread takes its place."""
     return any(key.endswith(ending) and key.removesuffix(ending) in metrics for ending in ("_low", "_high"))
 
 
 def is_chief(strategy: str) -> bool:
-    """Whether this process writes: always, but in a worker that `TF_CONFIG` names beside the chief.
+    """Whether this process writes: always, except for the workers that are not the chief by `TF_CONFIG`.
 
     Errors: `UserError` for a `TF_CONFIG` that is not JSON or names no task.
     """
@@ -241,7 +291,7 @@ def is_chief(strategy: str) -> bool:
 
 
 def environment(head: str) -> dict[str, str]:
-    """Versions and device; the device is looked at only when the run has imported TensorFlow."""
+    """Versions and device; the device is known only when the run has imported TensorFlow."""
     versions = {}
     for package in ("tensorflow", "keras"):
         try:

@@ -111,7 +111,7 @@ def interval(value: Any, digits: int = 1) -> str:
     return "-" if low is None or high is None else f"[{100 * low:.{digits}f}, {100 * high:.{digits}f}]"
 
 
-def picker(table: Sequence[Mapping[str, Any]]) -> Callable[..., Any]:
+def lookup(table: Sequence[Mapping[str, Any]]) -> Callable[..., Any]:
     """`value(metric=..., attack=..., default="-")` over the rows of a table.
 
     It picks the one row whose columns are as given, or the mean and sample standard deviation of one row a seed, and
@@ -170,7 +170,7 @@ def render(recipe: str, root: Path = ROOT) -> str:
     if not (folder / "table.csv").is_file():
         raise UserError(f"{folder / 'table.csv'}: no such file; bring it with --collect")
     table = read_table(folder)
-    names: dict[str, Any] = {"results": read_results(folder), "table": table, "value": picker(table)}
+    names: dict[str, Any] = {"results": read_results(folder), "table": table, "value": lookup(table)}
     names["seeds"] = by_seed(table)
     names["of"] = functools.partial(_of_another, folder.parent)
     published = root / found["app"] / "published.yaml"
@@ -260,7 +260,7 @@ def _of_another(results: Path, recipe: str) -> Callable[..., Any]:
     place = results / recipe / "table.csv"
     if not place.is_file():
         raise UserError(f"{place}: no such file; bring it with --collect")
-    return picker(read_table(place.parent))
+    return lookup(read_table(place.parent))
 
 
 def _rendered(readme: Path, root: Path, block: re.Match[str]) -> str:

@@ -3,12 +3,12 @@
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from common.runs.options import Budget, CommonOptions, Count
+from common.runs.options import Budget, Count, DeviceOptions
 from common.training.recipe import Recipe
 
 
 @dataclass(kw_only=True)
-class FittingOptions(CommonOptions):
+class FittingOptions(DeviceOptions):
     """How a network is trained."""
 
     arch: str = "small_cnn"

@@ -93,7 +93,7 @@ def fit_network(
         model = make()
         optimizer = keras.optimizers.SGD(rate, momentum=recipe.momentum, nesterov=True)
         optimizer = devices.scaled_for(recipe.precision, optimizer)
-    journal.say(f"{title}, {model.count_params():,} weights, {recipe.epochs} epochs")
+    journal.log(f"{title}, {model.count_params():,} weights, {recipe.epochs} epochs")
     history = loop.train(
         model,
         batches.repeated(epoch_batches, method.turns) if method.turns > 1 else epoch_batches,

@@ -37,7 +37,7 @@ class Journal(Protocol):
     checkpoints: Path
     chief: bool
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Tell the user."""
 
     def curve(self, **values: float) -> None:

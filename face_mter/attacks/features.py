@@ -74,7 +74,7 @@ class Attacker:
         Errors: `UserError` for an unknown attack, and for itgsm on a model without a classifier.
         """
         if name not in ATTACKS:
-            raise UserError(f"--attacks: {name!r} is none of {', '.join(ATTACKS)}")
+            raise UserError(f"attack {name!r}: is none of {', '.join(ATTACKS)}")
         listed = ATTACKS[name]
         if listed.at_labels and self.embed is self.model:
             raise UserError(f"{name}: needs a model with a classifier, and victims that it knows")

@@ -76,10 +76,10 @@ def watch(model: keras.Model, cast: Cast) -> dict[str, float]:
     return {"calibration_auc": auc(np.concatenate([scores.positives, scores.negatives]), same)}
 
 
-def check_range(file: Path, model: keras.Model, given: Reading, cast: Cast, say: Callable[[str], None]) -> None:
+def check_range(file: Path, model: keras.Model, given: Reading, cast: Cast, log: Callable[[str], None]) -> None:
     """Whether a network tells strangers apart far better in another range of pictures than in the one it is given.
 
-    Errors: `UserError` with the remedy where that leaves no doubt; a lesser gain goes to `say`.
+    Errors: `UserError` with the remedy where that leaves no doubt; a lesser gain goes to `log`.
     """
     counts = cast.faces.counts[cast.held_back]
     people = cast.held_back[counts >= 2][:_TRIED]
@@ -102,7 +102,7 @@ def check_range(file: Path, model: keras.Model, given: Reading, cast: Cast, say:
     if known or (best >= 0.8 and best - own >= 0.2):
         raise UserError(f"{text}, so that is what it takes: give {other.options}")
     if best - own >= 0.03:
-        say(f"{text}; if that is what it takes, give {other.options}")
+        log(f"{text}; if that is what it takes, give {other.options}")
 
 
 def _power_of_ten(rate: float) -> str:

@@ -65,7 +65,7 @@ def fit(
         # LSTM gradients through sixty points have rare, large peaks.
         optimizer = devices.scaled_for(recipe.precision, keras.optimizers.Adam(rate, clipnorm=1.0))
     folder = checkpoints or journal.checkpoints
-    journal.say(
+    journal.log(
         f"{title}: {model.count_params():,} weights, {steps * recipe.batch_size} samples, {recipe.epochs} epochs"
     )
     history = loop.train(
@@ -86,7 +86,7 @@ def fit(
         jit_compile=recipe.jit_compile,
     )
     epoch = min(range(len(history)), key=lambda i: history[i][best])
-    journal.say(f"kept epoch {epoch + 1}: {best.replace('_', ' ')} {history[epoch][best]:.4f}")
+    journal.log(f"kept epoch {epoch + 1}: {best.replace('_', ' ')} {history[epoch][best]:.4f}")
     return model, history
 
 

@@ -20,7 +20,7 @@ from common.evaluation import predictions
 from common.training import checkpoints
 
 SMALL = {"n_train": 60, "n_test": 20}
-LOCK = {**SMALL, "attack_steps": 3, "eps": 1.0, "attack_lr": 0.4}
+LOCK = {**SMALL, "steps": 3, "eps": 1.0, "attack_lr": 0.4}
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from common import datasets
 from common.datasets.images import PicturePath, read_picture
 from common.errors import UserError
 
-LOCK = {"attack_steps": 2, "attack_lr": 0.5, "eps": 1.0}
+LOCK = {"steps": 2, "attack_lr": 0.5, "eps": 1.0}
 ORIENTATION = 0x0112
 
 
@@ -60,14 +60,14 @@ def attack(classifier_of_two):
     return targeted_attack(classifier_of_two, eps=1.0, alpha=0.5, steps=2)
 
 
-def lock_photos(root, folder, attack, *, say=lambda _: None, image_size=None):
+def lock_photos(root, folder, attack, *, log=lambda _: None, image_size=None):
     """Lock the photographs under `root` into `folder` without a script, their parts and attacks beside it."""
     parts, names = datasets.list_folder(root, seed=0)
     pictures = [*parts["train"], *parts["test"]]
     is_test = np.arange(len(pictures)) >= len(parts["train"])
     recipe = locking.Recipe("basic", 0.5, 0.5, class_maps("seeded", len(names), 1, 0), 1.0, 0, attack)
     places = (folder.with_name(folder.name + "_parts"), folder.with_name(folder.name + "_store"))
-    return locking.lock_pictures(root, pictures, is_test, names, recipe, folder, *places, say, image_size=image_size)
+    return locking.lock_pictures(root, pictures, is_test, names, recipe, folder, *places, log, image_size=image_size)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def locked(tmp_path_factory, attack):
     """Photographs and their lock, its report and what was said."""
     folder = tmp_path_factory.mktemp("locked")
     said = []
-    report = lock_photos(drawn(folder / "photos"), folder / "run", attack, say=said.append)
+    report = lock_photos(drawn(folder / "photos"), folder / "run", attack, log=said.append)
     return folder / "photos", folder / "run", report, said
 
 

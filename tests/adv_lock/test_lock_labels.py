@@ -112,7 +112,7 @@ def test_the_scripts_take_folders_whose_names_are_no_utf_8(workplace, base_model
         for number in range(3):
             pixels = np.random.default_rng(number).integers(20, 200, (32, 32, 3), dtype=np.uint8)
             write_png(root / os.fsdecode(b"%b/%d\xe9.png" % (name, number)), pixels)
-    lock(lock.options(dataset=str(root), model=base_model_of_two, attack_steps=1))
+    lock(lock.options(dataset=str(root), model=base_model_of_two, steps=1))
     unlock(unlock.options(lock_data=workplace / "runs/adv_lock/lock" / root.name, out=workplace / "back"))
     for path in root.rglob("*.png"):
         restored = workplace / "back" / "original" / path.relative_to(root)
@@ -124,7 +124,7 @@ def test_a_base_classifier_from_elsewhere_answers_with_the_labels_of_the_file(wo
     labels = np.array([2, 5, 9] * 4)
     x = np.random.default_rng(0).integers(20, 200, (len(labels), 32, 32, 3), dtype=np.uint8)
     np.savez(workplace / "d.npz", x_train=x, y_train=labels, x_test=x, y_test=labels)
-    lock(lock.options(dataset="d.npz", model=base_model, attack_steps=1))
+    lock(lock.options(dataset="d.npz", model=base_model, steps=1))
     run = workplace / "runs/adv_lock/lock/d"
     assert files.read_npz(run / "locked" / "locked.npz")["y_train"].tolist() == labels.tolist()
     (g,) = files.read_npz(run / "key.npz")["class_maps"]

@@ -17,7 +17,7 @@ from common.training import checkpoints
 pytestmark = pytest.mark.slow
 
 SMALL = {"n_train": 60, "n_test": 20}
-LOCK = {**SMALL, "attack_steps": 3, "eps": 1.0, "attack_lr": 0.4}
+LOCK = {**SMALL, "steps": 3, "eps": 1.0, "attack_lr": 0.4}
 
 
 @pytest.fixture(autouse=True)

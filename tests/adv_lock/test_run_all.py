@@ -13,7 +13,7 @@ from common.runs.record import read_table
 SMALLEST = """
 all: {n_train: 60, n_test: 20}
 train_base: {epochs: 1, batch_size: 32}
-lock: {attack_steps: 1}
+lock: {steps: 1}
 train: {epochs: 1, batch_size: 32}
 run_all: {methods: [basic, horiz], more_seeds: [4]}
 """

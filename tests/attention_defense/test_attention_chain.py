@@ -14,14 +14,14 @@ pytestmark = pytest.mark.slow
 
 CONFIG = """
 train: {n_train: 400, n_test: 60, epochs: 2, n_validation: 20, batch_size: 32}
-attack: {n_test: 30, attack: "fgsm,step_ll,pgd20,attention,noise", curve: "2/255,1.0", n_strongest: 20}
+attack: {n_test: 30, attack: "fgsm,step_ll,pgd20,attention,noise", curve: "2/255,1.0", n_slow: 20}
 analyse: {n_test: 120}
 explain: {n_test: 3, lime_samples: 40, n_drawn: 2}
 """
 # What run_all.py makes of more ways of training is in `test_attention_run_all`, on stubs.
 JOINED = """
 train: {n_train: 100, n_test: 20, epochs: 1, n_validation: 10, batch_size: 32}
-attack: {n_test: 20, attack: "fgsm,attention", curve: 2/255, n_strongest: 10}
+attack: {n_test: 20, attack: "fgsm,attention", curve: 2/255, n_slow: 10}
 run_all: {methods: "standard,aad"}
 """
 
@@ -152,7 +152,7 @@ def test_a_network_without_maps_is_attacked_at_its_answers(tmp_path, monkeypatch
     images = keras.Input((32, 32, 3))
     path = tmp_path / "flat.keras"
     keras.Model(images, keras.layers.Dense(10)(keras.layers.Flatten()(images))).save(path)
-    settings = {"model": path, "n_test": 20, "n_strongest": 10, "curve": (1.0,)}
+    settings = {"model": path, "n_test": 20, "n_slow": 10, "curve": (1.0,)}
     found = attack.attack(attack.Options(attack=("fgsm", "noise"), name="answers", **settings))
     assert "accuracy_fgsm" in found["metrics"]
     with pytest.raises(UserError, match="no layer of its own with a map"):

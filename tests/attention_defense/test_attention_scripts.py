@@ -39,7 +39,7 @@ def few_draws(monkeypatch):
 
 def test_accuracies_go_together(model, case, run):
     options = attack.Options(
-        budgets=(1 / 255,), curve=(2 / 255, 1.0), n_strongest=20, batch_size=40, attack=("fgsm", "pgd20", "noise")
+        eps=(1 / 255,), curve=(2 / 255, 1.0), n_slow=20, batch_size=40, attack=("fgsm", "pgd20", "noise")
     )
     y = np.where(np.arange(40) < 4, (case.y + 1) % 4, case.y).astype(np.int32)
     evaluation = attack.evaluate(options, run, case.chosen, case.x, y, source=model)
@@ -74,7 +74,7 @@ def test_accuracies_go_together(model, case, run):
 
 
 def test_dear_attacks_meet_fewer_images_and_are_compared_on_those(case, run):
-    options = attack.Options(budgets=(1 / 255,), n_strongest=10, batch_size=40, attack=("fgsm", "adaptive", "noise"))
+    options = attack.Options(eps=(1 / 255,), n_slow=10, batch_size=40, attack=("fgsm", "adaptive", "noise"))
     evaluation = attack.evaluate(options, run, case.chosen, case.x, case.y)
     attack.write(options, run, case.chosen, evaluation)
     run.finish()
@@ -331,6 +331,6 @@ def test_a_network_without_maps_serves_where_nobody_looks(tmp_path, monkeypatch,
     assert chosen(options, tested, run, maps=False).name == "flat"
     with pytest.raises(UserError, match="no layer of its own with a map"):
         chosen(options, tested, run)
-    settings = {"model": path, "n_test": 20, "n_strongest": 10, "curve": (1.0,)}
+    settings = {"model": path, "n_test": 20, "n_slow": 10, "curve": (1.0,)}
     with pytest.raises(UserError, match="no layer of its own with a map"):
         attack.attack(attack.Options(attack=("fgsm", "attention"), name="maps", **settings))

@@ -64,7 +64,7 @@ def rendered(name: str, folder: Path, root: Path) -> str:
 def test_attacks_without_libraries(alone):
     results = attacks(attacks.options(rows=["fgsm_scenes", "scenes_linf"], repeats=1, **SMALL))
     folder = alone / "runs/benchmarks/attacks/demo"
-    value = report.picker(record.read_table(folder))
+    value = report.lookup(record.read_table(folder))
     here = {"model": "scenes_cnn", "attack": "pgd40"}
     assert {row["split"] for row in record.read_table(folder) if row["metric"] == "left out: not installed"} == {
         peer.name for peer in libraries.PEERS
@@ -173,10 +173,10 @@ def test_the_boxes_of_others_differ_only_at_the_box():
 @pytest.mark.slow
 def test_training_at_its_smallest(alone):
     options = {"archs": ["small_cnn"], "contenders": ["fit", "adversarial"], "batches": 1, "batch_size": 8}
-    results = training(training.options(repeats=1, attack_steps=1, **options))
+    results = training(training.options(repeats=1, steps=1, **options))
     assert results["metrics"]["targets"] == 2
     folder = alone / "runs/benchmarks/training/demo"
-    value = report.picker(record.read_table(folder))
+    value = report.lookup(record.read_table(folder))
     assert all(value(split=name, metric="seconds_per_step") > 0 for name in ("ours", "fit", "adversarial", "bare"))
     assert "`model.fit`" in rendered("training", folder, alone)
 

@@ -122,7 +122,7 @@ def test_mobility_at_its_smallest(monkeypatch, tmp_path):
     metrics = mobility(mobility.options(units=UNITS, **smallest))["metrics"]
     assert metrics["targets"] == 2
     assert all(metrics[name] > 0 for name, _, _ in bench.RATIOS)
-    value = report.picker(record.read_table(tmp_path / "runs/benchmarks/mobility/demo"))
+    value = report.lookup(record.read_table(tmp_path / "runs/benchmarks/mobility/demo"))
     assert value(metric="largest_difference") < bench.TOLERANCE
     for metric, one, other in bench.RATIOS:
         seconds = [value(model=name, metric="seconds") for name in (one, other)]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from common import progress
-from common.progress import Progress, blocks, duration, say, track, values_text
+from common.progress import Progress, blocks, duration, log, track, values_text
 
 ROOT = Path(progress.__file__).resolve().parent.parent
 
@@ -151,7 +151,7 @@ def test_lines_of_nested_work_follow_each_other(clock, printed):
         at(clock, outer, 31, 1)
         with Progress(2, "inner", clock=clock) as inner:
             at(clock, inner, 62, 1)
-            say("said")
+            log("said")
         at(clock, outer, 63, 2)
     assert [line.split(":")[0] for line in printed()] == ["outer", "inner", "said", "outer"]
 
@@ -214,7 +214,7 @@ def test_a_terminal_has_a_bar_and_whole_lines_above_it(tmp_path):
         with progress.Progress(3, "pgd") as bar:
             for _ in range(3):
                 bar.add(1, lambda: {"loss": 0.5})
-                progress.say(f"said {_}")
+                progress.log(f"said {_}")
         print("after")
     """,
     )
@@ -231,7 +231,7 @@ def test_a_terminal_has_nested_bars_of_which_the_outer_stays(tmp_path):
         with progress.Progress(None, "outer", units="steps") as outer:
             outer.add()
             for _ in progress.track("abc", "inner"):
-                progress.say(f"said {_}")
+                progress.log(f"said {_}")
             outer.line("epoch 1/1: loss 0.400")
             outer.add()
         print("after")
@@ -249,7 +249,7 @@ def test_a_terminal_shows_no_bar_for_quick_work(tmp_path):
         """
         progress._APPEARS = 60
         for _ in progress.track("abc", "quick"):
-            progress.say("said")
+            progress.log("said")
     """,
     )
     assert status == 0 and written == "said\r\n" * 3
@@ -260,13 +260,12 @@ def test_an_interruption_leaves_its_message_on_a_line_of_its_own(tmp_path):
     code = """
         import time
         from dataclasses import dataclass
-        from common.runs.options import CommonOptions
+        from common.runs.options import RunOptions
         from common.runs.script import script
         from common.runs.record import Run
 
         @dataclass(kw_only=True)
-        class Options(CommonOptions):
-            needs_tensorflow = False
+        class Options(RunOptions):
             dataset: str = "none"
 
         @script(app="app", name="long")

@@ -11,7 +11,7 @@ from face_mter.ad_mnist import digit_pairs
 from face_mter.data.digits import load_digit_pictures
 from tests.helpers.face_toys import linear_network
 
-SMALLEST = {"n_train": 160, "n_test": 90, "n_attack": 30, "far": 0.05, "emb_size": 8, "batch_size": 16, "adv_round": 2}
+SMALLEST = {"n_train": 160, "n_test": 90, "n_attack": 30, "far": 0.05, "emb_size": 8, "batch_size": 16, "steps": 2}
 
 
 def check_results(folder, results):

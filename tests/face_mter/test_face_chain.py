@@ -25,15 +25,15 @@ def chain(tmp_path_factory):
         patch.chdir(folder)
         train.train(train.Options(**PEOPLE, emb_size=8, epochs=1, batch_size=16, margin_s=16.0))
         for method in ("adv", "none"):
-            fine = {"epochs": 1, "batch_size": 8, "adv_round": 2, "method": method}
+            fine = {"epochs": 1, "batch_size": 8, "steps": 2, "method": method}
             ad_face.ad_face(ad_face.Options(**PEOPLE, **fine, name=None if method == "adv" else method))
         options = attack.Options(
             **PEOPLE,
             far=0.01,
             n_folded=20,
-            n_pairs=30,
+            n_test=30,
             curve=(2 / 255, 10 / 255),
-            pgd_steps=4,
+            steps=4,
             restarts=1,
             others=("runs/face_mter/ad_face/none",),
         )

@@ -130,7 +130,7 @@ def attacked(folder, **options):
         subjects.extend(attack.Subject(name, Nearer(0.01 / (k + 1)), e, found) for k, name in enumerate(MODELS))
         return subjects
 
-    smallest = {"far": 0.01, "n_folded": 6, "n_pairs": 30, "curve": (2 / 255, 10 / 255)}
+    smallest = {"far": 0.01, "n_folded": 6, "n_test": 30, "curve": (2 / 255, 10 / 255)}
     with pytest.MonkeyPatch.context() as patch:
         few_faces(patch, folder)
         patch.setattr(attack, "_subjects", stand_ins)
@@ -207,7 +207,7 @@ def test_lists_are_of_different_people_who_did_not_train(attack_run, cast):
 
 def test_a_list_can_be_used_again_and_must_fit(attack_run, tmp_path):
     run = attack_run[0] / "runs/face_mter/attack/demo"
-    attacked(tmp_path, n_pairs=10, name="again", attack_pairs=run / "pairs.csv")
+    attacked(tmp_path, n_test=10, name="again", attack_pairs=run / "pairs.csv")
     first = (run / "pairs.csv").read_text().splitlines()[:11]
     assert (tmp_path / "runs/face_mter/attack/again/pairs.csv").read_text().splitlines() == first
     with pytest.raises(UserError, match="is not in the attack half"):
@@ -258,7 +258,7 @@ def test_a_model_is_tuned_by_the_head_that_it_has(workplace, monkeypatch):
     train.train(train.Options(**PEOPLE, emb_size=8, loss_type="softmax", name="dense"))
     asked = {}
     monkeypatch.setattr(mter, "method", lambda name, **settings: asked.update(settings, name=name))
-    options = ad_face.Options(**PEOPLE, pretrained="runs/face_mter/train/dense", method="adv", adv_round=3)
+    options = ad_face.Options(**PEOPLE, pretrained="runs/face_mter/train/dense", method="adv", steps=3)
     results = ad_face.ad_face(options)
     assert (asked["name"], asked["loss_type"], asked["weight"]) == ("adv", "softmax", options.weightadv)
     metrics = results["metrics"]

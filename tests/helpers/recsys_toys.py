@@ -61,7 +61,7 @@ def _looked(options, run):
 
 
 def _recommended(options, run):
-    looks = read_looks(extraction.produced(options.features, options, run), FILES)
+    looks = read_looks(extraction.required(options.features, options, run), FILES)
     scaled = looks.features / np.float32(looks.scale)
     for place, kind in enumerate(options.models):
         model = None if kind == "popularity" else drawn_recommender(kind, 3)
@@ -75,16 +75,16 @@ def _recommended(options, run):
 
 
 def _attacked(options, run):
-    looks = read_looks(extraction.produced(options.features, options, run), FILES)
+    looks = read_looks(extraction.required(options.features, options, run), FILES)
     origin, target = (named(getattr(options, f"{side}_class"), CATEGORIES, side) for side in ("origin", "target"))
     items = np.flatnonzero(looks.label == origin)
-    taken = items[: round(SUCCESS[options.attack_type] * len(items))]
+    taken = items[: round(SUCCESS[options.attack] * len(items))]
     label, prob, features = (np.array(values) for values in looks[:3])
     label[taken] = target
     # Towards the features of the target's own items, further the more succeed.
-    reach = np.float32(20 * options.eps * (0.2 + SUCCESS[options.attack_type]))
+    reach = np.float32(20 * options.eps * (0.2 + SUCCESS[options.attack]))
     features[items] += reach * (looks.features[looks.label == target].mean(axis=0))
-    folder = run.folder / f"{options.attack_type}_{origin}_{target}_eps{255 * options.eps:g}_images"
+    folder = run.folder / f"{options.attack}_{origin}_{target}_eps{255 * options.eps:g}_images"
     shift = np.random.default_rng(4).integers(-8, 9, size=(len(items), *shop().pictures.shape))
     pictures = np.clip(shop().pictures.read(items) + shift, 0, 255).astype(np.uint8)
     for item, picture in zip(items, pictures, strict=True):

@@ -16,7 +16,7 @@ from tests.helpers.trip_toys import SMALLEST, answers, verifier_file
 pytestmark = pytest.mark.slow
 
 TRAINED = {"n_train": 64, "epochs": 1, "batch_size": 32, "units": (8, 8, 4)}
-ATTACKED = {"attacks": ("st_ifgsm_l0",), "etas": (1,), "steps": 6, "n_slow": 10}
+ATTACKED = {"attack": ("st_ifgsm_l0",), "curve": (1,), "steps": 6, "n_slow": 10}
 ENDINGS = ("", "_n", "_low", "_high")
 RUNS = "runs/mobility_humid"
 
@@ -99,7 +99,7 @@ def test_b13_success_is_counted_again_on_what_comes_out(tmp_path, monkeypatch, t
     fleet = tiny_fleet(n_test=40)
     path = verifier_file(tmp_path / "mine.keras", fleet)
     options = siamese_attack.options(
-        dataset=str(tiny_file), **SMALLEST | {"n_test": 40}, **ATTACKED | {"attacks": (), "etas": ()}, model=path
+        dataset=str(tiny_file), **SMALLEST | {"n_test": 40}, **ATTACKED | {"attack": (), "curve": ()}, model=path
     )
     metrics = siamese_attack(options)["metrics"]
     model = checkpoints.load_model(path)
@@ -121,7 +121,7 @@ def test_classification_attack_from_the_trips_to_the_figures(tmp_path, monkeypat
     monkeypatch.setattr("mobility_humid.classification._BASELINE_SAMPLES", 10)
     shared = {"dataset": str(tiny_file), "num_plates": 4, **SMALLEST}
     classification(classification.options(**shared, **TRAINED, encoder="lstm"))
-    results = classification_attack(classification_attack.options(**shared, **ATTACKED | {"attacks": ("st_fgsm_l2",)}))
+    results = classification_attack(classification_attack.options(**shared, **ATTACKED | {"attack": ("st_fgsm_l2",)}))
     metrics = results["metrics"]
     for name in ("clean_accuracy", "attacked_accuracy", "noise_accuracy"):
         assert all(name + ending in metrics for ending in ENDINGS)

@@ -65,7 +65,7 @@ def test_b13_rates_are_those_of_a_count_by_hand(workplace, stand_ins, monkeypatc
     fleet = tiny_fleet(n_test=60)
     path = verifier_file(workplace / "mine.keras", fleet)
     shared = SMALLEST | {"n_test": 60, "dataset": str(tiny_file)}
-    attacks = {"attacks": ("st_ifgsm_l0",), "etas": (1,), "n_slow": 25}
+    attacks = {"attack": ("st_ifgsm_l0",), "curve": (1,), "n_slow": 25}
     monkeypatch.setattr("mobility_humid.evaluation.outcomes._FITTED_PAIRS", 60)
     results = siamese_attack(siamese_attack.options(**shared, **attacks, model=path))
     metrics, table = results["metrics"], read_table(workplace / RUNS / "siamese_attack/tiny")
@@ -127,7 +127,7 @@ def test_a_classifier_is_attacked_by_name(workplace, stand_ins, tiny_fleet, tiny
     checkpoints.save_model(model, workplace / "names.keras")
     results = classification_attack(
         classification_attack.options(
-            **shared, attacks=("st_fgsm_l2", "st_fgsm_l1"), etas=(), model=workplace / "names.keras"
+            **shared, attack=("st_fgsm_l2", "st_fgsm_l1"), curve=(), model=workplace / "names.keras"
         )
     )
     samples = CLASSIFICATION.samples(fleet, "test", 24)
@@ -325,7 +325,7 @@ def test_models_that_do_not_fit_are_refused_in_one_line(workplace, tiny_fleet, t
     )
     checkpoints.save_model(hidden, workplace / "hidden.keras")
     refused("hidden.keras: .*probabilities", model=workplace / "hidden.keras")
-    refused("--attacks: 'fgsm' is none of st_fgsm_linf, ", attacks=("fgsm",))
+    refused("--attack: 'fgsm' is none of st_fgsm_linf, ", attack=("fgsm",))
     refused("--traj-type serve: .* an attack needs seek trips", traj_type="serve")
     # None of these has begun to train.
     assert not (workplace / "runs/mobility_humid/train").exists()

@@ -30,11 +30,11 @@ pytestmark = pytest.mark.slow
 SHOP = {"n_items": 260, "n_users": 150, "seed": 0}
 FILES = [f"{item}.png" for item in range(SHOP["n_items"])]
 CONFIG = """
-train_cnn: {n_items: 260, n_users: 150, n_train: 400, n_test: 100, epochs: 4, augment: none, pgd_steps: 1}
+train_cnn: {n_items: 260, n_users: 150, n_train: 400, n_test: 100, epochs: 4, augment: none, steps: 1}
 classify_extract: {n_items: 260, n_users: 150}
 rec_generator: {n_items: 260, n_users: 150, epochs: 2, top_k: 50}
 results_analyzer: {n_items: 260, n_users: 150, top_k: 20}
-classify_extract_attack: {n_items: 260, n_users: 150, nb_iter: 3}
+classify_extract_attack: {n_items: 260, n_users: 150, steps: 3}
 evaluate_visual_images: {n_items: 260, n_users: 150}
 run_all: {n_items: 260, n_users: 150, top_k: 20}
 """
@@ -57,7 +57,7 @@ def chain(tmp_path_factory):
         options = evaluate_visual_images.Options(**SHOP, config="tiny.yaml")
         evaluate_visual_images.evaluate_visual_images(options)
         whole = run_all.run_all(
-            run_all.Options(**SHOP, config="tiny.yaml", top_k=20, pairs=("near",), attacks=("pgd",), retrain="none")
+            run_all.Options(**SHOP, config="tiny.yaml", top_k=20, pairs=("near",), attack=("pgd",), retrain="none")
         )
         yield folder, whole
 
@@ -85,7 +85,7 @@ def test_run_all_writes_what_the_issue_names(chain):
 
 
 def test_a_network_is_trained_on_pgd_examples(tmp_path):
-    options = {**SHOP, "n_train": 64, "n_test": 20, "epochs": 1, "method": "pgd", "pgd_steps": 1}
+    options = {**SHOP, "n_train": 64, "n_test": 20, "epochs": 1, "method": "pgd", "steps": 1}
     results = train_cnn.train_cnn(train_cnn.Options(**options, out=tmp_path / "run"))
     assert 0 <= results["metrics"]["test_accuracy"] <= 1 and (tmp_path / "run/model.keras").is_file()
 
@@ -116,7 +116,7 @@ def test_unchanged_pictures_leave_the_lists_as_they_are(chain, monkeypatch):
     lists = recommendations.read_lists(place(folder, "rec_generator") / "top_vbpr.npz", shop.feedback)
     # What was stored is what the stored weights answer, so clean and attacked lists have one origin.
     assert np.array_equal(ranking.top_k(factors, shop.feedback, 50), lists)
-    options = {**classes(looks), "eps": 0.0, "attack_type": "pgd"}
+    options = {**classes(looks), "eps": 0.0, "attack": "pgd"}
     results = classify_extract_attack.classify_extract_attack(
         classify_extract_attack.Options(**SHOP, config="tiny.yaml", out=folder / "idle", **options)
     )

@@ -124,7 +124,7 @@ def test_attacked_pictures_are_files_and_were_judged_from_there(toys, monkeypatc
     most = np.argsort(np.bincount(clean.label))[::-1]
     pair = {"origin_class": str(most[0]), "target_class": str(most[1])}
     script = classify_extract_attack.classify_extract_attack
-    metrics = script(options_of_toys(script, attack_type="noise", model=toys / "net.keras", **pair))["metrics"]
+    metrics = script(options_of_toys(script, attack="noise", model=toys / "net.keras", **pair))["metrics"]
     attack = read_attack(toys / PLACE / "classify_extract_attack/tiny", FILES)
     assert attack.pair == Pair(int(most[0]), int(most[1]))
     assert np.array_equal(attack.items, np.flatnonzero(clean.label == most[0]))
@@ -151,7 +151,7 @@ def test_attacked_pictures_are_files_and_were_judged_from_there(toys, monkeypatc
 def test_image_measures_against_numpy(toys, monkeypatch):
     stub(monkeypatch, evaluate_visual_images.evaluate_visual_images)
     given = classify_extract_attack.classify_extract_attack
-    given(options_of_toys(given, attack_type="pgd", **CLASS_PAIR))
+    given(options_of_toys(given, attack="pgd", **CLASS_PAIR))
     script = evaluate_visual_images.evaluate_visual_images
     metrics = script(options_of_toys(script))["metrics"]
     attack = read_attack(toys / PLACE / "classify_extract_attack/tiny", FILES)
@@ -177,7 +177,7 @@ def test_image_measures_against_numpy(toys, monkeypatch):
 def test_an_analysis_measures_an_attack_frozen_and_retrained(toys, monkeypatch):
     stub(monkeypatch)
     given, script = classify_extract_attack.classify_extract_attack, results_analyzer.results_analyzer
-    given(options_of_toys(given, attack_type="pgd", **CLASS_PAIR))
+    given(options_of_toys(given, attack="pgd", **CLASS_PAIR))
     attacked = toys / PLACE / "classify_extract_attack/tiny"
     settings = {"attacked": attacked, "top_k": 20}
     results = script(options_of_toys(script, **settings, out=toys / "measured", retrain=True))
@@ -304,7 +304,7 @@ def test_an_image_folder_with_a_csv_is_a_shop(tmp_path):
     ("script", "wrong", "message"),
     [
         (rec_generator.rec_generator, {"models": ("vbpr", "svd")}, "models: expected one of .*svd"),
-        (run_all.run_all, {"attacks": ("jsma",)}, "attacks: expected one of"),
+        (run_all.run_all, {"attack": ("jsma",)}, "attack: expected one of"),
         (
             classify_extract_attack.classify_extract_attack,
             {"origin_class": "sock"},

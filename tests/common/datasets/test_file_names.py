@@ -57,7 +57,7 @@ def test_a_run_on_such_a_folder_is_recorded_and_found_again(tmp_path, capsys):
 
     def body(run):
         run.data(NAMES[0], "0" * 64)
-        run.say(f"reading {NAMES[0]}")
+        run.log(f"reading {NAMES[0]}")
         run.row(model=NAMES[0], metric="items", value=1)
         run.row(model=NAMES[1], metric="items", value=2)
         run.metrics(done=1.0)

@@ -171,7 +171,7 @@ def test_a_classifier_from_a_file(tmp_path):
     with pytest.raises(UserError, match="give --input-scale 255"):
         classifiers.load_classifier(tmp_path / "m.keras", X, Y, input_scale=2, input_offset=-1)
     said = []
-    classifiers.load_classifier(tmp_path / "m.keras", X, Y, check_range=False, say=said.append)
+    classifiers.load_classifier(tmp_path / "m.keras", X, Y, check_range=False, log=said.append)
     assert said == []
     checkpoints.save_model(brightness(127.0, dtype="uint8"), tmp_path / "whole.keras")
     # Whole numbers can only be 0..255.

@@ -48,11 +48,11 @@ def foreign(tmp_path, monkeypatch):
 
 SHOP = {"dataset": "shop", "interactions": "who.csv", "image_size": SIZE}
 SCRIPTS = {
-    "attack": (attack, {"dataset": "shades.npz", "attack": ("fgsm", "noise"), "curve": (1.0,), "n_strongest": 40}),
+    "attack": (attack, {"dataset": "shades.npz", "attack": ("fgsm", "noise"), "curve": (1.0,), "n_slow": 40}),
     "source": (attack, {"dataset": "shades.npz", "source": "foreign.keras"}),
     "explain": (explain, {"dataset": "shades.npz", "n_test": 40}),
-    "lock": (lock, {"dataset": "shades.npz", "attack_steps": 2}),
-    "lock of a folder": (lock, {"dataset": "shop", "attack_steps": 2}),
+    "lock": (lock, {"dataset": "shades.npz", "steps": 2}),
+    "lock of a folder": (lock, {"dataset": "shop", "steps": 2}),
     "shop": (classify_extract, SHOP),
 }
 

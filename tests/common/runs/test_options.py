@@ -16,9 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from common.runs.options import Budget, CommonOptions, Count, LinfBudget, alias
+from common.runs.options import (
+    Budget,
+    CommonOptions,
+    Count,
+    DataOptions,
+    ExampleOptions,
+    LinfBudget,
+    RunOptions,
+    ScriptOptions,
+    option,
+)
 from common.runs.record import Run
-from common.runs.script import Parts, script
+from common.runs.script import script
+from common.runs.sub_runs import SubRuns
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CALLS: list[tuple[str, object]] = []
@@ -26,7 +37,6 @@ CALLS: list[tuple[str, object]] = []
 
 @dataclass(kw_only=True)
 class TrainOptions(CommonOptions):
-    without = ("precision",)
     model: str = "small_cnn"
     """Architecture."""
     n_train: Count | None = 50
@@ -34,8 +44,7 @@ class TrainOptions(CommonOptions):
 
 
 @dataclass(kw_only=True)
-class LockOptions(CommonOptions):
-    without = ("strategy",)
+class LockOptions(ExampleOptions, DataOptions, ScriptOptions):
     lock_method: Literal["basic", "mixup", "horiz"] = "basic"
     """Which locks are mixed."""
     eps: Budget = 1.5
@@ -48,7 +57,7 @@ class LockOptions(CommonOptions):
     """L-inf noise beside the lock."""
     rate: float = 0.1
     """Learning rate."""
-    model: Path | None = alias("resume_path", default=None)
+    model: Path | None = option(None, "resume_path")
     """Model to lock for."""
     n_train: Count | None = 20
     """Number of training examples."""
@@ -61,9 +70,8 @@ class WorkerOptions(CommonOptions):
 
 
 @dataclass(kw_only=True)
-class PrepareOptions(CommonOptions):
-    without = ("deterministic",)
-    needs_tensorflow = False
+class PrepareOptions(RunOptions):
+    """No TensorFlow."""
 
 
 @script(app="adv_lock", name="prepare_toy")
@@ -265,7 +273,7 @@ def test_g7_a_bad_command_line_is_one_line_that_names_the_option(argv, named, ca
         ("lock: {epz: 1}", "config.yaml: epz: unknown key"),
         ("all: {sed: 1}\nlock: {eps: 1}", "config.yaml: sed: unknown key; did you mean seed?"),
         ("lokc: {eps: 1}", "config.yaml: lokc: no such script; did you mean lock?"),
-        ("eps: 1\nlock: {eps: 1}", "config.yaml: eps: stands beside sections"),
+        ("eps: 1\nlock: {eps: 1}", "config.yaml: eps: is outside the sections"),
     ],
 )
 def test_g7_a_bad_file_is_one_line_that_names_the_key(text, named, capsys):
@@ -294,7 +302,7 @@ def test_sections_are_named_after_scripts():
     text = "all: {seed: 3, strategy: mirrored, n_test: 9}\nlock: {eps: 2, n_test: 8}\ntrain: {epochs: 7}\n"
     text += "test_options:\n"
     options = lock.parse(file(text))
-    assert (options.seed, options.eps, options.n_test, options.strategy) == (3, 2, 8, "none")
+    assert (options.seed, options.eps, options.n_test) == (3, 2, 8)
 
 
 def test_print_config_prints_what_config_takes(capsys):
@@ -349,7 +357,7 @@ class Options(CommonOptions):
 def tiny(options: Options, run: Run) -> None:
     run.checkpoints.mkdir(exist_ok=True)
     (run.checkpoints / "step").write_text("1")
-    run.say("begun")
+    run.log("begun")
     time.sleep(options.wait)
     for i in range(200):
         print("a line that is longer than nothing at all", flush=True)
@@ -401,7 +409,7 @@ def test_g8_ctrl_c_ends_with_130_and_keeps_the_checkpoint(tiny):
     assert process.returncode == 130 and err == "tiny: interrupted; continue with --resume\n"
     assert Path("runs/adv_lock/tiny/demo/checkpoints/step").read_text() == "1"
     out, err = tiny("--wait", "30").communicate(timeout=10)
-    assert "--resume to go on or --force" in err and out == ""
+    assert "--resume to continue it or --force" in err and out == ""
 
 
 @pytest.mark.slow
@@ -492,7 +500,7 @@ def test_seeds_lie_below_out():
 
 def test_the_default_producer_is_called_into_its_own_place():
     said = []
-    folder = train.produce(None, lock.options(seed=5, out="mine", n_test=3), say=said.append)
+    folder = train.require(None, lock.options(seed=5, out="mine", n_test=3), log=said.append)
     assert folder == Path("runs/adv_lock/train/demo") and (folder / "results.json").is_file()
     assert not Path("mine").exists()
     options = CALLS[0][1]
@@ -501,25 +509,25 @@ def test_the_default_producer_is_called_into_its_own_place():
     assert said == [
         f"{folder}: no finished run there; running python tests/common/runs/test_options.py --seed 5 --n-test 3"
     ]
-    assert train.produce(None, lock.options(seed=5), say=said.append) == folder
+    assert train.require(None, lock.options(seed=5), log=said.append) == folder
     assert len(CALLS) == len(said) == 1
 
 
 def test_the_producer_reads_its_own_section_and_the_command_line_wins():
     argv = file("all: {n_train: 30}\ntrain: {model: vgg, n_train: 40}\nlock: {n_train: 10}", "paper.yaml")
-    assert train.produce(None, lock.parse(argv)) == Path("runs/adv_lock/train/paper")
+    assert train.require(None, lock.parse(argv)) == Path("runs/adv_lock/train/paper")
     assert (CALLS[-1][1].model, CALLS[-1][1].n_train) == ("vgg", 40)
-    train.produce(None, lock.parse([*argv, "--name", "small", "--n-train", "5"]), model="resnet")
+    train.require(None, lock.parse([*argv, "--name", "small", "--n-train", "5"]), model="resnet")
     assert (CALLS[-1][1].model, CALLS[-1][1].n_train) == ("resnet", 5)
 
 
 def test_a_flat_file_is_not_for_the_producer():
-    train.produce(None, lock.parse(file("eps: 2\nseed: 6")))
+    train.require(None, lock.parse(file("eps: 2\nseed: 6")))
     assert CALLS[-1][1].seed == 6
 
 
 def test_a_producer_of_another_seed_or_model_is_refused():
-    folder = train.produce(None, lock.options())
+    folder = train.require(None, lock.options())
     for options, must_match, more in (
         (lock.options(seed=1), ("dataset", "seed"), {}),
         (lock.options(), ("dataset", "model"), {"model": "vgg"}),
@@ -527,32 +535,32 @@ def test_a_producer_of_another_seed_or_model_is_refused():
     ):
         for given_folder in (None, folder, folder / "results.json"):
             with pytest.raises(UserError, match=f"{folder}: was run with {[*more, must_match[-1]][0]}"):
-                train.produce(given_folder, options, must_match, **more)
+                train.require(given_folder, options, must_match, **more)
     assert len(CALLS) == 1
 
 
 def test_a_given_producer_must_be_there_and_finished(tmp_path):
     with pytest.raises(UserError, match="absent: no such file"):
-        train.produce(Path("absent"), lock.options())
+        train.require(Path("absent"), lock.options())
     Path("any.keras").touch()
-    assert train.produce(Path("any.keras"), lock.options()) == Path("any.keras")
-    folder = train.produce(None, lock.options())
-    assert train.produce(folder, lock.options()) == folder
+    assert train.require(Path("any.keras"), lock.options()) == Path("any.keras")
+    folder = train.require(None, lock.options())
+    assert train.require(folder, lock.options()) == folder
     (folder / "results.json").unlink()
     with pytest.raises(UserError, match="unfinished"):
-        train.produce(folder, lock.options())
+        train.require(folder, lock.options())
 
 
 def test_an_unfinished_default_producer_goes_on():
-    folder = train.produce(None, lock.options())
+    folder = train.require(None, lock.options())
     (folder / "results.json").unlink()
-    assert train.produce(None, lock.options()) == folder
+    assert train.require(None, lock.options()) == folder
     assert len(CALLS) == 2 and CALLS[1][1].resume and (folder / "results.json").exists()
 
 
 def test_no_producer_is_called_under_multiworker():
     with pytest.raises(UserError, match="make it first on one machine: python "):
-        train.produce(None, worker.options(strategy="multiworker"))
+        train.require(None, worker.options(strategy="multiworker"))
     assert not CALLS
 
 
@@ -560,14 +568,14 @@ def test_a_run_of_several_seeds_is_no_producer():
     train(train.options(seeds=(0, 1)))
     for chosen in (None, Path("runs/adv_lock/train/demo")):
         with pytest.raises(UserError, match=r"several seeds; name one of them, such as .*demo/seed-0"):
-            train.produce(chosen, lock.options())
+            train.require(chosen, lock.options())
 
 
 def test_seeds_follow_into_the_chain():
     """Each seed of a consumer finds the producer's run of the same seed."""
     results = lock(lock.options(seeds=(0, 2)))
     assert results["seed"] == [0, 2] and [o.seed for _, o in CALLS] == [0, 2]
-    train.produce(None, CALLS[1][1])
+    train.require(None, CALLS[1][1])
     assert (Path("runs/adv_lock/train/demo/seed-2") / "results.json").is_file() and CALLS[-1][1].seed == 2
     # The folder above holds nothing but that seed's run, so a sweep of the producer may use it.
     assert train(train.options(seeds=(0, 2)))["seed"] == [0, 2]
@@ -599,7 +607,7 @@ def test_a_forced_join_that_was_interrupted_takes_no_part_of_before():
 
     @script(app="adv_lock", name="join")
     def join(options: CommonOptions, run: Run) -> None:
-        parts = Parts(options, run)
+        parts = SubRuns(options, run)
         for name in ("one", "two", "three"):
             parts(part, name)
 

@@ -34,8 +34,8 @@ SCRIPTS = {
 PATHS = [
     (name, field)
     for name, script in SCRIPTS.items()
-    for field, hint in script.hints.items()
-    if "Path" in str(hint) and field not in ("config", *script.options_class.written)
+    for field, hint in script.parser.hints.items()
+    if "Path" in str(hint) and field != "config" and not script.fields[field].metadata.get("written")
 ]
 
 
@@ -68,7 +68,7 @@ def test_every_script_was_found():
 @pytest.mark.parametrize(("name", "field"), PATHS)
 def test_a_path_that_is_not_there(nothing_happens, name, field):
     script = SCRIPTS[name]
-    missing = ("nowhere.keras",) if "tuple" in str(script.hints[field]) else "nowhere.keras"
+    missing = ("nowhere.keras",) if "tuple" in str(script.parser.hints[field]) else "nowhere.keras"
     refused(script, {field: missing}, rf"--{field.replace('_', '-')}: nowhere\.keras: no such file or folder")
     # Over several seeds too, whose folder is begun before those of the single ones.
     if "seeds" in script.fields:
@@ -157,7 +157,7 @@ OPTIONS = [
     ("mobility_humid/prepare.py", {"day_start": 24}, "--day-start: expected an hour"),
     ("mobility_humid/train.py", {"units": (1, 2)}, "--units: expected three numbers"),
     ("mobility_humid/classification.py", {"dropout": 1.0}, "--dropout: is a share and below 1"),
-    ("mobility_humid/siamese_attack.py", {"attacks": ("fgsm",)}, "--attacks: 'fgsm' is none of"),
+    ("mobility_humid/siamese_attack.py", {"attack": ("fgsm",)}, "--attack: 'fgsm' is none of"),
     ("mobility_humid/siamese_attack.py", {"traj_type": "serve"}, "--traj-type serve: .* an attack needs seek trips"),
     ("mobility_humid/fast_adversarial_train.py", {"methods": ("none", "trades")}, "--methods: 'trades' is none of"),
     ("multimedia_recsys/train_cnn.py", {"arch": "none"}, "network 'none': unknown"),
@@ -190,7 +190,7 @@ CHAINS = [
     ("adv_lock/unlock.py", "train_base: {arch: none}", "network 'none': unknown"),
     ("adv_lock/run_all.py", "lock: {attack_lr: 0}", "--attack-lr: must be above 0"),
     ("attention_defense/explain.py", "train: {alpha: 0}", "--alpha: must be above 0"),
-    ("attention_defense/run_all.py", "attack: {budgets: 0.001}", "less than one grey level"),
+    ("attention_defense/run_all.py", "attack: {eps: 0.001}", "less than one grey level"),
     ("multimedia_recsys/results_analyzer.py", "train_cnn: {arch: none}", "network 'none': unknown"),
     ("multimedia_recsys/run_all.py", "classify_extract_attack: {origin_class: sock}", "give both or neither"),
     ("mobility_humid/siamese_attack.py", "prepare: {day_start: 24}", "--day-start: expected an hour"),
@@ -202,7 +202,8 @@ CHAINS = [
 def test_what_a_script_before_it_would_refuse(nothing_happens, name, config, message):
     """Else the first scripts of a chain would run for minutes before the one that refuses."""
     Path("chain.yaml").write_text(config)
-    refused(SCRIPTS[name], {"config": "chain.yaml"} | SCRIPTS[name]._filed(Path("chain.yaml")), message)
+    script = SCRIPTS[name]
+    refused(script, {"config": "chain.yaml"} | script.parser.read(Path("chain.yaml"), script._sections), message)
 
 
 @pytest.mark.parametrize(

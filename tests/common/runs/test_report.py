@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.runs import report
 from common.runs.folder import execute
 from common.runs.record import Identity
-from common.runs.report import Value, by_seed, console, interval, over_seeds, percent, picker, wilson
+from common.runs.report import Value, by_seed, console, interval, lookup, over_seeds, percent, wilson
 
 ROWS = [
     {
@@ -109,7 +109,7 @@ def test_percent_and_interval():
 
 
 def test_value_picks_one_row_or_the_mean_over_seeds():
-    value = picker(ROWS)
+    value = lookup(ROWS)
     assert value(attack="none", metric="accuracy") == 0.9 and value(attack="none").low == 0.8
     mean = value(attack="pgd", eps=8 / 255)
     assert mean == pytest.approx(0.25) and mean.std == pytest.approx(math.sqrt(0.005))

@@ -67,7 +67,7 @@ def asked(tmp_path_factory):
 def test_g5_help_needs_no_framework(asked, script):
     told = asked[script]["help"]
     assert told["status"] == 0 and told["err"] == ""
-    assert "--seed" in told["out"] and "every script:" in told["out"]
+    assert "--seed" in told["out"] and "the run:" in told["out"]
     assert told["frameworks"] == []
 
 
@@ -84,7 +84,7 @@ def test_g7_an_unknown_option_of_any_script_is_one_line(asked, script):
 def test_g5_help_takes_a_second_and_no_framework(script):
     """Processor time, and the best of three: other work on the machine must not fail it."""
     status, out, imported, seconds = run(script, "--help", modules=True)
-    assert status == 0 and "--seed" in out and "every script:" in out
+    assert status == 0 and "--seed" in out and "the run:" in out
     assert not re.search(r"\| +(tensorflow|keras|jax|torch)\b", imported)
     for _ in range(2):
         if seconds > 1.0:

@@ -32,11 +32,11 @@ import io, os, sys, time
 from pathlib import Path
 import keras, numpy as np
 
-def say(*words):
+def log(*words):
     print(*words, flush=True)
 
 def wait_to_be_killed(*_, **__):
-    say("writing")
+    log("writing")
     time.sleep(600)
 
 def write_half(file, **arrays):
@@ -48,7 +48,7 @@ def write_half(file, **arrays):
 
 class Report(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
-        say("step")
+        log("step")
         time.sleep(0.02)
 
 savez = np.savez
@@ -64,9 +64,9 @@ for line in sys.stdin:
         model, history = eventful_fit(Path(sys.argv[1]), [Report()] if line == "steps\\n" else [])
         savez(sys.argv[2], *weights(model))
         os._exit(0)
-    say(pid)
+    log(pid)
     os.waitpid(pid, 0)
-    say("ended")
+    log("ended")
 """
 
 

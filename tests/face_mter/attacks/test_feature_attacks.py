@@ -112,7 +112,7 @@ def test_an_example_rests_above_its_threshold():
 
 
 def test_unknown_attacks_and_missing_classifiers_are_refused():
-    with pytest.raises(UserError, match="--attacks: 'bim' is none of fftgsm"):
+    with pytest.raises(UserError, match="attack 'bim': is none of fftgsm"):
         attacker().entry("bim", EPS)
     with pytest.raises(UserError, match="itgsm: needs a model with a classifier"):
         Attacker(embedder(attacker().model)).entry("itgsm", EPS)

@@ -117,16 +117,16 @@ CAST = Cast(FACES, split_people(FACES, seed=0, n_train=4, min_images=1))
 def test_the_range_of_pictures_shows_in_who_is_told_apart(tmp_path):
     path, said = tmp_path / "net.keras", []
     checkpoints.save_model(colour_network(1.0), path)
-    load_checked(path, CAST, options(), say=said.append)
+    load_checked(path, CAST, options(), log=said.append)
     assert len(said) == 1 and "embeddings of 3 numbers, the answer of its layer" in said[0]
     checkpoints.save_model(colour_network(255.0), path)
     with pytest.raises(UserError, match=r"net\.keras: tells people apart with an AUC of .*: give --input-scale 255"):
-        load_checked(path, CAST, options(), say=said.append)
-    model = load_checked(path, CAST, options(input_scale=255.0), say=said.append)
+        load_checked(path, CAST, options(), log=said.append)
+    model = load_checked(path, CAST, options(input_scale=255.0), log=said.append)
     x = FACES.images[:2] / np.float32(255)
     assert np.allclose(model(x), colour_network(255.0)(FACES.images[:2].astype(np.float32)), atol=1e-5)
     with pytest.raises(UserError, match=r"on pictures in .*, so that is what it takes: give --input-scale 255"):
-        load_checked(path, CAST, options(input_scale=2.0, input_offset=-1.0), say=said.append)
+        load_checked(path, CAST, options(input_scale=2.0, input_offset=-1.0), log=said.append)
 
 
 def test_everybody_is_judged_when_nobody_trains(tmp_path):
@@ -226,7 +226,7 @@ def test_a_network_of_others_is_hardened_attacked_and_judged_on_all_pairs(tmp_pa
     before = verify.verify_model(verify.Options(**judged, **foreign))
     assert before["metrics"]["verification_accuracy_n"] == 200 and before["metrics"]["verification_accuracy"] > 0.8
     tuned = ad_face.Options(
-        image_size=24, n_train=8, epochs=1, batch_size=8, adv_round=2, pretrained="foreign.keras", input_scale=255.0
+        image_size=24, n_train=8, epochs=1, batch_size=8, steps=2, pretrained="foreign.keras", input_scale=255.0
     )
     ad_face.ad_face(tuned)
     log = (tmp_path / "runs/face_mter/ad_face/demo/log.txt").read_text()
@@ -241,9 +241,9 @@ def test_a_network_of_others_is_hardened_attacked_and_judged_on_all_pairs(tmp_pa
         attack.Options(
             **{**judged, "n_folded": 4},
             n_train=8,
-            n_pairs=8,
+            n_test=8,
             curve=(2 / 255,),
-            pgd_steps=2,
+            steps=2,
             restarts=1,
             base_model="foreign.keras",
             input_scale=255.0,
