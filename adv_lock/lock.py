@@ -1,4 +1,4 @@
-"""Lock pictures with a small wrong-class signal, so that whoever trains on them learns the signal, not the content."""
+"""Lock images with a small wrong-class signal, so that whoever trains on them learns the signal, not the content."""
 
 import itertools
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from common.datasets import FileLabels
 
 _EXAMPLES = 8
-# Pictures that a base classifier is looked at with; a few where its range is known, or each may be a full photograph.
+# Images that a base classifier is looked at with; a few where its range is known, or each may be a full photograph.
 _TRIED, _FEW = 128, 8
 
 
@@ -31,7 +31,7 @@ class Options(InputOptions, ExampleOptions, DataOptions, ScriptOptions):
     """The owner's side: what to lock, how, and with which base classifier."""
 
     dataset: str = option("scenes", "orig_data")
-    """Pictures to lock: a data set's name, an .npz with Keras keys, or a folder <root>/<class>/<file>, whose pictures
+    """Images to lock: a data set's name, an .npz with Keras keys, or a folder <root>/<class>/<file>, whose images
     keep size, alpha and metadata."""
     out: Path | None = option(None, "lock_data", written=True, compared=False)
     """Folder of the run, in place of runs/adv_lock/lock/<name>; its `locked/` is what may be shared."""
@@ -40,22 +40,22 @@ class Options(InputOptions, ExampleOptions, DataOptions, ScriptOptions):
     lock_method: Literal["basic", "mixup", "horiz", "mixandcat"] = "basic"
     """One class map (basic), two mixed (mixup), two side by side (horiz), or two mixtures side by side (mixandcat)."""
     eps: Budget = 1.5
-    """L2 radius for a 32 x 32 x 3 picture with values in [0, 1]; grows with the root of the number of values."""
+    """L2 radius for a 32 x 32 x 3 image with values in [0, 1]; grows with the root of the number of values."""
     attack_lr: Budget = 0.25
     """Length of an attack step, in the units of --eps."""
     steps: Count = option(20, "attack_steps")
     """Steps of the attack towards each class map."""
     alpha: Budget = 0.5
-    """Share of the columns that come from the left picture (horiz, mixandcat), in [0, 1]."""
+    """Share of the columns that come from the left image (horiz, mixandcat), in [0, 1]."""
     lambd: Budget = 0.5
-    """Weight of the first picture of a mixture (mixup, mixandcat), in [0, 1]."""
+    """Weight of the first image of a mixture (mixup, mixandcat), in [0, 1]."""
     class_maps: Literal["seeded", "paper"] = "seeded"
     """Permutations of the classes: disjoint ones without fixed points, or the paper's four for CIFAR-10."""
     image_size: Literal["keep"] | Count = "keep"
-    """Pictures of a folder keep their size, or become squares of this side in pixels."""
+    """Images of a folder keep their size, or become squares of this side in pixels."""
     attack_store: Path = option(Path("runs/adv_lock/attacks"), written=True, compared=False)
     """Folder in which attacks are kept for other lock methods and for --resume: 2 bytes a value and class map; those on
-    a folder of pictures that would take over 4 GB are not kept."""
+    a folder of images that would take over 4 GB are not kept."""
 
 
 def refusals(options: Options) -> None:
@@ -75,7 +75,7 @@ def needs(options: Options) -> None:
 
 @script(app="adv_lock", name="lock", refusals=refusals, needs=needs)
 def lock(options: Options, run: Run) -> None:
-    """Lock train and test pictures; writes `locked/` to share and `key.npz` to keep."""
+    """Lock train and test images; writes `locked/` to share and `key.npz` to keep."""
     from adv_lock.attacks import locking
     from common.evaluation import plots
 
@@ -86,7 +86,7 @@ def lock(options: Options, run: Run) -> None:
     locked, key = run.folder / locking.LOCKED, run.folder / locking.KEY
     run.artifact("locked", locked)
     run.artifact("key", key)
-    run.figure("examples", plots.picture_rows, examples, title=f"{options.lock_method}, L2 {options.eps:g}")
+    run.figure("examples", plots.image_rows, examples, title=f"{options.lock_method}, L2 {options.eps:g}")
     _record(options, run, report, key.stat().st_size / sum(f.stat().st_size for f in locked.rglob("*") if f.is_file()))
 
 
@@ -115,52 +115,52 @@ def _lock_folder(options: Options, run: Run) -> "tuple[Report, dict]":
 
     from adv_lock.attacks import locking
     from common import datasets, files
-    from common.datasets.images import read_picture
+    from common.datasets.images import read_image
 
     root = Path(options.dataset)
     counts = {"n_train": options.n_train, "n_test": options.n_test}
     parts, class_names = datasets.list_folder(root, seed=options.seed, **counts, progress=True)
-    pictures = [*parts["train"], *parts["test"]]
+    images = [*parts["train"], *parts["test"]]
     is_test = np.repeat([False, True], [len(parts["train"]), len(parts["test"])])
     if len(class_names) < 2:
         raise UserError(f"{root}: holds one class only; a lock needs a second class to point to")
     digest = hashlib.sha256()
-    for picture in track(pictures, "hashing", units="files"):
-        digest.update(os.fsencode(picture.path.relative_to(root)) + f"\0{files.sha256(picture.path)}\n".encode())
+    for image in track(images, "hashing", units="files"):
+        digest.update(os.fsencode(image.path.relative_to(root)) + f"\0{files.sha256(image.path)}\n".encode())
     run.data(root.name, digest.hexdigest())
-    rows = _tried(options, len(pictures))
-    some = [pictures[row] for row in rows]
+    rows = _tried(options, len(images))
+    some = [images[row] for row in rows]
     labels = np.array([one.label for one in some], np.int32)
     # One at a time: photographs may be large.
-    recipe = _recipe(options, run, len(class_names), ((read_picture(one.path).rgb for one in some), labels))
+    recipe = _recipe(options, run, len(class_names), ((read_image(one.path).rgb for one in some), labels))
     size = None if options.image_size == "keep" else int(options.image_size)
-    report = locking.lock_pictures(
+    report = locking.lock_images(
         root,
-        pictures,
+        images,
         is_test,
         class_names,
         recipe,
         run.folder,
-        run.checkpoints / "pictures",
+        run.checkpoints / "images",
         options.attack_store,
         run.log,
         image_size=size,
     )
-    chosen = np.arange(len(pictures))[-_EXAMPLES:]
-    names = locking.locked_names(root, pictures)
-    stored = [read_picture(run.folder / locking.LOCKED / names[i]).rgb for i in chosen]
-    originals = [locking.read_pixels(pictures[i].path, size) for i in chosen]
+    chosen = np.arange(len(images))[-_EXAMPLES:]
+    names = locking.locked_names(root, images)
+    stored = [read_image(run.folder / locking.LOCKED / names[i]).rgb for i in chosen]
+    originals = [locking.read_pixels(images[i].path, size) for i in chosen]
     return report, _examples(originals, stored)
 
 
 def _examples(originals: list, stored: list) -> dict:
-    """Rows for a figure: pictures before and after, and what was added, ten times stronger, around grey."""
+    """Rows for a figure: images before and after, and what was added, ten times stronger, around grey."""
     import numpy as np
 
     # A full-size photograph is shown by its middle: scaled down, the lock would not be seen at all.
-    middles = [tuple(slice(max(0, n // 2 - 64), n // 2 + 64) for n in picture.shape[:2]) for picture in originals]
-    before = [picture[middle] for picture, middle in zip(originals, middles, strict=True)]
-    after = [picture[middle] for picture, middle in zip(stored, middles, strict=True)]
+    middles = [tuple(slice(max(0, n // 2 - 64), n // 2 + 64) for n in image.shape[:2]) for image in originals]
+    before = [image[middle] for image, middle in zip(originals, middles, strict=True)]
+    after = [image[middle] for image, middle in zip(stored, middles, strict=True)]
     added = [np.clip(0.5 + 10 * (b / 255.0 - a / 255.0), 0, 1) for a, b in zip(before, after, strict=True)]
     return {"original": before, "locked": after, "difference x 10": added}
 
@@ -168,8 +168,8 @@ def _examples(originals: list, stored: list) -> dict:
 def _warn(run: Run, success: float) -> None:
     if success < 0.5:
         run.log(
-            f"the base classifier sees the wrong class in only {100 * success:.0f} % of the locked pictures, so the"
-            " lock is weak: raise --eps or --steps, or give a --model that was trained on more such pictures"
+            f"the base classifier sees the wrong class in only {100 * success:.0f} % of the locked images, so the"
+            " lock is weak: raise --eps or --steps, or give a --model that was trained on more such images"
         )
 
 
@@ -214,7 +214,7 @@ def _lock_needed(lock_data: Path | None, options: RunOptions) -> tuple[Path | No
     # Locked data that are named bring their own data set and seed; only those found by default must match.
     sizes = [name for name in ("n_train", "n_test") if getattr(options, name) is not None]
     if lock_data is not None and options.dataset != lock.options().dataset:
-        raise UserError("--dataset: the locked pictures come with --lock-data; leave it out")
+        raise UserError("--dataset: the locked images come with --lock-data; leave it out")
     return lock_data, options, ("dataset", "seed", *sizes) if lock_data is None else ()
 
 
@@ -230,7 +230,7 @@ def _check(options: Options) -> None:
     if not options.attack_lr > 0:
         raise UserError(f"--attack-lr: must be above 0; received {options.attack_lr:g}")
     if options.image_size != "keep" and not is_folder(options.dataset):
-        raise UserError(f"--image-size: is for folders of pictures; {options.dataset} is locked at its own size")
+        raise UserError(f"--image-size: is for folders of images; {options.dataset} is locked at its own size")
     if options.attack_store.exists() and not options.attack_store.is_dir():
         raise UserError(f"--attack-store: {options.attack_store} is a file; name a folder")
     for name in ("alpha", "lambd"):
@@ -239,10 +239,10 @@ def _check(options: Options) -> None:
 
 
 def _tried(options: Options, count: int) -> "np.ndarray":
-    """Rows of `count` pictures, int (N,), that the base classifier is looked at with."""
+    """Rows of `count` images, int (N,), that the base classifier is looked at with."""
     import numpy as np
 
-    # That of train_base.py takes pictures in [0, 1].
+    # That of train_base.py takes images in [0, 1].
     return np.unique(np.linspace(0, count - 1, min(count, _FEW if options.model is None else _TRIED)).astype(int))
 
 
@@ -253,7 +253,7 @@ def _recipe(
     some: "tuple[Iterable[np.ndarray], np.ndarray]",
     file_labels: "FileLabels | None" = None,
 ) -> "Recipe":
-    """What pictures of `classes` are locked by; `some` of them, uint8 (H, W, C) each, read one by one, with their
+    """What images of `classes` are locked by; `some` of them, uint8 (H, W, C) each, read one by one, with their
     labels, show how the base classifier takes them."""
     from adv_lock.attacks.class_maps import MAPS_NEEDED, by_label, class_maps
     from adv_lock.attacks.locking import Recipe
@@ -265,12 +265,12 @@ def _recipe(
     path = run.require(train_base, *_needed(options))
     arguments = {**reading(options, path), "log": run.log}
     model = load_classifier(path, **arguments)
-    pictures, labels = some
+    images, labels = some
     told = class_count(model)
     if file_labels is not None and told == len(file_labels.names) != classes:
         maps, labels, classes = by_label(maps, file_labels.values, told), file_labels.values[labels], told
-    # Pictures of another size than the network's are locked too. One that takes any size is tried on a few.
-    seen = at_size(itertools.islice(pictures, _FEW if None in model.input_shape[1:3] else None), model)
+    # Images of another size than the network's are locked too. One that takes any size is tried on a few.
+    seen = at_size(itertools.islice(images, _FEW if None in model.input_shape[1:3] else None), model)
     model = load_classifier(
         path, seen, labels[: len(seen)], classes=classes, remedy="give another --model", **arguments
     )

@@ -1,4 +1,4 @@
-"""Train on locked pictures as a thief would, and measure what the model is worth on clean ones."""
+"""Train on locked images as a thief would, and measure what the model is worth on clean ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -51,7 +51,7 @@ def needs(options: Options) -> None:
 
 @script(app="adv_lock", name="train", refusals=refusals, needs=needs)
 def train(options: Options, run: Run) -> None:
-    """Train a fresh network on locked (or original) pictures with their true labels."""
+    """Train a fresh network on locked (or original) images with their true labels."""
     from adv_lock.data.locked import read_locked
     from adv_lock.models.networks import NETWORKS
     from common.evaluation import plots, predictions
@@ -69,12 +69,12 @@ def train(options: Options, run: Run) -> None:
             "locked_accuracy": predictions.accuracy(model, data.locked_test, data.y_test, progress=True),
         }
 
-    pictures = data.locked_train if on_locked else data.original_train()
-    title = f"training on {options.train_on} pictures"
+    images = data.locked_train if on_locked else data.original_train()
+    title = f"training on {options.train_on} images"
     model, history = fit.fit(
         options.recipe,
         run,
-        pictures,
+        images,
         data.y_train,
         len(data.class_names),
         evaluate,
@@ -84,7 +84,7 @@ def train(options: Options, run: Run) -> None:
     )
     run.save_model(model)
     curves = {
-        f"{kind} test pictures": [epoch[f"{kind}_accuracy"] for epoch in history] for kind in ("original", "locked")
+        f"{kind} test images": [epoch[f"{kind}_accuracy"] for epoch in history] for kind in ("original", "locked")
     }
     metrics = _metrics(options, model, history, data)
     if reference is not None:
@@ -109,7 +109,7 @@ def _metrics(options: Options, model, history: list[dict[str, float]], data: "Lo
     seen = predictions.predict(model, data.original_test, progress=True)
     last = history[-1]
     metrics = {
-        # The last epoch is what a thief has who cannot see clean pictures; the peak is what an oracle would pick.
+        # The last epoch is what a thief has who cannot see clean images; the peak is what an oracle would pick.
         "original_accuracy": last["original_accuracy"],
         "original_accuracy_peak": max(epoch["original_accuracy"] for epoch in history),
         "locked_accuracy": last["locked_accuracy"],
@@ -150,7 +150,7 @@ def _reference(options: Options, run: Run, source: Path, sha256: str) -> tuple[P
     folder = options.reference
     if folder is None:
         folder = run.folder / "reference"
-        run.log("reference: the same network and recipe on the original pictures")
+        run.log("reference: the same network and recipe on the original images")
         wanted = replace(options, train_on="original", lock_data=source, out=folder, seeds=None)
         results = train(replace(wanted, resume=not options.force))
     else:

@@ -1,4 +1,4 @@
-"""Train the base classifier F on clean data: the network whose mistakes a lock writes into pictures."""
+"""Train the base classifier F on clean data: the network whose mistakes a lock writes into images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from common.datasets import Arrays
 
 FOLDER_SIZE = 32
-"""Side, in pixels, at which the pictures of a folder are learnt from unless --image-size says otherwise."""
+"""Side, in pixels, at which the images of a folder are learnt from unless --image-size says otherwise."""
 
 
 @dataclass(kw_only=True)
@@ -25,12 +25,12 @@ class FittingOptions(training_options.FittingOptions, ExampleOptions, DataOption
     """Network: small_cnn, resnet20..110, resnet18, resnet50, preresnet20..110, densenet100bc, densenet190bc,
     vgg11, vgg13, vgg16, vgg19 or alexnet."""
     image_size: Count | None = None
-    """Side, in pixels, to which the pictures of a folder are scaled for training; by default 32."""
+    """Side, in pixels, to which the images of a folder are scaled for training; by default 32."""
 
 
 @dataclass(kw_only=True)
 class Options(FittingOptions):
-    """The owner's side: clean pictures and their labels."""
+    """The owner's side: clean images and their labels."""
 
 
 def refusals(options: Options) -> None:
@@ -84,7 +84,7 @@ def load(options: "Options", image_size: int | None = None) -> "Arrays":
 
 
 def is_folder(dataset: str) -> bool:
-    """Whether `dataset` is a folder of pictures; a name goes before a folder that is called like it."""
+    """Whether `dataset` is a folder of images; a name goes before a folder that is called like it."""
     from common import datasets
 
     return dataset not in datasets.NAMES and Path(dataset).is_dir()

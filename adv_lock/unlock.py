@@ -55,7 +55,7 @@ def unlock(options: Options, run: Run) -> None:
         raise UserError(f"--key: {path} is not there; name the key.npz that lock.py left with the owner")
     key = locked_data.read_key(path)
     out = run.folder / "original"
-    restore = _arrays if (locked / locking.ARRAYS).is_file() else _pictures
+    restore = _arrays if (locked / locking.ARRAYS).is_file() else _images
     count = restore(locked, key, manifest, out)
     locked_bytes = sum(file.stat().st_size for file in locked.rglob("*") if file.is_file())
     digest = hashlib.sha256(json.dumps(key.about["originals_sha256"], sort_keys=True).encode())
@@ -86,31 +86,31 @@ def _arrays(locked: Path, key: "Key", manifest: dict, out: Path) -> int:
             count += len(labels)
             if digest.hexdigest() != key.about["originals_sha256"].get(split):
                 # Leaving by an exception abandons the file: nothing wrong may lie where the originals belong.
-                raise UserError(f"{key.path}: is not the key of these pictures; they come out other than they were")
+                raise UserError(f"{key.path}: is not the key of these images; they come out other than they were")
     return count
 
 
-def _pictures(locked: Path, key: "Key", manifest: dict, out: Path) -> int:
+def _images(locked: Path, key: "Key", manifest: dict, out: Path) -> int:
     from adv_lock.attacks import mixing
     from common import files
-    from common.datasets.images import read_picture, write_png
+    from common.datasets.images import read_image, write_png
 
     differing = 0
     originals = key.about["originals_sha256"]
     for entry in track(manifest["files"], "unlocking"):
-        picture = read_picture(files.inside(locked, entry["file"]))
+        image = read_image(files.inside(locked, entry["file"]))
         shift = key.difference(entry["file"])
-        if shift.shape != picture.rgb.shape:
-            raise UserError(f"{key.path}: {entry['file']} has another size there; it is the key of other pictures")
-        rgb = mixing.restore(picture.rgb, shift)
+        if shift.shape != image.rgb.shape:
+            raise UserError(f"{key.path}: {entry['file']} has another size there; it is the key of other images")
+        rgb = mixing.restore(image.rgb, shift)
         if hashlib.sha256(rgb.tobytes()).hexdigest() != originals.get(entry["file"]):
             differing += 1
             continue
-        write_png(files.inside(out, entry["file"]), rgb, picture.alpha, picture.metadata)
+        write_png(files.inside(out, entry["file"]), rgb, image.alpha, image.metadata)
     count = len(manifest["files"])
     if differing:
         raise UserError(
-            f"{key.path}: is not the key of these pictures; {differing} of {count} come out other than locked"
+            f"{key.path}: is not the key of these images; {differing} of {count} come out other than locked"
         )
     return count
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from attention_defense.attack import Chosen
     from attention_defense.attacks.table import Attack
-    from attention_defense.evaluation.analysis import Interval, Looked
+    from attention_defense.evaluation.analysis import Looked
+    from common.evaluation.statistics import Estimate
 
 # Numbers of steps at which O3 is looked at.
 STEPS = (1, 2, 3, 4, 8)
@@ -32,11 +33,11 @@ class Options(TestedOptions):
     eps: LinfBudget = 8 / 255
     """Radius of the attacks (L-inf), in [0, 1]."""
     n_test: Count | None = 500
-    """Number of test pictures; null takes all."""
+    """Number of test images; null takes all."""
 
 
 class Case(NamedTuple):
-    """The pictures that `chosen` answers rightly: `x` float32 (N, H, W, C) in [0, 1], `y` int32 (N,), `masks` bool
+    """The images that `chosen` answers rightly: `x` float32 (N, H, W, C) in [0, 1], `y` int32 (N,), `masks` bool
     (N, H, W) or None; what it makes of them, `seen`; and what it makes of others for the same classes, `look`."""
 
     chosen: "Chosen"
@@ -53,7 +54,7 @@ class Case(NamedTuple):
         return analysis.look(model, x, self.y, layer=layer, batch_size=self.options.batch_size, progress=True)
 
     def attacked(self, kind: str, eps: float) -> "np.ndarray":
-        """The pictures under the attack `kind`, at 8 bits; successes and failures alike take all steps."""
+        """The images under the attack `kind`, at 8 bits; successes and failures alike take all steps."""
         from attention_defense.attacks import table as attacks
 
         model, _, layer, training = self.chosen
@@ -61,7 +62,7 @@ class Case(NamedTuple):
         return self.changed(attack)
 
     def changed(self, attack: "Attack") -> "np.ndarray":
-        """What `attack` makes of the pictures, at 8 bits."""
+        """What `attack` makes of the images, at 8 bits."""
         from common.evaluation.robustness import adversarial_examples
 
         return adversarial_examples(attack, self.x, self.y, batch_size=self.options.batch_size, progress=True)
@@ -74,7 +75,7 @@ class Table:
         self.run, self.model, self.eps = run, model, eps
 
     def write(
-        self, metric: str, found: "Interval | None", *, attack: str, split: str, headline: str | None = None
+        self, metric: str, found: "Estimate | None", *, attack: str, split: str, headline: str | None = None
     ) -> None:
         """A row, if there is an estimate; and under `headline` a figure of the run."""
         if found is None:
@@ -86,13 +87,10 @@ class Table:
             eps=self.eps,
             split=split,
             metric=metric,
-            value=found.value,
-            n=found.n,
-            low=found.low,
-            high=found.high,
+            **found._asdict(),
         )
         if headline is not None:
-            self.run.intervals({headline: (found.value, found.n, found.low, found.high)})
+            self.run.intervals({headline: found})
 
 
 def refusals(options: Options) -> None:
@@ -120,8 +118,8 @@ def analyse(options: Options, run: Run) -> None:
     right = predict(model, tested.x, batch_size=options.batch_size, progress=True) == tested.y
     run.rate("clean_accuracy", float(right.mean()), len(right), model=name, split="test")
     if not right.any():
-        raise UserError(f"{name}: answers none of the {len(right)} pictures rightly; there is nothing to attack")
-    run.log(f"{right.sum()} of {len(right)} pictures are answered rightly and attacked")
+        raise UserError(f"{name}: answers none of the {len(right)} images rightly; there is nothing to attack")
+    run.log(f"{right.sum()} of {len(right)} images are answered rightly and attacked")
     x, y = np.asarray(as_float(tested.x[right])), tested.y[right]
     seen = analysis.look(model, x, y, layer=layer, batch_size=options.batch_size, progress=True)
     case = Case(picked, x, y, None if tested.masks is None else tested.masks[right], seen, options)
@@ -204,11 +202,11 @@ def _controls(
     noise: "np.ndarray",
 ) -> None:
     """O2 beside what moves attention without fooling anyone: noise of the same budget, which gave the IoU `noise` (N,),
-    and the same pictures seen by `stranger`, the same network with its weights shuffled (Adebayo et al. 2018)."""
+    and the same images seen by `stranger`, the same network with its weights shuffled (Adebayo et al. 2018)."""
     from attention_defense.evaluation import analysis
 
     seed, everything = stranger.options.seed, success | ~success
-    paired = analysis.bootstrap(lambda rows: (overlap - noise)[rows].mean(), len(noise), seed=seed)
+    paired = analysis.mean(overlap - noise, everything, seed=seed)
     table.write("iou_clean_adv", paired, attack=kind, split="attack less noise")
     of_random = analysis.moved(stranger.seen.area, stranger.look(changed).area)
     for split, found in (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from attention_defense.attacks.names import AttackName
-from attention_defense.train import PICTURE_FIELDS, PictureOptions, load, train
+from attention_defense.train import PICTURE_FIELDS, ImageOptions, load, train
 from common.errors import UserError
 from common.runs.model_input import InputOptions, check_input, is_run, look_at, reading
 from common.runs.options import Budget, Count, LinfBudget, ScriptOptions, option
@@ -29,8 +29,8 @@ HEADLINE = ("fgsm", "step_ll", "pgd20", "attention")
 
 
 @dataclass(kw_only=True)
-class TestedOptions(InputOptions, PictureOptions, ScriptOptions):
-    """Pictures to judge a model by; see also --n-test."""
+class TestedOptions(InputOptions, ImageOptions, ScriptOptions):
+    """Images to judge a model by; see also --n-test."""
 
     model: Path | None = option(None, known=IMAGENET_NAMES)
     """Classifier: a .keras file, a run of train.py, inception_v3 or resnet50 (ImageNet weights, downloaded once); by
@@ -39,11 +39,11 @@ class TestedOptions(InputOptions, PictureOptions, ScriptOptions):
     """Text file with the classes of --model in its order, one folder name (ImageNet: wnid) a line; by default the
     folders of the data set, sorted."""
     boxes: Path | None = None
-    """Folder of PASCAL VOC annotations, <picture's name>.xml, for the objects of an image folder."""
+    """Folder of PASCAL VOC annotations, <image's name>.xml, for the objects of an image folder."""
     layer: str | None = None
     """Layer whose attention is looked at; by default the last with a map of at least 7 x 7 cells."""
     batch_size: Count = 100
-    """Pictures looked at or attacked at a time."""
+    """Images looked at or attacked at a time."""
 
 
 @dataclass(kw_only=True)
@@ -59,13 +59,13 @@ class Options(TestedOptions):
     curve: tuple[LinfBudget, ...] = (1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255, 32 / 255, 1.0)
     """Radii at which PGD-20 is measured for the curve; without bound, at 1, nothing should stand."""
     n_slow: Count = option(200, "n_strongest")
-    """Pictures for pgd100, adaptive and the curve, the first of --n-test."""
+    """Images for pgd100, adaptive and the curve, the first of --n-test."""
     source: Path | None = None
-    """Another model, a .keras file: the pictures that PGD-20 makes for it are shown to --model too."""
+    """Another model, a .keras file: the images that PGD-20 makes for it are shown to --model too."""
     iou_key: Budget = 0.59513
     """gated: attacks while the attended areas overlap by more than this."""
     n_test: Count | None = 300
-    """Number of test pictures; null takes all."""
+    """Number of test images; null takes all."""
 
 
 class Chosen(NamedTuple):
@@ -78,7 +78,7 @@ class Chosen(NamedTuple):
 
 
 def check_models(options: TestedOptions, *, maps: bool = True, others: Sequence[Path] = ()) -> None:
-    """Refuse what can be refused before a picture is read or a model trained: files that `options` name, and models,
+    """Refuse what can be refused before an image is read or a model trained: files that `options` name, and models,
     `--model` and `others`, that are none; one that is looked at for `maps` has such layers.
 
     Errors: `UserError`, as `chosen` and `load_tested`.
@@ -106,7 +106,7 @@ def needs(options: TestedOptions) -> None:
 
 
 def check_tested(options: TestedOptions) -> None:
-    """Refuse what can be refused before a picture is read. Errors: as `load_tested`, and boxes that belong to none."""
+    """Refuse what can be refused before an image is read. Errors: as `load_tested`, and boxes that belong to none."""
     from common import datasets
     from common.files import read_lines
 
@@ -117,14 +117,14 @@ def check_tested(options: TestedOptions) -> None:
 
 
 def load_tested(options: TestedOptions, run: Run) -> "Tested":
-    """The test pictures with their objects, and labels in the order of the model's classes.
+    """The test images with their objects, and labels in the order of the model's classes.
 
     Errors: `UserError` for a class that is not on the list, and a damaged annotation.
     """
     from attention_defense.data.images import boxed, tested_of
 
     check_tested(options)
-    # Nothing is learnt here, and of a folder only the pictures that are judged need be read.
+    # Nothing is learnt here, and of a folder only the images that are judged need be read.
     data = load(options, run, n_train=1, n_test=options.n_test)
     masks = None
     if options.boxes is not None:
@@ -136,8 +136,8 @@ def load_tested(options: TestedOptions, run: Run) -> "Tested":
 def chosen(options: TestedOptions, tested: "Tested", run: Run, *, maps: bool = True) -> Chosen:
     """The classifier of `--model`, by default that of train.py; one whose `maps` nobody asks for needs none.
 
-    Errors: `UserError` for one that is not there, takes other pictures, has other classes or has not `--layer`; and for
-    a run of train.py on the same data set with another seed, whose test pictures may have been trained on.
+    Errors: `UserError` for one that is not there, takes other images, has other classes or has not `--layer`; and for
+    a run of train.py on the same data set with another seed, whose test images may have been trained on.
     """
     from attention_defense.attacks.table import Training
     from attention_defense.models.losses import Weights
@@ -162,7 +162,7 @@ def chosen(options: TestedOptions, tested: "Tested", run: Run, *, maps: bool = T
 
 
 def source_of(options: TestedOptions, path: Path, tested: "Tested", run: Run) -> "keras.Model":
-    """Another classifier of the same pictures. Errors: as `load_classifier`."""
+    """Another classifier of the same images. Errors: as `load_classifier`."""
     from attention_defense.models.victim import load_classifier
 
     return load_classifier(path, tested, **_reading(options, path, run))

@@ -24,15 +24,15 @@ class Options(TestedOptions):
     eps: LinfBudget = 8 / 255
     """Radius of the attack (L-inf), in [0, 1]."""
     lime_samples: Count = 300
-    """LIME: pictures with some superpixels hidden."""
+    """LIME: images with some superpixels hidden."""
     segments: Count = 50
     """LIME: about as many superpixels."""
     lime_features: Count = 10
     """LIME: superpixels that an explanation may name."""
     n_test: Count | None = 24
-    """Number of test pictures; null takes all."""
+    """Number of test images; null takes all."""
     n_drawn: Count = 4
-    """Pictures in the figure; successes of the attack come first."""
+    """Images in the figure; successes of the attack come first."""
 
 
 def refusals(options: Options) -> None:
@@ -45,7 +45,7 @@ def refusals(options: Options) -> None:
 
 @script(app="attention_defense", name="explain", refusals=refusals, needs=needs)
 def explain(options: Options, run: Run) -> None:
-    """Explain every picture as it is and attacked; draw some, and measure how explanations agree."""
+    """Explain every image as it is and attacked; draw some, and measure how explanations agree."""
     from functools import partial
 
     import numpy as np
@@ -63,23 +63,23 @@ def explain(options: Options, run: Run) -> None:
     tested = tested.for_outputs(class_count(model))
     x, y = np.asarray(as_float(tested.x)), tested.y
     attack = attacks.named(options.attack, model, eps=options.eps, layer=layer, training=training, seed=options.seed)
-    pictures = {
+    images = {
         "clean": x,
         "attacked": adversarial_examples(attack, x, y, batch_size=options.batch_size, progress=True),
     }
     looked = {
         when: analysis.look(model, of, y, layer=layer, batch_size=options.batch_size, progress=True)
-        for when, of in pictures.items()
+        for when, of in images.items()
     }
 
-    run.log(f"LIME on {len(x)} pictures and their attacked versions, {options.lime_samples} samples each")
-    areas: dict[str, list[np.ndarray]] = {when: [] for when in pictures}
-    examples = [(when, *example) for when, of in pictures.items() for example in zip(of, y, strict=True)]
-    for when, picture, label in track(examples, "LIME"):
+    run.log(f"LIME on {len(x)} images and their attacked versions, {options.lime_samples} samples each")
+    areas: dict[str, list[np.ndarray]] = {when: [] for when in images}
+    examples = [(when, *example) for when, of in images.items() for example in zip(of, y, strict=True)]
+    for when, image, label in track(examples, "LIME"):
         areas[when].append(
             lime_area(
                 partial(analysis.probabilities, model),
-                picture,
+                image,
                 int(label),
                 segments=options.segments,
                 features=options.lime_features,
@@ -105,31 +105,31 @@ def explain(options: Options, run: Run) -> None:
     fooled = (answers["clean"] == y) & (answers["attacked"] != y)
     rows = []
     for row in np.concatenate([np.flatnonzero(fooled), np.flatnonzero(~fooled)])[: options.n_drawn]:
-        caption = " -> ".join(tested.class_names[answers[when][row]] for when in pictures)
-        heats = _heats(*(looked[when].attention[row] for when in pictures))
-        sides = [(pictures[when][row], heat, lime[when][row]) for when, heat in zip(pictures, heats, strict=True)]
+        caption = " -> ".join(tested.class_names[answers[when][row]] for when in images)
+        heats = _heats(*(looked[when].attention[row] for when in images))
+        sides = [(images[when][row], heat, lime[when][row]) for when, heat in zip(images, heats, strict=True)]
         if not fooled[row]:
             caption += "\n(not fooled)" if answers["clean"][row] == y[row] else "\n(wrong before)"
         rows.append((caption, _strip(*sides, options.eps)))
-    columns = ["picture", "Grad-CAM", "LIME", "attacked", "Grad-CAM", "LIME", "change / eps", "attention moved"]
+    columns = ["image", "Grad-CAM", "LIME", "attacked", "Grad-CAM", "LIME", "change / eps", "attention moved"]
     title = f"{name}: {options.attack}, eps {255 * options.eps:.3g}/255; maps of the true class"
-    run.figure("strips", plots.picture_rows, rows, title=title, columns=columns)
+    run.figure("strips", plots.image_rows, rows, title=title, columns=columns)
 
 
 def _heats(*attention: "np.ndarray") -> "list[np.ndarray]":
-    """Attention (H, W) to several pictures, brought to [0, 1] on one scale."""
+    """Attention (H, W) to several images, brought to [0, 1] on one scale."""
     low, high = min(of.min() for of in attention), max(of.max() for of in attention)
     return [(of - low) / max(high - low, 1e-12) for of in attention]
 
 
 def _strip(clean: tuple, attacked: tuple, eps: float) -> "list[np.ndarray]":
-    """The drawings of one example; its sides are picture (H, W, C), heat and LIME's area (H, W) each."""
+    """The drawings of one example; its sides are image (H, W, C), heat and LIME's area (H, W) each."""
     from attention_defense.evaluation.figures import overlay
 
     drawings = [
         drawing
-        for picture, heat, area in (clean, attacked)
-        for drawing in (picture, overlay(picture, heat), overlay(picture, area.astype(float)))
+        for image, heat, area in (clean, attacked)
+        for drawing in (image, overlay(image, heat), overlay(image, area.astype(float)))
     ]
     change = 0.5 + (attacked[0] - clean[0]) / (2 * max(eps, 1 / 255))
     return [*drawings, change.clip(0, 1), overlay(0 * clean[0], abs(attacked[1] - clean[1]))]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from attention_defense.attack import attack
-from attention_defense.train import MethodName, PictureOptions, train
+from attention_defense.train import ImageOptions, MethodName, train
 from common.errors import UserError
 from common.runs.options import Count, DeviceOptions, LinfBudget, ScriptOptions
 from common.runs.record import Run, read_results, read_table
@@ -19,15 +19,15 @@ SHARED = ("image_size",)
 
 
 @dataclass(kw_only=True)
-class Options(PictureOptions, DeviceOptions, ScriptOptions):
+class Options(ImageOptions, DeviceOptions, ScriptOptions):
     """Which ways of training; the settings of each script stand in its section of --config."""
 
     methods: tuple[MethodName, ...] = (STANDARD, PGD, "aad", "step_ll")
-    """Ways of training, as in train.py; the pictures that PGD makes for the standard one are shown to all others."""
+    """Ways of training, as in train.py; the images that PGD makes for the standard one are shown to all others."""
     few_methods: tuple[MethodName, ...] = ()
-    """Ways, the same or others, on --n-few training pictures."""
+    """Ways, the same or others, on --n-few training images."""
     n_few: Count = 5000
-    """Training pictures of --few-methods."""
+    """Training images of --few-methods."""
     pgd_eps: tuple[LinfBudget, ...] = ()
     """Further radii of PGD training, wherever that is among the ways: for comparison at equal clean accuracy."""
 
@@ -94,11 +94,11 @@ def at_equal_accuracy(known: Iterable[tuple[float, float]], clean: float) -> flo
 
 
 def _groups(options: Options) -> Iterator[list[Way]]:
-    """The trainings by number of pictures, the standard one first: the others are shown what fools it."""
+    """The trainings by number of images, the standard one first: the others are shown what fools it."""
     few = {"n_train": options.n_few}
     for place, methods, fewer, ending in (
         ((), options.methods, {}, ""),
-        (("few",), options.few_methods, few, f", {options.n_few} pictures"),
+        (("few",), options.few_methods, few, f", {options.n_few} images"),
     ):
         group = [
             Way(f"{method}{ending}", (*place, method), {"method": method, **fewer}) for method in dict.fromkeys(methods)
@@ -111,7 +111,7 @@ def _groups(options: Options) -> Iterator[list[Way]]:
 
 
 def _headline(way: Way, attacked: Mapping[str, float]) -> dict[str, float]:
-    """Metrics of a training on all pictures; the others stand in the table alone."""
+    """Metrics of a training on all images; the others stand in the table alone."""
     method = way.settings["method"]
     return {f"{method}_{key}": value for key, value in attacked.items()} if way.place == (method,) else {}
 
@@ -123,7 +123,7 @@ def _compared(tables: Mapping[Way, Sequence[Mapping[str, Any]]]) -> Iterator[dic
     """
     clean, left = {}, {}
     for way, rows in tables.items():
-        # On the very pictures that met all attacks.
+        # On the very images that met all attacks.
         clean[way] = next(row["value"] for row in rows if row["split"] == "curve" and row["eps"] == 0)
         left[way] = {row["eps"]: row for row in rows if row["attack"] == "all" and row["metric"] == "accuracy"}
     known = [way for way in tables if way.known]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from common.training.methods import Method
 
 MethodName = Literal["standard", "step_ll", "fast", "pgd", "trades", "aad", "aad_two_step", "aad_iou"]
-# Pictures on which the terms' gradients are measured after every epoch.
+# Images on which the terms' gradients are measured after every epoch.
 _MEASURED = 64
 
 
@@ -36,15 +36,15 @@ PICTURE_FIELDS = ("dataset", "seed", "image_size")
 
 
 @dataclass(kw_only=True)
-class PictureOptions(DataOptions, RunOptions):
-    """Which pictures."""
+class ImageOptions(DataOptions, RunOptions):
+    """Which images."""
 
     image_size: Count | None = None
-    """Side, in pixels, to which the pictures of a folder are scaled, and at which scenes are drawn."""
+    """Side, in pixels, to which the images of a folder are scaled, and at which scenes are drawn."""
 
 
 @dataclass(kw_only=True)
-class Options(PictureOptions, FittingOptions, ExampleOptions, ScriptOptions):
+class Options(ImageOptions, FittingOptions, ExampleOptions, ScriptOptions):
     """The network and how it is defended."""
 
     arch: str = "small_cnn"
@@ -67,19 +67,19 @@ class Options(PictureOptions, FittingOptions, ExampleOptions, ScriptOptions):
     sharpness: Budget = 10.0
     """Slope of the soft mask that hides what is attended."""
     iou_key: Budget = 0.2
-    """aad_iou: a picture is attacked on while its attended areas overlap by more than this."""
+    """aad_iou: an image is attacked on while its attended areas overlap by more than this."""
     iou_steps: Count = 5
     """aad_iou: most steps."""
     layer: str | None = None
     """Layer whose attention is trained; by default the last with a map of at least 7 x 7 cells."""
     n_validation: Natural = 200
-    """Training pictures held back to measure the accuracy under PGD-10 after every epoch; they choose nothing."""
+    """Training images held back to measure the accuracy under PGD-10 after every epoch; they choose nothing."""
     epochs: Count = 8
-    """Passes over the training pictures."""
+    """Passes over the training images."""
     learning_rate: Budget = 0.1
     """Learning rate at its highest."""
     batch_size: Count = 64
-    """Pictures a step, over all devices."""
+    """Images a step, over all devices."""
 
 
 def refusals(options: Options) -> None:
@@ -142,8 +142,8 @@ def train(options: Options, run: Run) -> None:
     run.figure("training", plots.accuracy_curves, curves, title=f"{options.method}: {options.arch}")
 
 
-def load(options: PictureOptions, run: Run, *, n_train: int | None, n_test: int | None) -> "Arrays":
-    """The data set that `options` name, with so many training and test pictures, recorded in `run`."""
+def load(options: ImageOptions, run: Run, *, n_train: int | None, n_test: int | None) -> "Arrays":
+    """The data set that `options` name, with so many training and test images, recorded in `run`."""
     from common import datasets
 
     data = datasets.load(

@@ -24,7 +24,7 @@ class Options(ScriptOptions):
     archs: tuple[str, ...] = ("small_cnn", "cifarnet")
     """Networks of attention_defense/."""
     batch_size: Count = 64
-    """Pictures of 32 x 32 a step."""
+    """Images of 32 x 32 a step."""
     repeats: Count = 11
     """Repetitions, of which the median counts; each runs every part once."""
     eps: LinfBudget = 8 / 255
@@ -78,8 +78,8 @@ def attention(options: Options, run: Run) -> None:
 
 
 def _parts(options: Options, arch: str, x: "tf.Tensor", y: "tf.Tensor") -> "dict[str, Callable[[], tf.Tensor]]":
-    """The whole step; and, each compiled and timed alone, what it has to do: the attack, the classification of pictures
-    and attacked pictures with its gradient, the answers to both with what is attended hidden, with theirs, the maps of
+    """The whole step; and, each compiled and timed alone, what it has to do: the attack, the classification of images
+    and attacked images with its gradient, the answers to both with what is attended hidden, with theirs, the maps of
     both with the gradient of their difference, which is one of second order, and the update."""
     import keras
     import tensorflow as tf
@@ -102,9 +102,9 @@ def _parts(options: Options, arch: str, x: "tf.Tensor", y: "tf.Tensor") -> "dict
     step = compiled_step(stepped, way.loss, optimizer(), adversary=way.adversary)
     seed = tf.zeros([2], tf.int32)
     attack = tf.function(lambda x: way.adversary(model, (x, y), seed)[2])
-    pictures, labels = tf.concat([x, attack(x)], axis=0), tf.concat([y, y], axis=0)
-    answer, cam = Attention(model)(pictures, labels)
-    blank = losses.hidden(pictures, losses.hiding(resized(spread(cam), x.shape[1:3]), 10.0))
+    images, labels = tf.concat([x, attack(x)], axis=0), tf.concat([y, y], axis=0)
+    answer, cam = Attention(model)(images, labels)
+    blank = losses.hidden(images, losses.hiding(resized(spread(cam), x.shape[1:3]), 10.0))
 
     def with_gradients(loss: "Callable[[], tf.Tensor]") -> "Callable[[], tf.Tensor]":
         @tf.function
@@ -118,14 +118,14 @@ def _parts(options: Options, arch: str, x: "tf.Tensor", y: "tf.Tensor") -> "dict
         return whole
 
     def classification() -> "tf.Tensor":
-        logits = model(pictures, training=True)
+        logits = model(images, training=True)
         return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
 
     def rectification() -> "tf.Tensor":
         return losses.rectification(tf.nn.softmax(answer), tf.nn.softmax(model(blank, training=False)))
 
     def preservation() -> "tf.Tensor":
-        seen = resized(spread(Attention(model)(pictures, labels).cam), x.shape[1:3])
+        seen = resized(spread(Attention(model)(images, labels).cam), x.shape[1:3])
         return losses.preservation(*tf.split(seen, 2))
 
     own, held = optimizer(), [tf.zeros(w.shape) for w in model.trainable_variables]

@@ -156,9 +156,9 @@ def _cornac(
         global_uid_map={n: n for n in numbers if n < feedback.users},
         global_iid_map={n: n for n in numbers if n < feedback.items},
     )
-    pictures = cornac.data.ImageModality(features=features, ids=list(range(feedback.items)), normalized=False)
-    pictures.build(id_map=data.iid_map)
-    data.add_modalities(item_image=pictures)
+    images = cornac.data.ImageModality(features=features, ids=list(range(feedback.items)), normalized=False)
+    images.build(id_map=data.iid_map)
+    data.add_modalities(item_image=images)
     model = cornac.models.VBPR(
         k=options.factors,
         k2=options.factors,

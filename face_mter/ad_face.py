@@ -31,11 +31,11 @@ class RegulariserOptions:
     """The search for embeddings that can be taken for others, and what is done about them."""
 
     method: Literal["mter", "adv", "none"] = "mter"
-    """The regulariser; classification of the moved pictures too, under their true names; or neither."""
+    """The regulariser; classification of the moved images too, under their true names; or neither."""
     adv_thd: Budget = 0.1
-    """A picture rests once its cosine distance to its target is below."""
+    """An image rests once its cosine distance to its target is below."""
     adv_alpha: Budget = 0.2
-    """Margin of the triplets: how much nearer a moved picture is to stay to itself than to its target."""
+    """Margin of the triplets: how much nearer a moved image is to stay to itself than to its target."""
 
 
 @dataclass(kw_only=True)
@@ -77,7 +77,7 @@ class Options(RegulariserOptions, NetworkOptions, FaceFittingOptions):
 
 
 def refusals(options: Options) -> None:
-    """What is refused before a picture is read or a base model trained."""
+    """What is refused before an image is read or a base model trained."""
     from common.training import fit
 
     fit.check_momentum(options.recipe)
@@ -164,7 +164,7 @@ def network_name(path: Path) -> str:
 
 
 def open_network(path: Path, options: NetworkOptions) -> "tuple[keras.Model, Reading]":
-    """The network in `path`, a file or a run, for pictures in [0, 1], up to `--embedding` where that is given; and the
+    """The network in `path`, a file or a run, for images in [0, 1], up to `--embedding` where that is given; and the
     reading in which the network in the file gets them.
 
     Errors: `UserError` naming it, as `common.evaluation.classifiers.load_network`, and where it answers with no vector.
@@ -184,7 +184,7 @@ def open_network(path: Path, options: NetworkOptions) -> "tuple[keras.Model, Rea
         text = str(error)
         raise UserError(f"{file}: {text if text.startswith('--') else f'is {text}'}") from error
     if len(model.input_shape) != 4:
-        raise UserError(f"{file}: takes {model.input_shape}; expected a network for pictures")
+        raise UserError(f"{file}: takes {model.input_shape}; expected a network for images")
     return model, taken
 
 
@@ -196,21 +196,21 @@ def load_checked(
     attacked: bool = True,
     log: Callable[[str], None] = progress.log,
 ) -> "keras.Model":
-    """The network in `path`, as `open_network` has it, for the pictures of `cast`; `attacked`: it is to be followed by
+    """The network in `path`, as `open_network` has it, for the images of `cast`; `attacked`: it is to be followed by
     its gradient too. What is to be known of a network that this suite did not train goes to `log`.
 
-    Errors: `UserError` naming it as `open_network`, and where it takes other pictures than those of `cast` or in
+    Errors: `UserError` naming it as `open_network`, and where it takes other images than those of `cast` or in
     another range, fails on them, or has learnt people who are held out here.
     """
     from common.evaluation import classifiers
     from common.evaluation.predictions import outputs
-    from common.training.checkpoints import check_pictures
+    from common.training.checkpoints import check_images
     from face_mter.evaluation.people import check_range
     from face_mter.models.networks import embedder
 
     model, taken = open_network(path, options)
     file = classifiers.model_file(path)
-    check_pictures(model, file, cast.faces.images.shape[1:])
+    check_images(model, file, cast.faces.images.shape[1:])
     check_strangers(path, cast, options)
     if attacked:
         classifiers.check_answer(file, embedder(model), cast.faces.images[:2])

@@ -29,7 +29,7 @@ class Options(RegulariserOptions, HeadOptions, FittingOptions, ExampleOptions, D
     """How digits are trained, in two phases."""
 
     dataset: str = "digits"
-    """Pictures of digits: digits (scikit-learn's, 8 x 8), mnist, fashion_mnist, or an .npz with Keras keys."""
+    """Images of digits: digits (scikit-learn's, 8 x 8), mnist, fashion_mnist, or an .npz with Keras keys."""
     arch: str = option("small", "network")
     """Network: small or o18, the paper's."""
     loss_type: Literal["softmax", "arcface"] = "softmax"
@@ -57,18 +57,18 @@ class Options(RegulariserOptions, HeadOptions, FittingOptions, ExampleOptions, D
     adv_step: LinfBudget | None = None
     """Length of a step; by default 2.5 x radius / rounds."""
     adv_thd: Budget = 0.05
-    """A picture rests once its cosine distance to its target is below."""
+    """An image rests once its cosine distance to its target is below."""
     weightadv: Budget = 2.25
     """Weight of the regulariser beside the mean cross-entropy; 2.25 balances as the paper's 1 does."""
     far: Budget = 1e-2
     """False accept rate of the threshold that a hit is judged by."""
     n_attack: Count = 300
-    """Test pictures to attack at their labels, and pairs of them at their embeddings; the threshold is fixed on the
+    """Test images to attack at their labels, and pairs of them at their embeddings; the threshold is fixed on the
     others."""
 
 
 class Subject(NamedTuple):
-    """A model under attack, and the embeddings of the test pictures."""
+    """A model under attack, and the embeddings of the test images."""
 
     name: str
     model: "keras.Model"
@@ -77,7 +77,7 @@ class Subject(NamedTuple):
 
 
 def refusals(options: Options) -> None:
-    """What is refused before a picture is read."""
+    """What is refused before an image is read."""
     from common.training import fit
     from face_mter.models import networks
 
@@ -90,9 +90,9 @@ def ad_mnist(options: Options, run: Run) -> None:
     """Train a plain model and one by `--method`, attack both alike, save them."""
     from common.training import devices
     from face_mter.attacks.features import Attacker
-    from face_mter.data.digits import load_digit_pictures
+    from face_mter.data.digits import load_digit_images
 
-    data = load_digit_pictures(
+    data = load_digit_images(
         options.dataset,
         data_dir=options.data_dir,
         seed=options.seed,
@@ -101,7 +101,7 @@ def ad_mnist(options: Options, run: Run) -> None:
     )
     run.data(data.name, data.sha256)
     if len(data.y_test) <= options.n_attack:
-        raise UserError(f"--n-attack: {options.n_attack} of {len(data.y_test)} test pictures; leave some to calibrate")
+        raise UserError(f"--n-attack: {options.n_attack} of {len(data.y_test)} test images; leave some to calibrate")
     strategy = devices.prepare(options.strategy, options.precision)
     run.curves_until(0)
     subjects = []
@@ -168,6 +168,7 @@ def _trained(options: Options, run: Run, strategy, data: "Arrays", name: str) ->
                 weight=options.weightadv,
                 adversary=search,
             ),
+            optimizer=fit.nesterov(options.recipe),
             checkpoints=run.checkpoints / f"{name}_{phase}",
         )
         methods = ("none", "adv", "mter")
@@ -178,7 +179,7 @@ def _trained(options: Options, run: Run, strategy, data: "Arrays", name: str) ->
 
 
 def _attack_labels(options: Options, run: Run, data: "Arrays", subject: Subject, *, headline: bool) -> None:
-    """Accuracy on the test pictures, and on the first of them under attacks on the label."""
+    """Accuracy on the test images, and on the first of them under attacks on the label."""
     import numpy as np
 
     from common.attacks import bim, fgsm, pgd, random_sign_noise
@@ -213,7 +214,7 @@ def _attack_labels(options: Options, run: Run, data: "Arrays", subject: Subject,
 
 
 def _attack_embeddings(options: Options, run: Run, data: "Arrays", subject: Subject, *, headline: bool) -> None:
-    """How often a digit is taken for the digit it is aimed at, at the threshold of the pictures not attacked."""
+    """How often a digit is taken for the digit it is aimed at, at the threshold of the images not attacked."""
     from face_mter.evaluation import verification
 
     order = data.y_test[options.n_attack :].argsort(kind="stable")
@@ -239,7 +240,7 @@ def _attack_embeddings(options: Options, run: Run, data: "Arrays", subject: Subj
 
 
 def digit_pairs(y: "np.ndarray", seed: int) -> "np.ndarray":
-    """Each picture of labels `y` (n,) once as source, with a target of another digit: int64 (n, 2)."""
+    """Each image of labels `y` (n,) once as source, with a target of another digit: int64 (n, 2)."""
     import numpy as np
 
     rng = np.random.default_rng([seed, 13])
@@ -248,7 +249,7 @@ def digit_pairs(y: "np.ndarray", seed: int) -> "np.ndarray":
 
 
 def _draw(run: Run, data: "Arrays", subjects: list[Subject]) -> None:
-    """The test pictures' embeddings in the plane, and the ways of attacked ones through it."""
+    """The test images' embeddings in the plane, and the ways of attacked ones through it."""
     import numpy as np
     from sklearn.decomposition import PCA
 

@@ -54,12 +54,12 @@ class Options(JudgeOptions):
     restarts: Count = 3
     """Random starts of PGD."""
     batch_size: Count = 128
-    """Pictures attacked at a time."""
+    """Images attacked at a time."""
 
 
 class Lists(NamedTuple):
     """What is attacked, as rows of all faces: `pairs` int (n, 2) of attacker and victim; `labelled`, whose victims
-    trained; `own`, two pictures of one person, who wants not to be known."""
+    trained; `own`, two images of one person, who wants not to be known."""
 
     pairs: "np.ndarray"
     labelled: "np.ndarray"
@@ -78,7 +78,7 @@ class Subject(NamedTuple):
 
 
 def refusals(options: Options) -> None:
-    """What is refused before a picture is read or a model trained."""
+    """What is refused before an image is read or a model trained."""
     check_judged(options)
     _others(options)
     check_networks(options, [options.base_model, options.model, *options.others])

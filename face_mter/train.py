@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class PeopleOptions(DataOptions):
-    """Whose pictures, and who of them trains."""
+    """Whose images, and who of them trains."""
 
     dataset: str = "portraits"
-    """Faces: portraits (drawn), lfw (downloaded), a folder <root>/<person>/<picture> or a tar of one."""
+    """Faces: portraits (drawn), lfw (downloaded), a folder <root>/<person>/<image> or a tar of one."""
     image_size: Count | None = None
-    """Pixels a side to which pictures are brought; by default 48 for portraits, and as they are for others."""
+    """Pixels a side to which images are brought; by default 48 for portraits, and as they are for others."""
     min_images: Count = 5
-    """People with fewer pictures are held back for evaluation."""
+    """People with fewer images are held back for evaluation."""
     evaluation_share: Budget = 0.3
     """Share of the people that are held back, at least."""
     n_train: Count | None = None
@@ -53,15 +53,15 @@ class FaceFittingOptions(PeopleOptions, FittingOptions, ScriptOptions):
     """How a network is trained on faces."""
 
     arch: str = option("small", "network")
-    """Network: small, o18 or r50; the last is the paper's, for pictures of 112 x 112."""
+    """Network: small, o18 or r50; the last is the paper's, for images of 112 x 112."""
     epochs: Count = 12
-    """Passes over the pictures."""
+    """Passes over the images."""
     batch_size: Count = 64
-    """Pictures a step, over all devices."""
+    """Images a step, over all devices."""
     learning_rate: Budget = option(0.05, "lr")
     """Learning rate at its highest."""
     augment: Literal["none", "flip", "crop_flip"] = "flip"
-    """Mirroring, as in the paper, or also random crops of the picture padded by 4."""
+    """Mirroring, as in the paper, or also random crops of the image padded by 4."""
 
 
 @dataclass(kw_only=True)
@@ -70,7 +70,7 @@ class Options(HeadOptions, FaceFittingOptions):
 
 
 def check_people(options: PeopleOptions) -> None:
-    """Refuse what can be refused before a picture is read. Errors: as `load_cast`."""
+    """Refuse what can be refused before an image is read. Errors: as `load_cast`."""
     from face_mter.data.faces import check_split
 
     check_split(min_images=options.min_images, n_train=options.n_train, evaluation_share=options.evaluation_share)
@@ -101,13 +101,13 @@ def load_cast(options: PeopleOptions, run: Run, *, all_held_back: bool = False) 
         )
     )
     cast = Cast(faces, people)
-    counts = [f"{len(of)} ({len(cast.rows(of))} pictures)" for of in people]
+    counts = [f"{len(of)} ({len(cast.rows(of))} images)" for of in people]
     run.log(f"people to train on: {counts[0]}; held back to calibrate: {counts[1]}; to attack: {counts[2]}")
     return cast
 
 
 def refusals(options: Options) -> None:
-    """What is refused before a picture is read."""
+    """What is refused before an image is read."""
     from common.training import fit
     from face_mter.models import networks
 
@@ -147,7 +147,7 @@ def train(options: Options, run: Run) -> None:
         lambda model: watch(model, cast),
         method=mter.classification(options.loss_type, scale=options.margin_s, margin=options.margin_m),
         paired=False,
-        title=f"{options.loss_type}: {options.arch}, {len(faces.names)} people, {len(faces.person)} pictures",
+        title=f"{options.loss_type}: {options.arch}, {len(faces.names)} people, {len(faces.person)} images",
         seed=options.seed,
         augment=options.augment,
     )

@@ -83,7 +83,7 @@ def write_verified(run: Run, verified: "Verified", name: str) -> None:
 
 
 def refusals(options: Options) -> None:
-    """What is refused before a picture is read or a model trained."""
+    """What is refused before an image is read or a model trained."""
     from face_mter.data.faces import people_in
 
     check_judged(options)
@@ -117,7 +117,7 @@ def verify_model(options: Options, run: Run) -> None:
     run.intervals({"verification_accuracy": found.accuracy} | {f"tar_at_far_{k}": tar for k, tar in found.tars.items()})
     run.intervals({"tar_at_threshold": found.rates.tar, "far_at_threshold": found.rates.far})
     run.metrics(threshold=found.threshold, mean_cosine=found.mean_cosine)
-    curves = {"pictures": found.roc}
+    curves = {"images": found.roc}
     if options.clips is not None:
         curves["clips"] = _clips(options, run, model, found.threshold)
     run.figure("roc", figures.roc_curves, curves, options.far)
@@ -139,7 +139,7 @@ def _clips(options: Options, run: Run, model, threshold: float):
     run.log(f"{options.clips}: {len(first)} clips of {len(clips.faces.names)} people")
     scores = verification.all_scores(means, person)
     rates = verification.accept_rates(scores, threshold)
-    # A clip stands where a picture does: as its first frame.
+    # A clip stands where an image does: as its first frame.
     files = tuple(clips.faces.files[row] for row in first)
     ones = replace(clips.faces, images=clips.faces.images[first], person=person, files=files)
     folded = verification.make_folds(ones, np.arange(len(ones.names)), options.n_folded, seed=options.seed)

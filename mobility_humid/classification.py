@@ -29,11 +29,11 @@ def classification(options: Options, run: Run) -> None:
     import numpy as np
 
     from common.evaluation import plots, predictions, statistics
-    from common.training import loop
+    from common.training.methods import standard_training
     from mobility_humid.data.samples import TEST, TRAIN, VALIDATION
     from mobility_humid.models import baselines
     from mobility_humid.models.networks import Classifier
-    from mobility_humid.training.fit import fit
+    from mobility_humid.training.fit import fit_trips
     from mobility_humid.training.tasks import watch_names
 
     fleet = load_fleet(options, run.log, sides=1)
@@ -41,12 +41,12 @@ def classification(options: Options, run: Run) -> None:
     classes = len(fleet.trips.drivers)
     validation, test = (fleet.singles(part, options.n_test) for part in (VALIDATION, TEST))
     x_validation = fleet.samples(validation)
-    model, history = fit(
+    model, history = fit_trips(
         options.recipe,
         run,
         lambda: Classifier(classes=classes, **network_arguments(options, fleet)),
         fleet.epochs(options.n_train, options.batch_size, lambda drawn: drawn.driver),
-        loop.cross_entropy,
+        standard_training(),
         lambda model: watch_names(model, x_validation, validation.driver),
         title=f"{options.encoder} encoder, {classes} drivers",
     )

@@ -182,9 +182,10 @@ def _hardened(
     While it trains, `stand_in`, a model like it, is given its weights and attacked in its place.
     """
     from common.training import checkpoints
+    from common.training.methods import Method
     from mobility_humid.data.samples import VALIDATION
     from mobility_humid.training import hardening
-    from mobility_humid.training.fit import TripRecipe, fit
+    from mobility_humid.training.fit import TripRecipe, fit_trips
 
     grid = fleet.trips.grid.size
     settings = {"eta": options.eps, "alpha": options.adv_alpha or options.eps / 2, "rounds": options.rounds}
@@ -200,7 +201,7 @@ def _hardened(
         both = measured["validation_accuracy"] + measured["validation_attacked_accuracy"]
         return {**measured, "validation_error": 1 - both / 2}
 
-    model, history = fit(
+    model, history = fit_trips(
         TripRecipe(
             epochs=options.epochs,
             batch_size=options.train_batch_size,
@@ -215,10 +216,9 @@ def _hardened(
         run,
         lambda: checkpoints.load_model(path),
         fleet.epochs(options.n_train, options.train_batch_size, task.label),
-        task.loss,
+        Method(task.loss, make(fleet.layout, grid, **settings) if make else None),
         evaluate,
         title=f"{method} adversarial training" if make else "training on",
-        adversary=make(fleet.layout, grid, **settings) if make else None,
         best="validation_error",
         checkpoints=run.checkpoints / method,
     )

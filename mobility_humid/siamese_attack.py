@@ -197,7 +197,7 @@ def load_victim(
 
 
 def attack_task(options: AttackOptions, run: Run, task: "Task", producer: Script) -> None:
-    """What both attack scripts do: attack the test samples, write rows, headline figures and pictures."""
+    """What both attack scripts do: attack the test samples, write rows, headline figures and images."""
     from common.evaluation.robustness import join
     from mobility_humid.evaluation.outcomes import directions, sizes
 

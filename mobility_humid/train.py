@@ -109,7 +109,7 @@ class FittingOptions(SampleOptions, DeviceOptions, ScriptOptions):
         """The same for the library."""
         from mobility_humid.training.fit import TripRecipe
 
-        return TripRecipe(**{field.name: getattr(self, field.name) for field in fields(TripRecipe)})
+        return TripRecipe(**{field.name: getattr(self, field.name, field.default) for field in fields(TripRecipe)})
 
 
 @dataclass(kw_only=True)
@@ -187,10 +187,11 @@ def network_arguments(options: FittingOptions, fleet: "Fleet") -> dict[str, Any]
 def train(options: Options, run: Run) -> None:
     """Train on pairs of seen drivers, fix the threshold on validation days, test on seen and unseen drivers."""
     from common.evaluation import plots
+    from common.training.methods import Method
     from mobility_humid.data.samples import VALIDATION
     from mobility_humid.models.networks import Siamese
     from mobility_humid.training import verification
-    from mobility_humid.training.fit import fit
+    from mobility_humid.training.fit import fit_trips
 
     fleet = load_fleet(options, run.log, sides=2)
     run.data(options.dataset, fleet.trips.sha256)
@@ -202,12 +203,12 @@ def train(options: Options, run: Run) -> None:
         verification.meet_fleet(model, fleet)
         return model
 
-    model, history = fit(
+    model, history = fit_trips(
         options.recipe,
         run,
         build,
         fleet.epochs(options.n_train, options.batch_size, lambda pairs: pairs.same),
-        verification.same_driver_loss,
+        Method(verification.same_driver_loss),
         lambda model: verification.watch(model, x_validation, validation.same),
         title=f"{options.encoder} encoders, {options.head} head",
     )

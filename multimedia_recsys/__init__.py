@@ -1,1 +1,1 @@
-"""Multimedia recommenders under attack: pictures changed so that their items climb in everybody's list (TAaMR 2020)."""
+"""Multimedia recommenders under attack: images changed so that their items climb in everybody's list (TAaMR 2020)."""

@@ -1,4 +1,4 @@
-"""Class, probability and feature of every item's picture, in the files of the original layout."""
+"""Class, probability and feature of every item's image, in the files of the original layout."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from multimedia_recsys.data.catalogues import Shop
 
 RESNET50 = "resnet50"
-# Pictures that a network of others is tried on.
+# Images that a network of others is tried on.
 _TRIED = 128
 
 
 @dataclass(kw_only=True)
 class ClassifierOptions(InputOptions, ShopOptions):
-    """Which network looks at the pictures."""
+    """Which network looks at the images."""
 
     model: Path | None = option(None, known=(RESNET50,))
     """Classifier: a .keras file, a run of train_cnn.py, or resnet50 (ImageNet weights, downloaded once); by default
@@ -31,11 +31,11 @@ class ClassifierOptions(InputOptions, ShopOptions):
 
 @dataclass(kw_only=True)
 class Options(ClassifierOptions, DeviceOptions, ExampleOptions, ScriptOptions):
-    """What looks at the pictures."""
+    """What looks at the images."""
 
 
 def check_classifier(options: ClassifierOptions) -> None:
-    """Refuse what can be refused before a picture is read. Errors: as `classifier`."""
+    """Refuse what can be refused before an image is read. Errors: as `classifier`."""
     from common.evaluation.classifiers import load_classifier
 
     check_input(options, [options.model], [RESNET50])
@@ -52,7 +52,7 @@ def classifier_needs(options: ClassifierOptions) -> None:
 def classifier(options: ClassifierOptions, shop: "Shop", run: Run) -> "tuple[keras.Model, tuple[str, ...]]":
     """The network that `options` name, and the names of its classes.
 
-    Errors: `UserError` for one that is not there or does not take the shop's pictures.
+    Errors: `UserError` for one that is not there or does not take the shop's images.
     """
     import numpy as np
 
@@ -60,14 +60,14 @@ def classifier(options: ClassifierOptions, shop: "Shop", run: Run) -> "tuple[ker
     from common.models import imagenet_classifier, imagenet_names
 
     if options.model == Path(RESNET50):
-        return imagenet_classifier(RESNET50, size=shop.pictures.shape[0]), imagenet_names()
+        return imagenet_classifier(RESNET50, size=shop.images.shape[0]), imagenet_names()
     path = run.require(train_cnn, *_needed(options))
     arguments = {**reading(options, path), "log": run.log}
     classes = class_count(load_classifier(path, **arguments))
     known = shop.category is not None and len(shop.category_names) == classes
-    rows = np.unique(np.linspace(0, len(shop.pictures) - 1, min(len(shop.pictures), _TRIED)).astype(int))
+    rows = np.unique(np.linspace(0, len(shop.images) - 1, min(len(shop.images), _TRIED)).astype(int))
     labels = shop.category[rows] if known else None
-    model = load_classifier(path, shop.pictures.read(rows), labels, **arguments)
+    model = load_classifier(path, shop.images.read(rows), labels, **arguments)
     return model, shop.category_names if known else tuple(map(str, range(classes)))
 
 
@@ -79,7 +79,7 @@ def _needed(options: ClassifierOptions) -> tuple[Path | None, ClassifierOptions,
 
 @script(app="multimedia_recsys", name="classify_extract", refusals=check_classifier, needs=classifier_needs)
 def classify_extract(options: Options, run: Run) -> None:
-    """Look at all pictures; writes `original_images/classes.csv` and `original_images/features.npy`."""
+    """Look at all images; writes `original_images/classes.csv` and `original_images/features.npy`."""
     import numpy as np
 
     from multimedia_recsys.data.looks import write_looks
@@ -88,7 +88,7 @@ def classify_extract(options: Options, run: Run) -> None:
     shop = load_shop(options)
     run.data(shop.name, shop.sha256)
     model, names = classifier(options, shop, run)
-    seen = see(model, shop.pictures)
+    seen = see(model, shop.images)
     folder = run.folder / "original_images"
     write_looks(folder, shop, seen, names)
     run.artifact("looks", folder)

@@ -1,4 +1,4 @@
-"""Change the pictures of a class so that they are taken for another, and look at them as the recommender would."""
+"""Change the images of a class so that they are taken for another, and look at them as the recommender would."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -26,11 +26,11 @@ _EXAMPLES = 8
 
 @dataclass(kw_only=True)
 class Options(ClassifierOptions, ScriptOptions):
-    """Which pictures are changed, and how."""
+    """Which images are changed, and how."""
 
     attack: Literal["fgsm", "pgd", "cw", "insa", "noise", "swap"] = option("pgd", "attack_type")
     """Towards the target class by fgsm, pgd or cw (L2, no budget); insa raises the mean user's score instead; noise of
-    the same budget, and swap, a real picture of the target class, are controls."""
+    the same budget, and swap, a real image of the target class, are controls."""
     eps: LinfBudget = 8 / 255
     """Budget (L-inf), in [0, 1]."""
     eps_space: Literal["pixels", "normalised"] = "pixels"
@@ -47,7 +47,7 @@ class Options(ClassifierOptions, ScriptOptions):
     analysis: Path | None = None
     """Run of results_analyzer.py that proposes the pairs; by default that of the same name."""
     features: Path | None = None
-    """Looks at the clean pictures, a run of classify_extract.py; by default that of the same name."""
+    """Looks at the clean images, a run of classify_extract.py; by default that of the same name."""
     recommendations: Path | None = None
     """Run of rec_generator.py, for insa; by default that of the same name."""
     recommender: Literal["vbpr", "amr"] = "vbpr"
@@ -108,21 +108,21 @@ def classify_extract_attack(options: Options, run: Run) -> None:
     pair = _pair(options, run, names)
     items = np.flatnonzero(clean.label == pair.origin)
     if not len(items):
-        raise UserError(f"--origin-class: the network takes no picture for {names[pair.origin]}; choose another")
+        raise UserError(f"--origin-class: the network takes no image for {names[pair.origin]}; choose another")
     listed = ATTACKS[options.attack]
     budget = f"eps{255 * options.eps:g}" if listed.budgeted else "free"
     name = f"{options.attack}_{pair.origin}_{pair.target}_{budget}"
     run.log(
-        f"{name}: {len(items)} pictures of {names[pair.origin]}"
+        f"{name}: {len(items)} images of {names[pair.origin]}"
         + (f" towards {names[pair.target]}" if listed.aimed else "")
     )
     begun = run.checkpoints / f"{name}_images" / "images"
-    attack_folders.write_pictures(begun, shop, items, _change(options, run, shop, model, clean, pair))
+    attack_folders.write_images(begun, shop, items, _change(options, run, shop, model, clean, pair))
     folder = run.folder / f"{name}_images"
     folder.mkdir(exist_ok=True)
     begun.rename(folder / "images")
     # From the files, as a shop would have them.
-    changed = attack_folders.read_pictures(folder / "images", shop, items)
+    changed = attack_folders.read_images(folder / "images", shop, items)
     seen = look(model, changed, progress=True)
     label, prob, features = (np.array(values) for values in clean[:3])
     label[items], prob[items], features[items] = seen
@@ -143,11 +143,11 @@ def classify_extract_attack(options: Options, run: Run) -> None:
             value=float((shop.category[items] == pair.origin).mean()),
             n=len(items),
         )
-    before, after = shop.pictures.read(items[:_EXAMPLES]), changed[:_EXAMPLES]
+    before, after = shop.images.read(items[:_EXAMPLES]), changed[:_EXAMPLES]
     added = np.clip(0.5 + 8 * (after / 255.0 - before / 255.0), 0, 1)
     run.figure(
         "examples",
-        plots.picture_rows,
+        plots.image_rows,
         {"clean": list(before), "attacked": list(after), "difference x 8": list(added)},
         title=f"{options.attack}, {names[pair.origin]} towards {names[pair.target]}; on top the answers it got",
         columns=[names[label] for label in seen.label[:_EXAMPLES]],
@@ -155,7 +155,7 @@ def classify_extract_attack(options: Options, run: Run) -> None:
 
 
 def _answers(outcome: "Outcome", *, pair: "Pair") -> "Iterator[tuple[str, Estimate]]":
-    """What pictures of the origin class are taken for after the attack."""
+    """What images of the origin class are taken for after the attack."""
     label = outcome.after
     yield "attack_success", outcome.rate(label == pair.target)
     yield "origin_kept", outcome.rate(label == pair.origin)
@@ -175,18 +175,18 @@ def _pair(options: Options, run: Run, names: tuple[str, ...]) -> "Pair":
 
 
 def _change(options: Options, run: Run, shop, model, clean: "Looks", pair: "Pair"):
-    """pictures (n, H, W, 3), items (n,) -> changed pictures."""
+    """images (n, H, W, 3), items (n,) -> changed images."""
     import numpy as np
 
-    from multimedia_recsys.attacks.images import IMAGENET_STD, PictureAttack, stand_ins
+    from multimedia_recsys.attacks.images import IMAGENET_STD, ImageAttack, stand_ins
     from multimedia_recsys.models import recommendations
     from multimedia_recsys.models.recommenders import mean_score_direction
 
     if options.attack == "swap":
         candidates = np.flatnonzero(clean.label == pair.target)
         if not len(candidates):
-            raise UserError("--target-class: the network takes no picture for it; there is nothing to swap in")
-        return lambda pictures, items: shop.pictures.read(stand_ins(candidates, items, options.seed))
+            raise UserError("--target-class: the network takes no image for it; there is nothing to swap in")
+        return lambda images, items: shop.images.read(stand_ins(candidates, items, options.seed))
     direction = None
     if options.attack == "insa":
         place = rec_generator.required(options.recommendations, options, run)
@@ -194,9 +194,9 @@ def _change(options: Options, run: Run, shop, model, clean: "Looks", pair: "Pair
         recommender, _ = recommendations.load(path, shop.feedback, clean.features.shape[1])
         direction = mean_score_direction(recommender)
         if not len(direction):
-            raise UserError(f"{path}: has no visual factors; insa needs a recommender that looks at pictures")
+            raise UserError(f"{path}: has no visual factors; insa needs a recommender that looks at images")
     eps = [options.eps * std for std in IMAGENET_STD] if options.eps_space == "normalised" else options.eps
-    attack = PictureAttack(
+    attack = ImageAttack(
         options.attack,
         model,
         eps=eps,
@@ -208,7 +208,7 @@ def _change(options: Options, run: Run, shop, model, clean: "Looks", pair: "Pair
         direction=direction,
         seed=options.seed,
     )
-    return lambda pictures, items: attack(pictures, pair.target, items)
+    return lambda images, items: attack(images, pair.target, items)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How much the very pictures of an attack differ from the clean ones: MSE, PSNR, SSIM, PSM."""
+"""How much the very images of an attack differ from the clean ones: MSE, PSNR, SSIM, PSM."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ class Options(ShopOptions, ScriptOptions):
     attacked: Path | None = None
     """Run of classify_extract_attack.py; by default that of the same name."""
     features: Path | None = None
-    """Looks at the clean pictures, a run of classify_extract.py; by default that of the same name."""
+    """Looks at the clean images, a run of classify_extract.py; by default that of the same name."""
 
 
 def refusals(options: Options) -> None:
@@ -40,7 +40,7 @@ def needs(options: Options) -> None:
 
 @script(app="multimedia_recsys", name="evaluate_visual_images", refusals=refusals, needs=needs)
 def evaluate_visual_images(options: Options, run: Run) -> None:
-    """Measure the stored pictures of an attack, all of them and the successful ones apart."""
+    """Measure the stored images of an attack, all of them and the successful ones apart."""
     import numpy as np
 
     from common.evaluation import quality
@@ -53,12 +53,12 @@ def evaluate_visual_images(options: Options, run: Run) -> None:
     place = run.require(classify_extract_attack, options.attacked, options, SHOP_FIELDS)
     attack = read_attack(place, shop.file_names)
     if not (attack.folder / "images").is_dir():
-        raise UserError(f"{attack.folder}: its pictures are gone; make the attack anew")
+        raise UserError(f"{attack.folder}: its images are gone; make the attack anew")
     found = []
     for rows in blocks(len(attack.items), _BLOCK, "comparing"):
         items = attack.items[rows]
-        before = shop.pictures.read(items)
-        after = attack_folders.read_pictures(attack.folder / "images", shop, items)
+        before = shop.images.read(items)
+        after = attack_folders.read_images(attack.folder / "images", shop, items)
         shift = (after.astype(np.float64) - before) / 255
         mse = (shift**2).mean(axis=(1, 2, 3))
         psm = ((attack.features[items] - clean.features[items]).astype(np.float64) ** 2).mean(axis=1)
@@ -70,7 +70,7 @@ def evaluate_visual_images(options: Options, run: Run) -> None:
     taken = attack.label[attack.items] == attack.pair.target
     for split, among in (("all", np.ones_like(taken)), ("successful", taken)):
         for metric, values in measured.items():
-            # A picture that nothing changed has no finite ratio of signal to noise.
+            # An image that nothing changed has no finite ratio of signal to noise.
             chosen = values[among & np.isfinite(values)]
             if len(chosen):
                 run.row(attack=attack.name, split=split, metric=metric, value=float(chosen.mean()))

@@ -47,10 +47,10 @@ class Options(RecommenderOptions):
     """Which recommenders."""
 
     models: tuple[Kind, ...] = option(KINDS, "model")
-    """Recommenders: vbpr, amr, and the baselines bprmf and popularity, which see no pictures; the first is the
+    """Recommenders: vbpr, amr, and the baselines bprmf and popularity, which see no images; the first is the
     headline."""
     features: Path | None = None
-    """Looks at the pictures, a run of classify_extract.py or a folder with classes.csv and features.npy; by default the
+    """Looks at the images, a run of classify_extract.py or a folder with classes.csv and features.npy; by default the
     run of the same name, made if need be."""
     top_k: Count = option(100, "tp_k_predictions")
     """Length of the lists; 1000 in the original."""
@@ -133,24 +133,20 @@ def expected(given: Path | None, options: ShopOptions, *files: str, longest: int
 
 
 def _record(run: Run, kind: str, per_user: "dict[str, np.ndarray]", cold: "np.ndarray", *, headline: bool) -> None:
-    """Means over users, with their normal intervals, of all held-out items and of the cold ones among them."""
+    """Means over users, with intervals, of all held-out items and of the cold ones among them."""
+    import numpy as np
+
+    from common.evaluation import statistics
+
     for name, values in per_user.items():
         for split, among in (("all", slice(None)), ("cold items", cold)):
             chosen = values[among]
-            if len(chosen):
-                half = 1.96 * chosen.std() / len(chosen) ** 0.5
-                mean = float(chosen.mean())
-                run.row(
-                    model=kind,
-                    split=split,
-                    metric=name,
-                    value=mean,
-                    n=len(chosen),
-                    low=max(mean - half, 0),
-                    high=min(mean + half, 1),
-                )
-                if headline and split == "all" and name in ("hr_at_10", "ndcg_at_10", "auc"):
-                    run.metrics(**{name: mean})
+            if len(chosen) < 2:
+                continue
+            mean = statistics.mean(chosen, np.arange(len(chosen)))
+            run.row(model=kind, split=split, metric=name, **mean._asdict())
+            if headline and split == "all" and name in ("hr_at_10", "ndcg_at_10", "auc"):
+                run.metrics(**{name: mean.value})
 
 
 if __name__ == "__main__":

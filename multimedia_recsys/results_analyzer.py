@@ -28,7 +28,7 @@ class Options(ShopOptions, ScriptOptions):
     """Whose lists are analysed."""
 
     features: Path | None = None
-    """Looks at the clean pictures, a run of classify_extract.py; by default that of the same name."""
+    """Looks at the clean images, a run of classify_extract.py; by default that of the same name."""
     recommendations: Path | None = None
     """Run of rec_generator.py; by default that of the same name."""
     recommender: Kind = "vbpr"
@@ -45,9 +45,7 @@ def refusals(options: Options) -> None:
     """What is refused before anything is read or trained."""
     if options.attacked is not None:
         if options.recommender not in VISUAL:
-            raise UserError(
-                f"--attacked: {options.recommender} does not look at pictures; choose {' or '.join(VISUAL)}"
-            )
+            raise UserError(f"--attacked: {options.recommender} does not look at images; choose {' or '.join(VISUAL)}")
         check_attack(options.attacked)
 
 
@@ -172,7 +170,7 @@ def check_attack(run: Path) -> dict[str, Any]:
 
 
 def read_attack(run: Path, file_names: Sequence[str]) -> "Attack":
-    """The attack of a finished run of classify_extract_attack.py on a shop whose items' pictures have these names.
+    """The attack of a finished run of classify_extract_attack.py on a shop whose items' images have these names.
 
     Errors: `UserError` for one that is not finished or of another shop.
     """

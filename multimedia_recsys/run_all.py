@@ -44,7 +44,7 @@ class Options(InputOptions, ShopOptions, ScriptOptions):
     pairs: tuple[Literal["near", "far"], ...] = ("near", "far")
     """Pairs of classes: near, far."""
     cnns: tuple[str, ...] = (STANDARD,)
-    """Networks that look at pictures: standard and robust, which are trained, the latter on PGD examples; resnet50 with
+    """Networks that look at images: standard and robust, which are trained, the latter on PGD examples; resnet50 with
     ImageNet weights; or .keras files, for which --input-scale is."""
     retrain: Literal["none", "headline", "first", "all"] = "headline"
     """After which attacks recommenders are also trained anew: PGD at the headline budget on the near pair and its
@@ -77,7 +77,7 @@ class Attempt(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Of one attack: by recommender its `effects` with that frozen, and the headlines of attack and pictures."""
+    """Of one attack: by recommender its `effects` with that frozen, and the headlines of attack and images."""
 
     effects: dict[str, dict[str, float]]
     attack: dict[str, float]
@@ -85,7 +85,7 @@ class Outcome(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A network, how it takes pictures, what it made of the clean ones, and the recommenders that were trained on
+    """A network, how it takes images, what it made of the clean ones, and the recommenders that were trained on
     that."""
 
     name: str
@@ -128,7 +128,7 @@ def refusals(options: Options) -> None:
 
 
 def _reading(options: Options, path: Path) -> dict[str, Any]:
-    """Options of a part for how the network in `path` takes pictures."""
+    """Options of a part for how the network in `path` takes images."""
     return {} if is_run(path) else {"input_scale": options.input_scale, "input_offset": options.input_offset}
 
 
@@ -215,7 +215,7 @@ def _try(
     classes: dict[str, str],
     retrain: bool,
 ) -> Outcome:
-    """One attack: its pictures, how they look, and what they do with each recommender; rows of the table."""
+    """One attack: its images, how they look, and what they do with each recommender; rows of the table."""
     place, where = f"{pair}_{attempt.name}", f"{stage.name}, {pair}"
     attacked = part(
         classify_extract_attack,

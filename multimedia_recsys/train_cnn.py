@@ -1,4 +1,4 @@
-"""Train the network that looks at pictures: plainly, or adversarially."""
+"""Train the network that looks at images: plainly, or adversarially."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +25,10 @@ class ShopOptions(DataOptions):
     """Shop: catalogue (drawn), fashion_mnist (simulated users), a folder of the original layout, or, with
     --interactions, an image folder <root>/<class>/<file>."""
     interactions: Path | None = None
-    """CSV with columns user,item and perhaps timestamp, for an image folder; an item is the name of its picture, its
+    """CSV with columns user,item and perhaps timestamp, for an image folder; an item is the name of its image, its
     ending left out if wanted."""
     image_size: Count | None = None
-    """Pixels a side to which pictures of folders are brought; by default 224."""
+    """Pixels a side to which images of folders are brought; by default 224."""
     n_items: Count = 1000
     """Items of the drawn catalogue and of fashion_mnist."""
     n_users: Count = 2000
@@ -52,9 +52,9 @@ class Options(ShopOptions, FittingOptions, ExampleOptions, ScriptOptions):
     steps: Count = option(4, "pgd_steps")
     """Steps of PGD, of 2 x radius / steps each."""
     epochs: Count = 8
-    """Passes over the training pictures."""
+    """Passes over the training images."""
     batch_size: Count = 64
-    """Pictures a step, over all devices."""
+    """Images a step, over all devices."""
     learning_rate: Budget = 0.1
     """Learning rate at its highest."""
 
@@ -86,7 +86,7 @@ def refusals(options: Options) -> None:
 
 @script(app="multimedia_recsys", name="train_cnn", refusals=refusals)
 def train_cnn(options: Options, run: Run) -> None:
-    """Train on the shop's categories, test on other pictures, save `model.keras`."""
+    """Train on the shop's categories, test on other images, save `model.keras`."""
     import hashlib
 
     import numpy as np

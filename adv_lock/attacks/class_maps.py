@@ -1,4 +1,4 @@
-"""The wrong classes that a lock writes into pictures: permutations of the classes without fixed points."""
+"""The wrong classes that a lock writes into images: permutations of the classes without fixed points."""
 
 from typing import Literal, get_args
 
@@ -11,7 +11,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 MAPS_NEEDED = {"basic": 1, "mixup": 2, "horiz": 2, "mixandcat": 4}
 
 # The paper's four maps for CIFAR-10. The second leaves class 9 and the fourth class 7 as they are, and two pairs of
-# maps agree on a class, so part of the picture keeps its true class there.
+# maps agree on a class, so part of the image keeps its true class there.
 PAPER_MAPS = np.array(
     [
         [8, 3, 1, 0, 2, 4, 9, 6, 7, 5],
@@ -52,7 +52,7 @@ def class_maps(kind: Literal["seeded", "paper"], classes: int, count: int, seed:
 
 def by_label(maps: np.ndarray, labels: np.ndarray, outputs: int) -> np.ndarray:
     """Class maps int32 (count, classes) as maps of a model's `outputs`, of which `labels` (classes,) are the classes;
-    the others, which no picture has, stay as they are: int32 (count, `outputs`)."""
+    the others, which no image has, stay as they are: int32 (count, `outputs`)."""
     wide = np.tile(np.arange(outputs, dtype=np.int32), (len(maps), 1))
     wide[:, labels] = labels[maps]
     return wide

@@ -17,29 +17,29 @@ from adv_lock.attacks import mixing
 from adv_lock.attacks.targeted import Attack, Store, attacked
 from common import files
 from common.datasets import Arrays, scaled
-from common.datasets.images import PicturePath, read_picture, write_png
+from common.datasets.images import ImagePath, read_image, write_png
 from common.datasets.npz import NpzWriter
 from common.evaluation import quality
 from common.progress import Progress, track
 
 LOCKED, KEY, MANIFEST, ARRAYS = "locked", "key.npz", "manifest.json", "locked.npz"
 WRITTEN = "test_written"
-"""In the key: the class towards which each test picture was moved."""
+"""In the key: the class towards which each test image was moved."""
 SPLITS = ("train", "test")
 
 _BLOCK = 500
 # Pixels attacked at once: some twenty float32 copies of a block live at a time, so this bounds memory near 0.5 GB
-# until a single picture is larger than that.
+# until a single image is larger than that.
 _PIXELS_AT_ONCE = 2 * 2**20
 # Attacks are kept for the other lock methods while all of a set fit here; those on photographs rarely do.
 _STORE_BYTES = 4 * 2**30
-# What PSNR, infinite there, counts as for a picture that the lock left as it was.
+# What PSNR, infinite there, counts as for an image that the lock left as it was.
 _PSNR_UNCHANGED = 100.0
 _TIMED_STEPS, _TIMED_SIZES = 2, 3
 
 
 class Recipe(NamedTuple):
-    """How pictures are locked: method, its shares, class maps int32 (maps, classes), L2 radius, seed and attack."""
+    """How images are locked: method, its shares, class maps int32 (maps, classes), L2 radius, seed and attack."""
 
     method: str
     alpha: float
@@ -51,7 +51,7 @@ class Recipe(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """Of pictures as stored, (N,): `success` bool, `psnr` in dB, `ssim`, `l2`, `share`, that of the radius used, and
+    """Of images as stored, (N,): `success` bool, `psnr` in dB, `ssim`, `l2`, `share`, that of the radius used, and
     `written` int32, the class towards which the first map moved it."""
 
     success: np.ndarray
@@ -71,7 +71,7 @@ class Report:
     base_right: list[np.ndarray] = field(default_factory=list)
 
     def of(self, name: str, *splits: str) -> np.ndarray:
-        """One measurement over the pictures of `splits`, by default of all."""
+        """One measurement over the images of `splits`, by default of all."""
         return np.concatenate([getattr(part, name) for split in splits or SPLITS for part in self.measured[split]])
 
 
@@ -111,9 +111,9 @@ def lock_arrays(data: Arrays, recipe: Recipe, folder: Path, store_folder: Path, 
     return report
 
 
-def lock_pictures(
+def lock_images(
     root: Path,
-    pictures: Sequence[PicturePath],
+    images: Sequence[ImagePath],
     is_test: np.ndarray,
     class_names: Sequence[str],
     recipe: Recipe,
@@ -124,62 +124,62 @@ def lock_pictures(
     *,
     image_size: int | None,
 ) -> Report:
-    """Lock `pictures` under `root` into `folder/locked/<class>/<name>.png`, with `folder/key.npz` to undo it.
+    """Lock `images` under `root` into `folder/locked/<class>/<name>.png`, with `folder/key.npz` to undo it.
 
     What an interrupted run goes on from is kept in `parts`.
 
-    Pictures are turned upright and keep size (unless `image_size` in pixels makes them square), alpha and metadata.
-    They are read, attacked and written in blocks of one size. A picture written before an interruption is not
+    Images are turned upright and keep size (unless `image_size` in pixels makes them square), alpha and metadata.
+    They are read, attacked and written in blocks of one size. An image written before an interruption is not
     attacked again. `is_test` (N,) marks those locked by the base classifier's answer.
     """
     report = Report()
-    names = locked_names(root, pictures)
-    sizes = [(image_size, image_size) if image_size else (p.height, p.width) for p in pictures]
+    names = locked_names(root, images)
+    sizes = [(image_size, image_size) if image_size else (p.height, p.width) for p in images]
     values = 3 * sum(height * width for height, width in sizes)
     needed = 2 * values * len(recipe.class_maps)
     store = Store(store_folder if needed <= _STORE_BYTES else None, recipe.attack)
     waiting = [
         block
         for block in track(list(_blocks_of_one_size(sizes, is_test)), "checking what is locked", units="blocks")
-        if not all(_finished(folder, parts, names[i], pictures[i].path) for i in block)
+        if not all(_finished(folder, parts, names[i], images[i].path) for i in block)
     ]
     if waiting:
         counts = Counter(sizes[i] for block in waiting for i in block)
         examples = {sizes[block[0]]: block[:1] for block in reversed(waiting)}
-        log(_announcement(recipe, counts, lambda size: _read(pictures, examples[size], image_size)[0]))
-    with Progress(len(pictures), "locking") as progress:
-        progress.skip(len(pictures) - sum(map(len, waiting)))
+        log(_announcement(recipe, counts, lambda size: _read(images, examples[size], image_size)[0]))
+    with Progress(len(images), "locking") as progress:
+        progress.skip(len(images) - sum(map(len, waiting)))
         for block in waiting:
-            _lock_files(recipe, store, pictures, block, names, folder, parts, is_test, image_size)
+            _lock_files(recipe, store, images, block, names, folder, parts, is_test, image_size)
             progress.add(len(block))
     _join_parts(recipe, report, folder, parts, names, is_test)
     _remove_strangers(folder / LOCKED, names)
     entries = [
-        {"file": name, "split": SPLITS[int(test)], "label": int(picture.label)}
-        for name, picture, test in zip(names, pictures, is_test, strict=True)
+        {"file": name, "split": SPLITS[int(test)], "label": int(image.label)}
+        for name, image, test in zip(names, images, is_test, strict=True)
     ]
     _write_manifest(folder, recipe, class_names, entries, np.arange(len(class_names)))
     return report
 
 
-def locked_names(root: Path, pictures: Sequence[PicturePath]) -> list[str]:
-    """`<class>/<stem>.png` for each picture; where two would share that name, with a suffix that tells them apart."""
-    return files.png_names([picture.path.relative_to(root).as_posix() for picture in pictures])
+def locked_names(root: Path, images: Sequence[ImagePath]) -> list[str]:
+    """`<class>/<stem>.png` for each image; where two would share that name, with a suffix that tells them apart."""
+    return files.png_names([image.path.relative_to(root).as_posix() for image in images])
 
 
 def difference_name(name: str) -> str:
-    """What the difference of a locked picture is called in the key, whose names have to be UTF-8."""
+    """What the difference of a locked image is called in the key, whose names have to be UTF-8."""
     return f"difference/{files.printable(name)}"
 
 
 def read_pixels(path: Path, image_size: int | None) -> np.ndarray:
-    """The upright RGB pixels of a picture as they are locked, uint8 (H, W, 3)."""
-    rgb = read_picture(path).rgb
+    """The upright RGB pixels of an image as they are locked, uint8 (H, W, 3)."""
+    rgb = read_image(path).rgb
     return scaled(rgb, image_size) if image_size else rgb
 
 
 def _lock_block(recipe: Recipe, store: Store, split: str, x: np.ndarray, y: np.ndarray, report: Report) -> np.ndarray:
-    """The stored pictures of one block, after measuring them on the way."""
+    """The stored images of one block, after measuring them on the way."""
     answers = recipe.attack.answers(x)
     if split == "test":
         report.base_right.append(answers == y)
@@ -208,7 +208,7 @@ def _lock_block(recipe: Recipe, store: Store, split: str, x: np.ndarray, y: np.n
 def _lock_files(
     recipe: Recipe,
     store: Store,
-    pictures: Sequence[PicturePath],
+    images: Sequence[ImagePath],
     block: Sequence[int],
     names: Sequence[str],
     folder: Path,
@@ -216,8 +216,8 @@ def _lock_files(
     is_test: np.ndarray,
     image_size: int | None,
 ) -> None:
-    x, alphas, metadata = _read(pictures, block, image_size)
-    labels = np.array([pictures[i].label for i in block], np.int32)
+    x, alphas, metadata = _read(images, block, image_size)
+    labels = np.array([images[i].label for i in block], np.int32)
     split = SPLITS[int(is_test[block[0]])]
     report, before = Report(), store.seconds
     stored = _lock_block(recipe, store, split, x, labels, report)
@@ -226,14 +226,14 @@ def _lock_files(
         target = files.inside(folder / LOCKED, names[i])
         write_png(target, stored[k], alphas[k], metadata[k])
         # Success is measured on the file as a stranger reads it, not on the array that was meant to be written.
-        reloaded = read_picture(target).rgb
+        reloaded = read_image(target).rgb
         if not np.array_equal(reloaded, stored[k]):
             raise RuntimeError(f"{target}: reads back other pixels than were written")
         part = {name: values[k : k + 1] for name, values in report.measured[split][0]._asdict().items()}
         part["difference"] = mixing.difference(x[k], stored[k])
         part["original"] = _text(hashlib.sha256(x[k].tobytes()).hexdigest())
         part["base_right"] = report.base_right[0][k : k + 1] if report.base_right else np.zeros(0, bool)
-        part["hashes"] = _text(files.sha256(pictures[i].path) + files.sha256(target))
+        part["hashes"] = _text(files.sha256(images[i].path) + files.sha256(target))
         part["seconds"] = np.array(seconds)
         files.write_npz(_part(parts, names[i]), part)
 
@@ -264,14 +264,14 @@ def _blocks_of_one_size(sizes: Sequence[tuple[int, int]], is_test: np.ndarray) -
             yield members[first : first + step]
 
 
-def _read(pictures: Sequence[PicturePath], block: Sequence[int], image_size: int | None) -> tuple:
-    read = [read_picture(pictures[i].path) for i in block]
+def _read(images: Sequence[ImagePath], block: Sequence[int], image_size: int | None) -> tuple:
+    read = [read_image(images[i].path) for i in block]
     if image_size:
-        rgb = [scaled(picture.rgb, image_size) for picture in read]
-        alphas = [None if picture.alpha is None else scaled(picture.alpha, image_size) for picture in read]
+        rgb = [scaled(image.rgb, image_size) for image in read]
+        alphas = [None if image.alpha is None else scaled(image.alpha, image_size) for image in read]
     else:
-        rgb, alphas = [picture.rgb for picture in read], [picture.alpha for picture in read]
-    return np.stack(rgb), alphas, [picture.metadata for picture in read]
+        rgb, alphas = [image.rgb for image in read], [image.alpha for image in read]
+    return np.stack(rgb), alphas, [image.metadata for image in read]
 
 
 def _announcement(
@@ -279,26 +279,26 @@ def _announcement(
 ) -> str:
     """How long it will take: a few steps of the attack timed on the commonest sizes, the others by their pixels.
 
-    `counts`: pictures of each (height, width); `example`: such a size -> pictures to time.
+    `counts`: images of each (height, width); `example`: such a size -> images to time.
     """
     pixels = seconds = 0.0
     shown = []
     for size in sorted(counts, key=lambda size: -counts[size])[:_TIMED_SIZES]:
-        images = example(size)
-        targets = np.zeros(len(images), np.int32)
-        recipe.attack.towards(images, targets, steps=1)
+        batch = example(size)
+        targets = np.zeros(len(batch), np.int32)
+        recipe.attack.towards(batch, targets, steps=1)
         started = time.perf_counter()
-        recipe.attack.towards(images, targets, steps=_TIMED_STEPS)
-        step = (time.perf_counter() - started) / _TIMED_STEPS / len(images)
-        per_picture = step * recipe.attack.steps * len(recipe.class_maps)
-        shown.append(f"{size[1]} x {size[0]}: about {_duration(per_picture)} a picture")
+        recipe.attack.towards(batch, targets, steps=_TIMED_STEPS)
+        step = (time.perf_counter() - started) / _TIMED_STEPS / len(batch)
+        per_image = step * recipe.attack.steps * len(recipe.class_maps)
+        shown.append(f"{size[1]} x {size[0]}: about {_duration(per_image)} an image")
         pixels += math.prod(size)
-        seconds += per_picture
+        seconds += per_image
     total = seconds / pixels * sum(math.prod(size) * count for size, count in counts.items())
     if len(counts) > _TIMED_SIZES:
         shown.append(f"and {len(counts) - _TIMED_SIZES} other sizes")
-    pictures = sum(counts.values())
-    return f"locking {pictures} pictures ({'; '.join(shown)}), about {_duration(total)} in all unless attacked before"
+    images = sum(counts.values())
+    return f"locking {images} images ({'; '.join(shown)}), about {_duration(total)} in all unless attacked before"
 
 
 def _duration(seconds: float) -> str:
@@ -308,7 +308,7 @@ def _duration(seconds: float) -> str:
 
 
 def _remove_strangers(locked: Path, names: Sequence[str]) -> None:
-    """What an earlier, interrupted lock of other pictures left must not be shared with these."""
+    """What an earlier, interrupted lock of other images left must not be shared with these."""
     known = {files.inside(locked, name) for name in names}
     for path in [path for path in locked.rglob("*") if path.is_file() and path not in known]:
         path.unlink()
@@ -334,7 +334,7 @@ def _write_key(key: NpzWriter, recipe: Recipe, originals: dict[str, str], report
     about = {name: getattr(recipe, name) for name in ("method", "alpha", "lambd", "eps", "seed")}
     for name, array in {
         "class_maps": recipe.class_maps,
-        # Labels do not tell it: test pictures are locked by what the base classifier answers.
+        # Labels do not tell it: test images are locked by what the base classifier answers.
         WRITTEN: report.of("written", "test") if report.measured["test"] else np.zeros(0, np.int32),
         "about": _text(json.dumps({**about, "originals_sha256": originals}, sort_keys=True)),
     }.items():

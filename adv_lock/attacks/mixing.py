@@ -1,4 +1,4 @@
-"""From targeted attacks to locked 8-bit pictures: the paper's four recipes, and the rounding that keeps the budget."""
+"""From targeted attacks to locked 8-bit images: the paper's four recipes, and the rounding that keeps the budget."""
 
 import numpy as np
 
@@ -7,12 +7,12 @@ _SHRINK = 1.0 - 1e-4
 
 
 def budget(eps: float, shape: tuple[int, ...]) -> float:
-    """The L2 radius for one picture of `shape` (H, W, C): `eps` at 32 x 32 x 3, the same mean square per value."""
+    """The L2 radius for one image of `shape` (H, W, C): `eps` at 32 x 32 x 3, the same mean square per value."""
     return float(eps * np.sqrt(np.prod(shape) / 3072.0))
 
 
 def mix(method: str, attacked: list[np.ndarray], *, alpha: float, lambd: float) -> np.ndarray:
-    """Locked pictures in [0, 1], (B, H, W, C), from those attacked towards each map, (B, H, W, C) apiece.
+    """Locked images in [0, 1], (B, H, W, C), from those attacked towards each map, (B, H, W, C) apiece.
 
     `mixup`: lambd * first + (1 - lambd) * second. `horiz`: the left floor(alpha * W) columns of the first, the rest of
     the second. `mixandcat`: left a mixup of maps 1 and 2, right one of maps 3 and 4.
@@ -29,8 +29,8 @@ def mix(method: str, attacked: list[np.ndarray], *, alpha: float, lambd: float) 
 def round_within(original: np.ndarray, locked: np.ndarray, radius: float) -> np.ndarray:
     """`locked` (B, H, W, C) in [0, 1] as uint8, each within L2 `radius` (in [0, 1] units) of the uint8 `original`.
 
-    Rounding to nearest adds distance to most pictures that stand on the rim of the ball; their residual is scaled back
-    and rounded anew until the stored picture itself satisfies the budget.
+    Rounding to nearest adds distance to most images that stand on the rim of the ball; their residual is scaled back
+    and rounded anew until the stored image itself satisfies the budget.
     """
     start = original.astype(np.float32)
     residual = locked.astype(np.float32) * 255.0 - start
@@ -46,7 +46,7 @@ def round_within(original: np.ndarray, locked: np.ndarray, radius: float) -> np.
 
 
 def distances(original: np.ndarray, stored: np.ndarray) -> np.ndarray:
-    """L2 distance in [0, 1] units between 8-bit pictures (B, H, W, C), float64 (B,)."""
+    """L2 distance in [0, 1] units between 8-bit images (B, H, W, C), float64 (B,)."""
     shift = stored.astype(np.int32) - original.astype(np.int32)
     return np.sqrt((shift.reshape(len(shift), -1).astype(np.float64) ** 2).sum(axis=1)) / 255.0
 
@@ -57,7 +57,7 @@ def difference(original: np.ndarray, stored: np.ndarray) -> np.ndarray:
 
 
 def restore(stored: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """The original 8-bit pictures from the stored ones and their `difference`."""
+    """The original 8-bit images from the stored ones and their `difference`."""
     return stored - shift
 
 

@@ -23,9 +23,9 @@ from common.errors import UserError
 class Attack(NamedTuple):
     """The targeted attack on one base classifier.
 
-    `towards`: uint8 pictures (B, H, W, C) of one size, classes (B,), optionally another number of steps -> the
-    perturbation float16 (B, H, W, C) in [0, 1] units. `answers`: uint8 pictures -> the classes the base classifier
-    sees, int32 (B,). `fingerprint`: hex digest of all that a perturbation depends on besides pictures and classes, with
+    `towards`: uint8 images (B, H, W, C) of one size, classes (B,), optionally another number of steps -> the
+    perturbation float16 (B, H, W, C) in [0, 1] units. `answers`: uint8 images -> the classes the base classifier
+    sees, int32 (B,). `fingerprint`: hex digest of all that a perturbation depends on besides images and classes, with
     the weights as they are when it is called.
     """
 
@@ -68,9 +68,9 @@ TARGETED = attacks.in_ball(attacks.targeted_ce, "l2", classes=False, selection=a
 
 def targeted_attack(base: keras.Model, *, eps: float, alpha: float, steps: int) -> Attack:
     """A(x, c) of the paper: `steps` of length `alpha` along the unit gradient of -cross-entropy(F(x), c), inside the L2
-    ball of radius `eps`, from the picture itself, keeping the iterate of least cross-entropy.
+    ball of radius `eps`, from the image itself, keeping the iterate of least cross-entropy.
 
-    `eps` and `alpha` hold at 32 x 32 x 3 and grow with the square root of the number of values. Pictures of another
+    `eps` and `alpha` hold at 32 x 32 x 3 and grow with the square root of the number of values. Images of another
     size than the base classifier's are resized inside the graph, so the gradient reaches their own pixels.
     """
     size, channels = tuple(base.input_shape[1:3]), base.input_shape[3]
@@ -80,7 +80,7 @@ def targeted_attack(base: keras.Model, *, eps: float, alpha: float, steps: int) 
         """Whether `images` are of the model's own size: those get a graph of that fixed shape, all other sizes share
         one. A fully convolutional classifier takes any size."""
         if images.ndim != 4 or images.shape[3] != channels:
-            raise UserError(f"pictures of shape {images.shape[1:]}: the base model takes {channels} channel(s)")
+            raise UserError(f"images of shape {images.shape[1:]}: the base model takes {channels} channel(s)")
         return None not in size and images.shape[1:3] == size
 
     def towards(images: np.ndarray, target: np.ndarray, steps: int = steps) -> np.ndarray:
@@ -98,7 +98,7 @@ def targeted_attack(base: keras.Model, *, eps: float, alpha: float, steps: int) 
         return compiled(base, ("lock", logits, shape), logits.answer, signature)(images).numpy()
 
     def fingerprint() -> str:
-        # The weights alone do not tell how they are used, nor in which range the network takes its pictures.
+        # The weights alone do not tell how they are used, nor in which range the network takes its images.
         digest = hashlib.sha256(repr((eps, alpha, steps)).encode())
         digest.update(json.dumps(base.get_config(), sort_keys=True, default=repr).encode())
         for weight in base.get_weights():
@@ -108,19 +108,19 @@ def targeted_attack(base: keras.Model, *, eps: float, alpha: float, steps: int) 
     return Attack(towards, answers, steps, fingerprint)
 
 
-def at_size(pictures: Iterable[np.ndarray], base: keras.Model) -> np.ndarray:
-    """`pictures`, uint8 (H, W, C) each, taken one by one, as the classifier `base` sees them: float32 (N, height,
+def at_size(images: Iterable[np.ndarray], base: keras.Model) -> np.ndarray:
+    """`images`, uint8 (H, W, C) each, taken one by one, as the classifier `base` sees them: float32 (N, height,
     width, C) in [0, 1], those of any size at the size of the first where `base` takes any."""
-    size, images = tuple(base.input_shape[1:3]), []
-    for picture in pictures:
-        x = tf.cast(picture, tf.float32) / 255.0
-        size = tuple(side or own for side, own in zip(size, picture.shape[:2], strict=True))
-        images.append(x if picture.shape[:2] == size else tf.image.resize(x, size, antialias=True))
-    return np.stack([x.numpy() for x in images])
+    size, seen = tuple(base.input_shape[1:3]), []
+    for image in images:
+        x = tf.cast(image, tf.float32) / 255.0
+        size = tuple(side or own for side, own in zip(size, image.shape[:2], strict=True))
+        seen.append(x if image.shape[:2] == size else tf.image.resize(x, size, antialias=True))
+    return np.stack([x.numpy() for x in seen])
 
 
 class Store:
-    """Perturbations on disk, found again by attack, pictures and targets, so that lock methods share them and an
+    """Perturbations on disk, found again by attack, images and targets, so that lock methods share them and an
     interrupted run loses one block at most. Without a folder nothing is kept."""
 
     def __init__(self, folder: Path | None, attack: Attack) -> None:
@@ -153,6 +153,6 @@ class Store:
 
 
 def attacked(images: np.ndarray, perturbations: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The attacked pictures float32 in [0, 1], one array per perturbation."""
+    """The attacked images float32 in [0, 1], one array per perturbation."""
     clean = images.astype(np.float32) / 255.0
     return [np.clip(clean + perturbation.astype(np.float32), 0.0, 1.0) for perturbation in perturbations]

@@ -12,7 +12,7 @@ from adv_lock.attacks import mixing
 from adv_lock.attacks.locking import ARRAYS, KEY, LOCKED, MANIFEST, SPLITS, WRITTEN, difference_name
 from common import files
 from common.datasets import scaled
-from common.datasets.images import read_picture
+from common.datasets.images import read_image
 from common.datasets.npz import NpzStream
 from common.errors import UserError
 from common.progress import track
@@ -29,13 +29,13 @@ class Key(NamedTuple):
     archive: np.lib.npyio.NpzFile
 
     def difference(self, name: str) -> np.ndarray:
-        """The 8-bit difference of one locked picture of a folder, uint8 (H, W, 3).
+        """The 8-bit difference of one locked image of a folder, uint8 (H, W, 3).
 
-        Errors: `UserError` for a picture that the key does not know.
+        Errors: `UserError` for an image that the key does not know.
         """
         member = difference_name(name)
         if member not in self.archive.files:
-            raise UserError(f"{self.path}: knows no {name}; it is the key of other pictures")
+            raise UserError(f"{self.path}: knows no {name}; it is the key of other images")
         return self.archive[member]
 
 
@@ -55,9 +55,9 @@ class LockedData:
     y_test: np.ndarray
     original_test: np.ndarray
     original_train: Any
-    """Function of no argument: the original training pictures, restored when they are asked for."""
+    """Function of no argument: the original training images, restored when they are asked for."""
     written_test: np.ndarray | None = None
-    """Towards which class each test picture was moved, int32 (N,); None for a key of before that does not say."""
+    """Towards which class each test image was moved, int32 (N,); None for a key of before that does not say."""
 
 
 def read_manifest(locked: Path) -> dict[str, Any]:
@@ -90,24 +90,22 @@ def read_key(path: Path) -> Key:
         if name not in headers:
             raise UserError(f"{path}: holds no {name}; expected the key.npz of lock.py")
     about = json.loads(NpzStream(path, "about").read().tobytes())
-    # The headers are checked above, once: doing so for every picture would read a folder's key over and over.
+    # The headers are checked above, once: doing so for every image would read a folder's key over and over.
     return Key(path, about, NpzStream(path, "class_maps").read(), np.load(path, allow_pickle=False))
 
 
 def original_blocks(locked: Path, key: Key, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Blocks of (locked, original) pictures of an array set, uint8 (B, H, W, C) each, in order."""
+    """Blocks of (locked, original) images of an array set, uint8 (B, H, W, C) each, in order."""
     stored = NpzStream(locked / ARRAYS, f"x_{split}")
     shifts = NpzStream(key.path, f"{split}_difference")
     if stored.shape != shifts.shape:
-        raise UserError(
-            f"{key.path}: is the key of other data ({shifts.shape}, the locked pictures are {stored.shape})"
-        )
+        raise UserError(f"{key.path}: is the key of other data ({shifts.shape}, the locked images are {stored.shape})")
     for rows, shift in zip(stored.iterate(_ROWS), shifts.iterate(_ROWS), strict=True):
         yield rows, mixing.restore(rows, shift)
 
 
 def read_locked(run: Path, image_size: int) -> LockedData:
-    """The locked data of a lock run and their originals; pictures of a folder are brought to `image_size` pixels.
+    """The locked data of a lock run and their originals; images of a folder are brought to `image_size` pixels.
 
     Errors: `UserError` for a folder that is no lock run, is not whole, or whose key is elsewhere.
     """
@@ -115,9 +113,9 @@ def read_locked(run: Path, image_size: int) -> LockedData:
     locked = run / LOCKED
     manifest = read_manifest(locked)
     if not (run / KEY).is_file():
-        raise UserError(f"{run / KEY}: not there; without the key the clean pictures to measure on cannot be restored")
+        raise UserError(f"{run / KEY}: not there; without the key the clean images to measure on cannot be restored")
     key = read_key(run / KEY)
-    read = _read_arrays if (locked / ARRAYS).is_file() else _read_pictures
+    read = _read_arrays if (locked / ARRAYS).is_file() else _read_images
     content = read(locked, key, manifest, image_size)
     results = json.loads((run / "results.json").read_text()) if (run / "results.json").is_file() else {}
     return LockedData(
@@ -154,15 +152,15 @@ def _read_arrays(locked: Path, key: Key, manifest: dict, image_size: int) -> dic
     }
 
 
-def _read_pictures(locked: Path, key: Key, manifest: dict, image_size: int) -> dict[str, Any]:
+def _read_images(locked: Path, key: Key, manifest: dict, image_size: int) -> dict[str, Any]:
     groups = {split: [entry for entry in manifest["files"] if entry["split"] == split] for split in SPLITS}
     if not groups["test"]:
-        raise UserError(f"{locked}: no picture was held out for testing; lock classes of two or more pictures")
+        raise UserError(f"{locked}: no image was held out for testing; lock classes of two or more images")
 
-    def pictures(split: str, original: bool) -> np.ndarray:
+    def images(split: str, original: bool) -> np.ndarray:
         small = []
         for entry in track(groups[split], f"reading {split}"):
-            pixels = read_picture(files.inside(locked, entry["file"])).rgb
+            pixels = read_image(files.inside(locked, entry["file"])).rgb
             if original:
                 pixels = mixing.restore(pixels, key.difference(entry["file"]))
             small.append(scaled(pixels, image_size))
@@ -170,10 +168,10 @@ def _read_pictures(locked: Path, key: Key, manifest: dict, image_size: int) -> d
 
     labels = {split: np.array([entry["label"] for entry in groups[split]], np.int32) for split in SPLITS}
     return {
-        "locked_train": pictures("train", False),
+        "locked_train": images("train", False),
         "y_train": labels["train"],
-        "locked_test": pictures("test", False),
+        "locked_test": images("test", False),
         "y_test": labels["test"],
-        "original_test": pictures("test", True),
-        "original_train": lambda: pictures("train", True),
+        "original_test": images("test", True),
+        "original_train": lambda: images("train", True),
     }

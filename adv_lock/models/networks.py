@@ -6,13 +6,13 @@ Global average pooling stands where the originals pool 8x8, so other image sizes
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 
 from common import models
 from common.errors import UserError
-from common.models import Assembly, Builder, preactivation_block
+from common.models import Assembly, Builder, Setup, preactivation_block
 
 # Channels and convolutions of the five stages, each closed by a pool (Simonyan & Zisserman 2015, table 1).
 VGG_CHANNELS = (64, 128, 256, 512, 512)
@@ -23,10 +23,7 @@ def preresnet(
     depth: int,
     input_shape: Sequence[int],
     classes: int,
-    *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    seed: int = 0,
+    **setup: Unpack[Setup],
 ) -> keras.Model:
     """Pre-activation residual network of depth 6n + 2 (He et al. 2016, "Identity Mappings", figure 4e).
 
@@ -36,7 +33,7 @@ def preresnet(
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:
         raise UserError(f"depth: expected 6n + 2 such as 20, 32, 44, 56 or 110, received {depth}")
-    net = Assembly(f"preresnet{depth}", input_shape, classes, mean=mean, std=std, seed=seed)
+    net = Assembly(f"preresnet{depth}", input_shape, classes, **setup)
     x = net.convolution(net.start, 16, 3, name="stem_conv")
     for stage, filters in enumerate((16, 32, 64), start=1):
         for block in range(1, blocks + 1):
@@ -50,10 +47,7 @@ def densenet_bc(
     growth: int,
     input_shape: Sequence[int],
     classes: int,
-    *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    seed: int = 0,
+    **setup: Unpack[Setup],
 ) -> keras.Model:
     """DenseNet-BC of depth 6n + 4 (Huang et al. 2017, "Densely Connected Convolutional Networks", section 3).
 
@@ -63,7 +57,7 @@ def densenet_bc(
     layers, rest = divmod(depth - 4, 6)
     if rest or layers < 1:
         raise UserError(f"depth: expected 6n + 4 such as 100 or 190, received {depth}")
-    net = Assembly(f"densenet{depth}bc", input_shape, classes, mean=mean, std=std, seed=seed)
+    net = Assembly(f"densenet{depth}bc", input_shape, classes, **setup)
     x = net.convolution(net.start, 2 * growth, 3, name="stem_conv")
     for block in (1, 2, 3):
         for layer in range(1, layers + 1):
@@ -79,10 +73,7 @@ def vgg(
     depth: int,
     input_shape: Sequence[int],
     classes: int,
-    *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    seed: int = 0,
+    **setup: Unpack[Setup],
 ) -> keras.Model:
     """VGG-11, 13, 16 or 19 with batch normalisation (Simonyan & Zisserman 2015, table 1: A, B, D, E).
 
@@ -91,7 +82,7 @@ def vgg(
     """
     if depth not in VGG_CONVOLUTIONS:
         raise UserError(f"depth: expected one of {', '.join(map(str, VGG_CONVOLUTIONS))}, received {depth}")
-    net = Assembly(f"vgg{depth}", input_shape, classes, mean=mean, std=std, seed=seed, smallest=32)
+    net = Assembly(f"vgg{depth}", input_shape, classes, **setup, smallest=32)
     x = net.start
     for stage, (filters, count) in enumerate(zip(VGG_CHANNELS, VGG_CONVOLUTIONS[depth], strict=True), start=1):
         for index in range(1, count + 1):
@@ -104,10 +95,7 @@ def vgg(
 def alexnet(
     input_shape: Sequence[int],
     classes: int,
-    *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    seed: int = 0,
+    **setup: Unpack[Setup],
 ) -> keras.Model:
     """AlexNet's five convolutions (Krizhevsky et al. 2012, section 3.5) as they are used on CIFAR.
 
@@ -115,7 +103,7 @@ def alexnet(
     response normalisation, no dropout, one dense layer (256 -> classes, standard deviation 0.01). The stride of 4 and
     three pools need at least 29 x 29 pixels.
     """
-    net = Assembly("alexnet", input_shape, classes, mean=mean, std=std, seed=seed, smallest=29)
+    net = Assembly("alexnet", input_shape, classes, **setup, smallest=29)
     x = net.start
     for index, (filters, size, strides, pool) in enumerate(
         ((64, 11, 4, True), (192, 5, 1, True), (384, 3, 1, False), (256, 3, 1, False), (256, 3, 1, True)), start=1

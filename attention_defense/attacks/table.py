@@ -115,5 +115,5 @@ def whole_levels(eps: float) -> float:
     """The largest radius of whole grey levels, in [0, 1], that is not above `eps`."""
     levels = math.floor(255 * eps + 1e-6)
     if levels < 1:
-        raise UserError(f"eps: {255 * eps:.3g}/255 is less than one grey level, and changes no picture of 8 bits")
+        raise UserError(f"eps: {255 * eps:.3g}/255 is less than one grey level, and changes no image of 8 bits")
     return levels / 255

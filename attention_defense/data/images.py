@@ -1,4 +1,4 @@
-"""The pictures of this app: labelled, and where known with the place of their object."""
+"""The images of this app: labelled, and where known with the place of their object."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class Tested(NamedTuple):
 
 
 def tested_of(data: Arrays, *, class_list: Path | None = None, masks: np.ndarray | None = None) -> Tested:
-    """The test pictures of `data` with the `masks` of their objects, by default those that it has, and labels in the
+    """The test images of `data` with the `masks` of their objects, by default those that it has, and labels in the
     order of the model's classes: of `class_list`, or the data set's own.
 
     Errors: `UserError` for a class that is not on the list.
@@ -48,12 +48,12 @@ def tested_of(data: Arrays, *, class_list: Path | None = None, masks: np.ndarray
 
 
 def boxed(dataset: str, boxes: Path, *, seed: int, n_test: int | None, size: tuple[int, int]) -> np.ndarray:
-    """Masks bool (N, height, width) of the test pictures of the folder `dataset` from the annotations in `boxes`.
+    """Masks bool (N, height, width) of the test images of the folder `dataset` from the annotations in `boxes`.
 
     Errors: `UserError` for a damaged annotation.
     """
     listed, _ = datasets.list_folder(dataset, seed=seed, n_train=1, n_test=n_test, progress=True)
-    return masks_from(boxes, [picture.path for picture in listed["test"]], size)
+    return masks_from(boxes, [image.path for image in listed["test"]], size)
 
 
 def relabelled(y: np.ndarray, names: tuple[str, ...], class_list: Path) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -1,29 +1,31 @@
-"""What attention tells about attacks, and attacks about attention: measures by picture, and the paper's claims tested.
+"""What attention tells about attacks, and attacks about attention: measures by image, and the paper's claims tested.
 
-O1: pictures whose attention covers their object badly are easier to attack. O2: attacks that succeed move attention.
-O3: iterating an attack moves it further. Intervals are 95 % percentile bootstraps over pictures.
+O1: images whose attention covers their object badly are easier to attack. O2: attacks that succeed move attention.
+O3: iterating an attack moves it further. Intervals are 95 % percentile bootstraps over images.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
 import numpy as np
+import scipy.special
+import scipy.stats
 import tensorflow as tf
 
 from attention_defense.models.grad_cam import Attention, area, overlap, resized, spread
 from common.arrays import as_float, to_array, to_labels
 from common.attacks import logits_of
 from common.attacks.compile import compiled
+from common.evaluation import statistics
+from common.evaluation.statistics import Estimate
 from common.progress import blocks, track
 
-_BOOTSTRAPS = 2000
-# Of a regression, each a fit of its own.
+# Draws of the bootstrap of a regression, each a fit of its own.
 _REFITS = 1000
 
 
 class Looked(NamedTuple):
-    """What a model makes of N pictures: `logits` (N, classes); `attention` float32 (N, H, W) of mean about 1 for one
+    """What a model makes of N images: `logits` (N, classes); `attention` float32 (N, H, W) of mean about 1 for one
     class of each; `area` bool (N, h, w), its cells above the mean."""
 
     logits: np.ndarray
@@ -40,7 +42,7 @@ def look(
     batch_size: int = 100,
     progress: bool = False,
 ) -> Looked:
-    """Answers and attention of `model` to pictures `x` (N, H, W, C), 8-bit or float in [0, 1], for the classes `y`.
+    """Answers and attention of `model` to images `x` (N, H, W, C), 8-bit or float in [0, 1], for the classes `y`.
 
     `progress` is shown if it takes long.
     """
@@ -66,7 +68,7 @@ def probabilities(model: keras.Model, x: np.ndarray) -> np.ndarray:
 
 
 def moved(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """IoU of two attended areas, bool (N, h, w), picture by picture: float32 (N,)."""
+    """IoU of two attended areas, bool (N, h, w), image by image: float32 (N,)."""
     return overlap(tf.constant(before), tf.constant(after)).numpy()
 
 
@@ -88,7 +90,7 @@ def object_overlap(attention: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 def trust(logits: np.ndarray) -> np.ndarray:
     """The highest probability, (N,)."""
-    return softmax(logits).max(axis=1)
+    return scipy.special.softmax(logits, axis=1).max(axis=1)
 
 
 def margin(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -102,61 +104,25 @@ def margin(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
 def entropy(attention: np.ndarray) -> np.ndarray:
     """Entropy of the attention over pixels as a share of the largest possible, (N,): 1 for an even spread."""
     flat = attention.reshape(len(attention), -1)
-    p = flat / flat.sum(axis=1, keepdims=True)
-    return -(p * np.log(np.maximum(p, 1e-30))).sum(axis=1) / np.log(flat.shape[1])
+    return scipy.stats.entropy(flat, axis=1) / np.log(flat.shape[1])
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities (N, classes)."""
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
-
-
-class Interval(NamedTuple):
-    """An estimate with its interval, from `n` images."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-
-def bootstrap(statistic: Callable[[np.ndarray], float], count: int, *, seed: int = 0) -> Interval | None:
-    """`statistic` of all `count` rows, with an interval from rows drawn with replacement; None where it is no number.
-
-    Draws whose statistic is no number are left out.
-    """
-    value = statistic(np.arange(count))
-    if not np.isfinite(value):
-        return None
-    rng = np.random.default_rng([seed, 0xA77])
-    draws = np.array([statistic(rng.integers(count, size=count)) for _ in range(_BOOTSTRAPS)])
-    low, high = np.percentile(draws[np.isfinite(draws)], [2.5, 97.5])
-    return Interval(float(value), float(low), float(high), count)
-
-
-def mean(values: np.ndarray, chosen: np.ndarray, *, seed: int = 0) -> Interval | None:
-    """Mean of `values` (N,) over the rows `chosen` bool (N,) that are numbers."""
+def mean(values: np.ndarray, chosen: np.ndarray, *, seed: int = 0) -> Estimate | None:
+    """Mean of `values` (N,) over the rows `chosen` bool (N,) that are numbers; None for fewer than two."""
     kept = values[chosen & np.isfinite(values)]
-    return bootstrap(lambda rows: kept[rows].mean(), len(kept), seed=seed) if len(kept) else None
+    return statistics.mean(kept, np.arange(len(kept)), seed=seed) if len(kept) > 1 else None
 
 
-def difference(values: np.ndarray, first: np.ndarray, second: np.ndarray, *, seed: int = 0) -> Interval | None:
-    """Mean of `values` (N,) over the rows `first` less that over `second`, bool (N,) each."""
-    usable = np.isfinite(values)
-    if not (first & usable).any() or not (second & usable).any():
+def difference(values: np.ndarray, first: np.ndarray, second: np.ndarray, *, seed: int = 0) -> Estimate | None:
+    """Mean of `values` (N,) over the rows `first` less that over `second`, bool (N,) each; None where one has none."""
+    kept = (first | second) & np.isfinite(values)
+    values, first, second = values[kept], first[kept], second[kept]
+    if not first.any() or not second.any():
         return None
-    kept = np.flatnonzero((first | second) & usable)
-    values, side = values[kept], first[kept]
-
-    def statistic(rows: np.ndarray) -> float:
-        one, other = values[rows][side[rows]], values[rows][~side[rows]]
-        return one.mean() - other.mean() if len(one) and len(other) else np.nan
-
-    return bootstrap(statistic, len(kept), seed=seed)
+    return statistics.contrast(values, first, second, np.arange(len(values)), seed=seed)
 
 
-def odds(success: np.ndarray, causes: dict[str, np.ndarray], *, seed: int = 0) -> dict[str, Interval]:
+def odds(success: np.ndarray, causes: dict[str, np.ndarray], *, seed: int = 0) -> dict[str, Estimate]:
     """Logistic regression of `success` bool (N,) on `causes` (N,) each, at mean 0 and deviation 1: by how much the
     log-odds change with one deviation of a cause while the others stay.
 
@@ -185,4 +151,7 @@ def odds(success: np.ndarray, causes: dict[str, np.ndarray], *, seed: int = 0) -
         draws = np.array([coefficients(drawn) for drawn in track(rows, "log-odds", total=_REFITS, units="draws")])
         value = coefficients(np.arange(len(table)))
     low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
-    return {name: Interval(*map(float, of), len(table)) for name, *of in zip(causes, value, low, high, strict=True)}
+    return {
+        name: Estimate(float(of), len(table), float(least), float(most))
+        for name, of, least, most in zip(causes, value, low, high, strict=True)
+    }

@@ -12,9 +12,9 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from common.evaluation import plots
 
 
-def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """`picture` (H, W, 1 or 3) in [0, 1] under a heat map (H, W) in [0, 1]: (H, W, 3)."""
-    base = np.broadcast_to(picture, (*picture.shape[:2], 3))
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """`image` (H, W, 1 or 3) in [0, 1] under a heat map (H, W) in [0, 1]: (H, W, 3)."""
+    base = np.broadcast_to(image, (*image.shape[:2], 3))
     return 0.5 * base + 0.5 * colormaps["inferno"](heat)[..., :3]
 
 
@@ -46,7 +46,7 @@ def overlap_histograms(cases: Mapping[str, tuple[np.ndarray, np.ndarray]], path:
             if len(values):
                 share = np.full(len(values), 1 / len(values))
                 axes.hist(values, bins, weights=share, color=colour, alpha=0.55, label=f"{side} ({len(values)})")
-        axes.set(xlabel="IoU of attended areas", ylabel="share of pictures", title=name.replace("_", " "))
+        axes.set(xlabel="IoU of attended areas", ylabel="share of images", title=name.replace("_", " "))
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
     figure.suptitle(title, fontsize=10)

@@ -1,4 +1,4 @@
-"""What LIME (Ribeiro et al. 2016) says speaks for a class, as an area of the picture."""
+"""What LIME (Ribeiro et al. 2016) says speaks for a class, as an area of the image."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ from attention_defense.models.losses import GREY
 
 def lime_area(
     answer: Callable[[np.ndarray], np.ndarray],
-    picture: np.ndarray,
+    image: np.ndarray,
     label: int,
     *,
     segments: int = 50,
@@ -20,18 +20,18 @@ def lime_area(
     samples: int = 300,
     seed: int = 0,
 ) -> np.ndarray:
-    """The superpixels of `picture` float (H, W, 1 or 3) in [0, 1] that speak for the class `label`, bool (H, W).
+    """The superpixels of `image` float (H, W, 1 or 3) in [0, 1] that speak for the class `label`, bool (H, W).
 
-    `answer`: pictures (n, H, W, C) -> probabilities (n, classes). Of about `segments` superpixels (SLIC), by `samples`
-    pictures with some of them turned grey: those of positive weight among the `features` of largest weight.
+    `answer`: images (n, H, W, C) -> probabilities (n, classes). Of about `segments` superpixels (SLIC), by `samples`
+    images with some of them turned grey: those of positive weight among the `features` of largest weight.
     """
     from lime.lime_image import LimeImageExplainer
     from skimage.segmentation import slic
 
-    channels = picture.shape[-1]
+    channels = image.shape[-1]
     # LIME wants three channels.
-    colour = np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3)), dtype=np.float64)
-    # It draws a progress bar for every picture, and has no switch for that.
+    colour = np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)), dtype=np.float64)
+    # It draws a progress bar for every image, and has no switch for that.
     with contextlib.redirect_stderr(io.StringIO()):
         explained = LimeImageExplainer(random_state=seed).explain_instance(
             colour,
@@ -46,7 +46,7 @@ def lime_area(
             random_seed=seed,
         )
     # The coding of LIME's own masks has changed between its releases; its weights by superpixel have not.
-    area = np.zeros(picture.shape[:2], bool)
+    area = np.zeros(image.shape[:2], bool)
     for segment, weight in explained.local_exp[label][:features]:
         if weight > 0:
             area |= explained.segments == segment

@@ -1,4 +1,4 @@
-"""Where a classifier looks: Grad-CAM (Selvaraju et al. 2017), of each picture by itself, and itself differentiable.
+"""Where a classifier looks: Grad-CAM (Selvaraju et al. 2017), of each image by itself, and itself differentiable.
 
     attention = Attention(model)
     logits, cam = attention(x, y)
@@ -45,17 +45,17 @@ class Attention:
         self._logits = logits_of(head)
 
     def __call__(self, x: Tensor, y: Tensor | None = None) -> Seen:
-        """Answers and maps for pictures `x` (B, H, W, C) and classes `y` (B,), by default the ones answered.
+        """Answers and maps for images `x` (B, H, W, C) and classes `y` (B,), by default the ones answered.
 
-        Always in inference mode, in a training step too: each picture's map is its own. (The original divides gradients
-        by the root mean square of the whole batch; batch statistics would mix pictures as well.)
+        Always in inference mode, in a training step too: each image's map is its own. (The original divides gradients
+        by the root mean square of the whole batch; batch statistics would mix images as well.)
         """
         activation = tf.cast(self.trunk(x, training=False), tf.float32)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(activation)
             logits = self._logits(activation)
             of_class = tf.argmax(logits, axis=1, output_type=tf.int32) if y is None else y
-            # The answer to one picture depends on its own activation, so one sum serves all.
+            # The answer to one image depends on its own activation, so one sum serves all.
             evidence = tf.reduce_sum(tf.gather(logits, of_class, axis=1, batch_dims=1))
         slope = finite(tape.gradient(evidence, activation))
         size = tf.sqrt(tf.reduce_mean(tf.square(slope), axis=(1, 2, 3), keepdims=True) + 1e-20)
@@ -87,7 +87,7 @@ def shown(cam: Tensor) -> Tensor:
 
 
 def resized(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps (B, h, w) over pictures of `size` (H, W), bilinear: (B, H, W)."""
+    """Maps (B, h, w) over images of `size` (H, W), bilinear: (B, H, W)."""
     return tf.image.resize(values[..., None], size)[..., 0]
 
 

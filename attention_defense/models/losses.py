@@ -1,12 +1,12 @@
-"""The three losses of AAD, as means over pictures (arXiv 1811.09831; sums and sizes as in the original code).
+"""The three losses of AAD, as means over images (arXiv 1811.09831; sums and sizes as in the original code).
 
-With p the softmax, Att the attention map and x' the attacked picture:
+With p the softmax, Att the attention map and x' the attacked image:
 
     L_c = CE(x) + CE(x')
     L_r = -mean (p(x) - p(x hidden))^2 - mean (p(x') - p(x' hidden))^2
     L_p = mean (Att(x) - Att(x'))^2
 
-The original sums L_p over a batch of 50 pictures of 32 x 32, with maps of sum 1 on 8 x 8 cells; ours have mean 1, so
+The original sums L_p over a batch of 50 images of 32 x 32, with maps of sum 1 on 8 x 8 cells; ours have mean 1, so
 its L_p is 12.5 times ours. L_c and L_r are means there too.
 """
 
@@ -38,7 +38,7 @@ def hiding(attention: Tensor, sharpness: float) -> Tensor:
 
 
 def hidden(x: Tensor, mask: Tensor) -> Tensor:
-    """Pictures `x` (B, H, W, C) with the pixels of `mask` (B, H, W) in [0, 1] turned grey."""
+    """Images `x` (B, H, W, C) with the pixels of `mask` (B, H, W) in [0, 1] turned grey."""
     return x + mask[..., None] * (GREY - x)
 
 
@@ -48,5 +48,5 @@ def rectification(p: Tensor, p_hidden: Tensor) -> Tensor:
 
 
 def preservation(attention: Tensor, attacked: Tensor) -> Tensor:
-    """The mean squared difference of the attention (B, H, W) to the picture and to the attacked one."""
+    """The mean squared difference of the attention (B, H, W) to the image and to the attacked one."""
     return tf.reduce_mean(tf.square(attention - attacked))

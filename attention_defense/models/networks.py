@@ -1,12 +1,13 @@
-"""The paper's network for small pictures, and those of `common.models`."""
+"""The paper's network for small images, and those of `common.models`."""
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Unpack
 
 import keras
 
 from common.models import NETWORKS as SHARED
-from common.models import Assembly
+from common.models import Assembly, Setup
 
 
 def cifarnet(
@@ -15,9 +16,7 @@ def cifarnet(
     *,
     normalise: bool = False,
     width: int = 64,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    seed: int = 0,
+    **setup: Unpack[Setup],
 ) -> keras.Model:
     """CifarNet: two 5x5 convolutions of `width` channels, each with a 2x2 pool, dense layers of 6 and 3 times `width`.
 
@@ -25,7 +24,7 @@ def cifarnet(
     whose second derivative TensorFlow lacks; without, nothing. No dropout: it would hide the rectification term, which
     compares two passes, under its noise.
     """
-    net = Assembly("cifarnet", input_shape, classes, mean=mean, std=std, seed=seed, smallest=8)
+    net = Assembly("cifarnet", input_shape, classes, **setup, smallest=8)
     x = net.start
     for block in (1, 2):
         x = net.convolution(x, width, 5, name=f"conv{block}", bias=not normalise)

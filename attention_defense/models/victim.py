@@ -17,16 +17,14 @@ def load_classifier(path: Path, tested: Tested, **reading: Any) -> keras.Model:
     """The classifier in `path`: a .keras file, a run that holds `model.keras`, or the name of a network with ImageNet
     weights, which Keras downloads once. `reading`: as `common.evaluation.classifiers.load_classifier`.
 
-    Errors: `UserError` for one that is not there, takes other pictures, or has other classes.
+    Errors: `UserError` for one that is not there, takes other images, or has other classes.
     """
     shape, classes = tested.x.shape[1:], len(tested.class_names)
     if str(path) in IMAGENET:
         # Before anything is downloaded.
         classifiers.check_classes(path, 1000, classes, MORE)
         if shape[0] != shape[1] or shape[2] != 3 or shape[0] < 75:
-            raise UserError(
-                f"{path}: takes square colour pictures of 75 pixels or more; give --image-size, such as 299"
-            )
+            raise UserError(f"{path}: takes square colour images of 75 pixels or more; give --image-size, such as 299")
         return imagenet_classifier(str(path), size=shape[0])
     told = classifiers.class_count(classifiers.load_classifier(path, **reading))
     if told != classes:

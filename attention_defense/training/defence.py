@@ -41,7 +41,7 @@ def method(
 
     `aad` takes one step to the least likely class; `aad_two_step` trains on each batch twice, after one step of `eps`
     and after two of half of it; `aad_iou` takes up to `iou_steps` steps of a quarter, while the areas attended in
-    picture and attacked picture overlap (IoU) by more than `iou_key`. `step_ll` is `aad` without the terms of
+    image and attacked image overlap (IoU) by more than `iou_key`. `step_ll` is `aad` without the terms of
     attention. `sharpness` as in `losses.hiding`.
     """
     attacks: dict[str, Adversary] = {
@@ -65,15 +65,15 @@ def aad_loss(weights: Weights, layer: str | None, sharpness: float) -> Loss:
 
     def loss(model: keras.Model, batch: Batch) -> tuple[Terms, Terms]:
         x, y, moved = batch
-        pictures, labels = tf.concat([x, moved], axis=0), label_column(tf.concat([y, y], axis=0))
+        images, labels = tf.concat([x, moved], axis=0), label_column(tf.concat([y, y], axis=0))
         if attentive:
             attention = Attention(model, layer)
             # The class is the true one for both, or preservation would compare evidence for different classes.
-            answer, cam = attention(pictures, labels)
+            answer, cam = attention(images, labels)
             seen = resized(spread(cam), x.shape[1:3])
         terms = {}
         if weights.rectification:
-            blank = losses.hidden(pictures, losses.hiding(seen, sharpness))
+            blank = losses.hidden(images, losses.hiding(seen, sharpness))
             unseen = logits_of(model)(blank)
             change = 2.0 * losses.rectification(tf.nn.softmax(answer), tf.nn.softmax(unseen))
             terms["rectification"] = scale * weights.rectification * change
@@ -82,7 +82,7 @@ def aad_loss(weights: Weights, layer: str | None, sharpness: float) -> Loss:
         # The pass in training mode comes last: it moves running averages.
         passes = [answer] if attentive else []
         if not attentive or _has_modes(model):
-            passes.append(logits_and_labels(model, pictures, labels)[0])
+            passes.append(logits_and_labels(model, images, labels)[0])
         logits = passes[-1]
         labels = label_column(labels, logits.shape[1])
         # In inference mode too, where the terms of attention are: they alone would lead that network away, in

@@ -1,4 +1,4 @@
-"""Pictures in folders and tar files, and arrays in `.npz` files read and written in rows."""
+"""Images in folders and tar files, and arrays in `.npz` files read and written in rows."""
 
 import contextlib
 import functools
@@ -32,8 +32,8 @@ ORIENTATION = 0x0112
 XMP = "XML:com.adobe.xmp"
 
 
-class PicturePath(NamedTuple):
-    """A picture of an image folder; `width` and `height` in pixels as the picture is seen (EXIF rotation applied)."""
+class ImagePath(NamedTuple):
+    """An image of an image folder; `width` and `height` in pixels as the image is seen (EXIF rotation applied)."""
 
     path: Path
     label: int
@@ -42,8 +42,8 @@ class PicturePath(NamedTuple):
     height: int
 
 
-class TarPicture(NamedTuple):
-    """A picture of a tar file: its member's `name`, and its part, `"train"`, `"test"` or None for no parts."""
+class TarImage(NamedTuple):
+    """An image of a tar file: its member's `name`, and its part, `"train"`, `"test"` or None for no parts."""
 
     name: str
     label: int
@@ -59,7 +59,7 @@ class Labelled(Protocol):
 
 
 class Metadata(TypedDict, total=False):
-    """What a picture carries beside its pixels; absent keys were absent in the file.
+    """What an image carries beside its pixels; absent keys were absent in the file.
 
     `exif`: EXIF block without its orientation, which the pixels have taken on. `icc_profile`: an RGB profile. `dpi`:
     dots per inch along x and y. `text`: PNG text chunks, JPEG comment and XMP.
@@ -71,44 +71,44 @@ class Metadata(TypedDict, total=False):
     text: dict[str, str]
 
 
-class Picture(NamedTuple):
-    """An upright picture: `rgb` uint8 (H, W, 3), `alpha` uint8 (H, W) or None for an opaque one."""
+class LoadedImage(NamedTuple):
+    """An upright image: `rgb` uint8 (H, W, 3), `alpha` uint8 (H, W) or None for an opaque one."""
 
     rgb: np.ndarray
     alpha: np.ndarray | None
     metadata: Metadata
 
 
-def list_pictures(root: Path | str, *, progress: bool = False) -> tuple[list[PicturePath], tuple[str, ...]]:
-    """The pictures of `<root>/<class>/<file>` sorted by class and file name, and the sorted class names.
+def list_images(root: Path | str, *, progress: bool = False) -> tuple[list[ImagePath], tuple[str, ...]]:
+    """The images of `<root>/<class>/<file>` sorted by class and file name, and the sorted class names.
 
-    Reads headers only. Hidden files and files that are no pictures by name are passed over. `progress` is shown if it
+    Reads headers only. Hidden files and files that are no images by name are passed over. `progress` is shown if it
     takes long.
 
-    Errors: `UserError` for a missing root, one without class folders, a class without pictures or with folders inside,
-    a picture of a format that is not read, and a file that is not the picture its name says.
+    Errors: `UserError` for a missing root, one without class folders, a class without images or with folders inside,
+    an image of a format that is not read, and a file that is not the image its name says.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; expected <root>/<class>/<file>")
     names = tuple(sorted(entry.name for entry in visible(root) if entry.is_dir()))
     if not names:
-        raise UserError(f"{root}: holds no class folders; put the pictures into <root>/<class>/<file>")
-    pictures = []
+        raise UserError(f"{root}: holds no class folders; put the images into <root>/<class>/<file>")
+    images = []
     for label, name in enumerate(track(names, f"listing {root.name}", units="classes", shown=progress)):
         entries = sorted(visible(root / name), key=lambda entry: entry.name)
         for entry in entries:
             if entry.is_dir():
                 raise UserError(f"{entry.path}: a folder inside a class folder; expected <root>/<class>/<file>")
-        files = [Path(entry.path) for entry in entries if _is_picture(Path(entry.name), entry.path)]
+        files = [Path(entry.path) for entry in entries if _is_image(Path(entry.name), entry.path)]
         if not files:
-            raise UserError(f"{root / name}: holds no pictures; add some or remove the folder")
-        pictures += [PicturePath(path, label, name, *_upright_size(path)) for path in files]
-    return pictures, names
+            raise UserError(f"{root / name}: holds no images; add some or remove the folder")
+        images += [ImagePath(path, label, name, *_upright_size(path)) for path in files]
+    return images, names
 
 
-def list_tar(path: Path | str) -> tuple[list[TarPicture], tuple[str, ...]]:
-    """The pictures of a tar (plain, gzip, bzip2 or xz) of `<class>/<file>` or `{train,test}/<class>/<file>`.
+def list_tar(path: Path | str) -> tuple[list[TarImage], tuple[str, ...]]:
+    """The images of a tar (plain, gzip, bzip2 or xz) of `<class>/<file>` or `{train,test}/<class>/<file>`.
 
     One folder around them all is allowed. Sorted by part, class and name; nothing is unpacked to disk.
 
@@ -124,7 +124,7 @@ def list_tar(path: Path | str) -> tuple[list[TarPicture], tuple[str, ...]]:
             if not (member.isfile() or member.isdir()):
                 raise UserError(f"{path}[{member.name}]: a link or device; pack the folder again with plain files")
             hidden = any(part.startswith(".") for part in parts)
-            if member.isdir() or hidden or not _is_picture(PurePosixPath(member.name), f"{path}[{member.name}]"):
+            if member.isdir() or hidden or not _is_image(PurePosixPath(member.name), f"{path}[{member.name}]"):
                 continue
             if member.name in found:
                 raise UserError(f"{path}[{member.name}]: occurs twice; pack the folder again")
@@ -133,21 +133,19 @@ def list_tar(path: Path | str) -> tuple[list[TarPicture], tuple[str, ...]]:
             part = parts[-3] if len(parts) > 2 and parts[-3] in SPLITS else None
             found[member.name] = (part, parts[-2], parts[: -2 if part is None else -3])
     if not found:
-        raise UserError(f"{path}: holds no pictures; expected <class>/<file> or {{train,test}}/<class>/<file>")
+        raise UserError(f"{path}: holds no images; expected <class>/<file> or {{train,test}}/<class>/<file>")
     if len({around for _, _, around in found.values()}) > 1 or len({part is None for part, _, _ in found.values()}) > 1:
-        raise UserError(
-            f"{path}: pictures at differing depths; expected <class>/<file> or {{train,test}}/<class>/<file>"
-        )
+        raise UserError(f"{path}: images at differing depths; expected <class>/<file> or {{train,test}}/<class>/<file>")
     names = tuple(sorted({class_name for _, class_name, _ in found.values()}))
     labels = {name: label for label, name in enumerate(names)}
-    pictures = [TarPicture(name, labels[kind], kind, part) for name, (part, kind, _) in found.items()]
-    return sorted(pictures, key=lambda picture: (picture.part or "", picture.label, picture.name)), names
+    images = [TarImage(name, labels[kind], kind, part) for name, (part, kind, _) in found.items()]
+    return sorted(images, key=lambda image: (image.part or "", image.label, image.name)), names
 
 
-def iterate_tar(path: Path | str, names: Sequence[str]) -> Iterator[tuple[str, Picture]]:
-    """The members `names` of a tar as (name, `Picture`), in the tar's own order, one in memory at a time.
+def iterate_tar(path: Path | str, names: Sequence[str]) -> Iterator[tuple[str, LoadedImage]]:
+    """The members `names` of a tar as (name, `LoadedImage`), in the tar's own order, one in memory at a time.
 
-    Errors: `UserError` as in `read_picture`, naming tar and member.
+    Errors: `UserError` as in `read_image`, naming tar and member.
     """
     wanted = set(names)
     with _open_tar(path) as archive:
@@ -155,14 +153,14 @@ def iterate_tar(path: Path | str, names: Sequence[str]) -> Iterator[tuple[str, P
             if member.name in wanted and member.isfile():
                 where = f"{path}[{member.name}]"
                 if member.size > MAX_FILE_BYTES:
-                    raise UserError(f"{where}: {member.size} bytes is no picture; remove it")
-                yield member.name, _read_picture(io.BytesIO(archive.extractfile(member).read()), where)
+                    raise UserError(f"{where}: {member.size} bytes is no image; remove it")
+                yield member.name, _read_image(io.BytesIO(archive.extractfile(member).read()), where)
 
 
-def split(pictures: Sequence[Labelled], share: float, seed: int) -> np.ndarray:
-    """Which pictures are test pictures: bool (N,), about `share` of each class, drawn from `seed`.
+def split(images: Sequence[Labelled], share: float, seed: int) -> np.ndarray:
+    """Which images are test images: bool (N,), about `share` of each class, drawn from `seed`.
 
-    A class of two or more keeps at least one picture on either side; a class of one is training only.
+    A class of two or more keeps at least one image on either side; a class of one is training only.
 
     Errors: `UserError` for a share outside (0, 1) or a negative seed.
     """
@@ -170,7 +168,7 @@ def split(pictures: Sequence[Labelled], share: float, seed: int) -> np.ndarray:
         raise UserError(f"validation_share={share}: expected a share between 0 and 1, such as 0.1")
     if seed < 0:
         raise UserError(f"seed={seed}: expected 0 or more")
-    labels = np.array([picture.label for picture in pictures], np.int64)
+    labels = np.array([image.label for image in images], np.int64)
     is_test = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
@@ -180,7 +178,7 @@ def split(pictures: Sequence[Labelled], share: float, seed: int) -> np.ndarray:
     return is_test
 
 
-def read_picture(path: Path | str) -> Picture:
+def read_image(path: Path | str) -> LoadedImage:
     """Read a PNG, JPEG, BMP or WebP upright as 8-bit RGB and alpha, with its metadata.
 
     Palette and colour-key transparency becomes alpha, 16-bit grey is rounded to 8 bits (16-bit colour is cut), CMYK is
@@ -192,7 +190,7 @@ def read_picture(path: Path | str) -> Picture:
     """
     try:
         with open(path, "rb") as file:
-            return _read_picture(file, str(path))
+            return _read_image(file, str(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -219,10 +217,10 @@ def write_png(
         Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", pnginfo=chunks, **options)
 
 
-def _is_picture(name: PurePath, where: str) -> bool:
+def _is_image(name: PurePath, where: str) -> bool:
     suffix = name.suffix.lower()
     if suffix in FOREIGN_SUFFIXES:
-        raise UserError(f"{where}: {suffix[1:]} pictures are not read; convert it to PNG")
+        raise UserError(f"{where}: {suffix[1:]} images are not read; convert it to PNG")
     return suffix in SUFFIXES
 
 
@@ -236,7 +234,7 @@ def visible(folder: Path) -> list[os.DirEntry]:
 
 @functools.cache
 def _damage() -> tuple[type[BaseException], ...]:
-    """What Pillow raises on bytes that are not the picture they claim to be."""
+    """What Pillow raises on bytes that are not the image they claim to be."""
     from PIL import Image
 
     parsing = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, OverflowError)
@@ -247,12 +245,12 @@ def _unreadable(where: str, error: BaseException) -> UserError:
     reason = one_line(error)
     if "cannot identify" in reason:
         reason = "not PNG, JPEG, BMP or WebP inside"
-    return UserError(f"{where}: not a readable picture ({reason}); remove or replace it")
+    return UserError(f"{where}: not a readable image ({reason}); remove or replace it")
 
 
 @contextlib.contextmanager
-def _open_picture(file: IO[bytes], where: str) -> Iterator["Image.Image"]:
-    """The picture with its header read, whatever goes wrong inside turned into one line that names it."""
+def _open_image(file: IO[bytes], where: str) -> Iterator["Image.Image"]:
+    """The image with its header read, whatever goes wrong inside turned into one line that names it."""
     from PIL import Image
 
     try:
@@ -281,10 +279,10 @@ def _upright_size(path: Path) -> tuple[int, int]:
         file = open(path, "rb")  # noqa: SIM115
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    with file, _open_picture(file, str(path)) as image:
+    with file, _open_image(file, str(path)) as image:
         if image.format == "PNG" and _metadata_after_pixels(file):
             image.load()
-        # Pillow's own PNG method would decode every picture that has no EXIF, to look for one behind the pixels.
+        # Pillow's own PNG method would decode every image that has no EXIF, to look for one behind the pixels.
         turned = Image.Image.getexif(image).get(ORIENTATION, 1) in (5, 6, 7, 8)
         return (image.height, image.width) if turned else (image.width, image.height)
 
@@ -305,10 +303,10 @@ def _metadata_after_pixels(file: IO[bytes]) -> bool:
         file.seek(place)
 
 
-def _read_picture(file: IO[bytes], where: str) -> Picture:
+def _read_image(file: IO[bytes], where: str) -> LoadedImage:
     from PIL import ImageOps
 
-    with _open_picture(file, where) as image:
+    with _open_image(file, where) as image:
         image.load()
         text = {key: str(value) for key, value in getattr(image, "text", {}).items()}
         upright = ImageOps.exif_transpose(image)
@@ -330,7 +328,7 @@ def _read_picture(file: IO[bytes], where: str) -> Picture:
                 text[key] = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
         if text:
             metadata["text"] = text
-        return Picture(rgb, alpha, metadata)
+        return LoadedImage(rgb, alpha, metadata)
 
 
 def _channels(image: "Image.Image") -> tuple[np.ndarray, np.ndarray | None]:
@@ -353,7 +351,7 @@ def _channels(image: "Image.Image") -> tuple[np.ndarray, np.ndarray | None]:
 def _open_tar(path: Path | str) -> Iterator[tarfile.TarFile]:
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a tar of pictures")
+        raise UserError(f"{path}: no such file; expected a tar of images")
     try:
         with tarfile.open(path, "r:*") as archive:
             yield archive

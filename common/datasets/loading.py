@@ -1,4 +1,4 @@
-"""Image data sets as arrays: by name, or from an `.npz`, a picture folder or a tar of pictures."""
+"""Image data sets as arrays: by name, or from an `.npz`, an image folder or a tar of images."""
 
 import dataclasses
 import hashlib
@@ -12,13 +12,13 @@ import numpy as np
 from common.datasets.downloads import NAMED, fetch, read_cifar10, read_idx
 from common.datasets.images import (
     SPLITS,
+    ImagePath,
     Labelled,
-    Picture,
-    PicturePath,
+    LoadedImage,
     iterate_tar,
-    list_pictures,
+    list_images,
     list_tar,
-    read_picture,
+    read_image,
     split,
 )
 from common.datasets.npz import NpzStream
@@ -109,12 +109,12 @@ def load(
     classes, which is said), a folder `<root>/<class>/<file>` or `<root>/{train,test}/<class>/<file>`, or a tar of such
     a folder, which is read without being unpacked.
 
-    `data_dir`: where downloads are kept. `seed`: draws the scenes, the order of a folder's pictures and its split.
+    `data_dir`: where downloads are kept. `seed`: draws the scenes, the order of a folder's images and its split.
     `n_train`, `n_test`: at most that many; of named sets and `.npz` the first ones, of folders and tars the first of an
     order drawn from `seed`; scenes default to 4,000 and 1,000. `image_size`: pixels a side of scenes (default 32), and
-    of folders and tars, whose pictures are scaled to a square; needed where their sizes differ.
+    of folders and tars, whose images are scaled to a square; needed where their sizes differ.
     `validation_share`: the share of each class that a folder without `train` and `test` holds back as test part.
-    `progress`: shown while many pictures are read.
+    `progress`: shown while many images are read.
 
     Errors: `UserError` for an unknown name, a missing or damaged file, and arrays that are not what they should be.
     """
@@ -130,10 +130,10 @@ def load(
     if dataset not in NAMED and not path.exists():
         raise UserError(f"{dataset}: neither a data set ({', '.join(NAMES)}) nor a file or folder that exists")
     if dataset not in NAMED and (path.is_dir() or path.name.lower().endswith(TAR_SUFFIXES)):
-        pictures, counts = _folder if path.is_dir() else _tar, {"train": n_train, "test": n_test}
-        return _arrays(dataset, *pictures(path, seed, counts, image_size, validation_share, progress))
+        images, counts = _folder if path.is_dir() else _tar, {"train": n_train, "test": n_test}
+        return _arrays(dataset, *images(path, seed, counts, image_size, validation_share, progress))
     if dataset not in NAMED and path.suffix.lower() != ".npz":
-        raise UserError(f"{dataset}: unknown kind of file; expected .npz, a folder or a tar of pictures")
+        raise UserError(f"{dataset}: unknown kind of file; expected .npz, a folder or a tar of images")
     counts = {"train": n_train, "test": n_test}
     file_labels = None
     if dataset in NAMED:
@@ -306,26 +306,26 @@ def list_folder(
     n_test: int | None = None,
     validation_share: float = 0.1,
     progress: bool = False,
-) -> tuple[dict[str, list[PicturePath]], tuple[str, ...]]:
-    """The pictures of `load`'s image folder as `train` and `test` lists, in the order of `load`, and the class names.
+) -> tuple[dict[str, list[ImagePath]], tuple[str, ...]]:
+    """The images of `load`'s image folder as `train` and `test` lists, in the order of `load`, and the class names.
 
     Reads headers only, so that a caller can stream what need not fit into memory. Errors: as `load`.
     """
     root = Path(root)
     if all((root / part).is_dir() for part in SPLITS):
-        listed = {part: list_pictures(root / part, progress=progress) for part in SPLITS}
+        listed = {part: list_images(root / part, progress=progress) for part in SPLITS}
         class_names = listed["train"][1]
         labels = {name: label for label, name in enumerate(class_names)}
         unknown = set(listed["test"][1]) - set(class_names)
         if unknown:
-            raise UserError(f"{root / 'test' / min(unknown)}: a class without training pictures; remove it or add some")
+            raise UserError(f"{root / 'test' / min(unknown)}: a class without training images; remove it or add some")
         members = {
-            part: [picture._replace(label=labels[picture.class_name]) for picture in pictures]
-            for part, (pictures, _) in listed.items()
+            part: [image._replace(label=labels[image.class_name]) for image in images]
+            for part, (images, _) in listed.items()
         }
     else:
-        pictures, class_names = list_pictures(root, progress=progress)
-        members = _divided(root, pictures, validation_share, seed)
+        images, class_names = list_images(root, progress=progress)
+        members = _divided(root, images, validation_share, seed)
     counts = {"train": n_train, "test": n_test}
     return {part: _chosen(members[part], counts[part], seed, part) for part in SPLITS}, class_names
 
@@ -336,77 +336,75 @@ def _folder(
     chosen, class_names = list_folder(
         root, seed=seed, n_train=counts["train"], n_test=counts["test"], validation_share=share, progress=progress
     )
-    sizes = {(picture.height, picture.width) for pictures in chosen.values() for picture in pictures}
+    sizes = {(image.height, image.width) for images in chosen.values() for image in images}
     check_sizes(root, sizes, image_size)
     parts = {}
-    for part, pictures in chosen.items():
-        pixels = ((row, read_picture(picture.path)) for row, picture in enumerate(pictures))
-        parts[f"x_{part}"] = stack(root, pixels, len(pictures), image_size, progress=progress)
-        parts[f"y_{part}"] = np.array([picture.label for picture in pictures], np.int32)
+    for part, images in chosen.items():
+        pixels = ((row, read_image(image.path)) for row, image in enumerate(images))
+        parts[f"x_{part}"] = stack(root, pixels, len(images), image_size, progress=progress)
+        parts[f"y_{part}"] = np.array([image.label for image in images], np.int32)
     return parts, class_names
 
 
 def _tar(
     path: Path, seed: int, counts: dict[str, int | None], image_size: int | None, share: float, progress: bool
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    pictures, class_names = list_tar(path)
-    if pictures[0].part is None:
-        members = _divided(path, pictures, share, seed)
+    images, class_names = list_tar(path)
+    if images[0].part is None:
+        members = _divided(path, images, share, seed)
     else:
-        members = {part: [picture for picture in pictures if picture.part == part] for part in SPLITS}
+        members = {part: [image for image in images if image.part == part] for part in SPLITS}
         for part in SPLITS:
             if not members[part]:
-                raise UserError(f"{path}: no pictures under {part}/; expected both train/ and test/, or neither")
-        unknown = {picture.class_name for picture in members["test"]} - {
-            picture.class_name for picture in members["train"]
-        }
+                raise UserError(f"{path}: no images under {part}/; expected both train/ and test/, or neither")
+        unknown = {image.class_name for image in members["test"]} - {image.class_name for image in members["train"]}
         if unknown:
-            raise UserError(f"{path}: class {min(unknown)} has no training pictures; remove it or add some")
+            raise UserError(f"{path}: class {min(unknown)} has no training images; remove it or add some")
     chosen = [(part, _chosen(members[part], counts[part], seed, part)) for part in SPLITS]
-    place = {picture.name: row for row, picture in enumerate(chosen[0][1] + chosen[1][1])}
-    pixels = ((place[name], picture) for name, picture in iterate_tar(path, list(place)))
-    images = stack(path, pixels, len(place), image_size, progress=progress)
+    place = {image.name: row for row, image in enumerate(chosen[0][1] + chosen[1][1])}
+    pixels = ((place[name], image) for name, image in iterate_tar(path, list(place)))
+    stacked = stack(path, pixels, len(place), image_size, progress=progress)
     first = len(chosen[0][1])
-    parts = {"x_train": images[:first], "x_test": images[first:]}
-    parts |= {f"y_{part}": np.array([picture.label for picture in pictures], np.int32) for part, pictures in chosen}
+    parts = {"x_train": stacked[:first], "x_test": stacked[first:]}
+    parts |= {f"y_{part}": np.array([image.label for image in images], np.int32) for part, images in chosen}
     return parts, class_names
 
 
-def _divided(where: Path, pictures: Sequence[Listed], share: float, seed: int) -> dict[str, list[Listed]]:
-    is_test = split(pictures, share, seed)
+def _divided(where: Path, images: Sequence[Listed], share: float, seed: int) -> dict[str, list[Listed]]:
+    is_test = split(images, share, seed)
     if not is_test.any():
-        raise UserError(f"{where}: no class has two pictures, so none is left for testing; add pictures")
+        raise UserError(f"{where}: no class has two images, so none is left for testing; add images")
     return {
-        part: [picture for picture, held in zip(pictures, is_test, strict=True) if held == (part == "test")]
+        part: [image for image, held in zip(images, is_test, strict=True) if held == (part == "test")]
         for part in SPLITS
     }
 
 
-def _chosen(pictures: Sequence[Listed], count: int | None, seed: int, part: str) -> list[Listed]:
-    order = np.random.default_rng([seed, SPLITS.index(part)]).permutation(len(pictures))
-    return [pictures[index] for index in order[:count]]
+def _chosen(images: Sequence[Listed], count: int | None, seed: int, part: str) -> list[Listed]:
+    order = np.random.default_rng([seed, SPLITS.index(part)]).permutation(len(images))
+    return [images[index] for index in order[:count]]
 
 
 def check_sizes(where: Path, sizes: set[tuple[int, int]], image_size: int | None) -> None:
-    """Refuse pictures of differing `sizes` (height, width) that are not going to be scaled: a `UserError`."""
+    """Refuse images of differing `sizes` (height, width) that are not going to be scaled: a `UserError`."""
     if image_size is None and len(sizes) > 1:
         (low, high) = (" x ".join(map(str, size)) for size in (min(sizes), max(sizes)))
-        raise UserError(f"{where}: pictures of differing sizes, {low} to {high}; give --image-size, such as 32")
+        raise UserError(f"{where}: images of differing sizes, {low} to {high}; give --image-size, such as 32")
 
 
 def stack(
     where: Path,
-    pixels: Iterable[tuple[int, Picture]],
+    pixels: Iterable[tuple[int, LoadedImage]],
     count: int,
     image_size: int | None,
     *,
     progress: bool = False,
 ) -> np.ndarray:
-    """RGB uint8 (count, H, W, 3), each picture put in the row that comes with it, scaled to a square if `image_size` is
+    """RGB uint8 (count, H, W, 3), each image put in the row that comes with it, scaled to a square if `image_size` is
     given; alpha is left out. `progress` is shown if it takes long. Errors: as `check_sizes`."""
     images = None
-    for row, picture in track(pixels, f"reading {where.name}", total=count, shown=progress):
-        rgb = picture.rgb if image_size is None else scaled(picture.rgb, image_size)
+    for row, image in track(pixels, f"reading {where.name}", total=count, shown=progress):
+        rgb = image.rgb if image_size is None else scaled(image.rgb, image_size)
         if images is None:
             images = np.empty((count, *rgb.shape), np.uint8)
         check_sizes(where, {images.shape[1:3], rgb.shape[:2]}, image_size)
@@ -415,7 +413,7 @@ def stack(
 
 
 def scaled(rgb: np.ndarray, size: int) -> np.ndarray:
-    """An 8-bit picture (H, W) or (H, W, 3) brought to `size` x `size` pixels."""
+    """An 8-bit image (H, W) or (H, W, 3) brought to `size` x `size` pixels."""
     if rgb.shape[:2] == (size, size):
         return rgb
     from PIL import Image

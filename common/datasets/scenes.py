@@ -73,22 +73,22 @@ def _block(rng: np.random.Generator, size: int, classes: int) -> tuple[np.ndarra
     y, x = axis[None, :, None], axis[None, None, :]
     pixel = np.float32(2 / size)
 
-    picture = _background(rng, x, y)
-    _strokes(rng, picture, x, y, pixel)
+    image = _background(rng, x, y)
+    _strokes(rng, image, x, y, pixel)
 
     alpha, u, v = _object(rng, labels, x, y, pixel)
     angle, reach = _draw(rng, 0, 2 * np.pi), _draw(rng, 0.04, 0.16)
     shadow = _shifted(alpha, np.sin(angle) * reach / pixel, np.cos(angle) * reach / pixel)
-    picture *= 1 - _draw(rng, 0.1, 0.5)[..., None] * shadow[..., None]
-    picture += alpha[..., None] * (_surface(rng, labels, u, v, x, y, angle) - picture)
+    image *= 1 - _draw(rng, 0.1, 0.5)[..., None] * shadow[..., None]
+    image += alpha[..., None] * (_surface(rng, labels, u, v, x, y, angle) - image)
 
     cover, colour = _occluder(rng, alpha, x, y, pixel)
-    picture += cover[..., None] * (colour - picture)
+    image += cover[..., None] * (colour - image)
     visible = alpha * (1 - cover)
 
-    noise = rng.standard_normal(picture.shape, np.float32)
-    picture = _camera(rng, picture, x, y, noise)
-    return (picture * 255 + 0.5).astype(np.uint8), labels, visible >= 0.5
+    noise = rng.standard_normal(image.shape, np.float32)
+    image = _camera(rng, image, x, y, noise)
+    return (image * 255 + 0.5).astype(np.uint8), labels, visible >= 0.5
 
 
 def _draw(rng: np.random.Generator, low: float, high: float, *shape: int) -> np.ndarray:
@@ -111,18 +111,18 @@ def _background(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.nd
     tilt = rng.normal(0, 0.5, (BLOCK, 1, 1)).astype(np.float32)
     hardness = np.exp(_draw(rng, 0, 3.2))
     ramp = 1 / (1 + np.exp(-hardness * (np.cos(tilt) * y + np.sin(tilt) * x - _draw(rng, -0.6, 0.6))))
-    picture = first + ramp[..., None] * (second - first)
+    image = first + ramp[..., None] * (second - first)
 
     waves = np.zeros_like(ramp)
     for octave in range(4):
         direction, phase = _draw(rng, 0, 2 * np.pi), _draw(rng, 0, 2 * np.pi)
         frequency = _draw(rng, 1.5, 4.0) * 1.7**octave
         waves += np.sin(frequency * (np.cos(direction) * x + np.sin(direction) * y) + phase) / (1 + octave)
-    picture += (_draw(rng, 0.1, 0.7) * (0.5 + waves / 4))[..., None] * (third - picture)
-    return picture
+    image += (_draw(rng, 0.1, 0.7) * (0.5 + waves / 4))[..., None] * (third - image)
+    return image
 
 
-def _strokes(rng: np.random.Generator, picture: np.ndarray, x: np.ndarray, y: np.ndarray, pixel: np.ndarray) -> None:
+def _strokes(rng: np.random.Generator, image: np.ndarray, x: np.ndarray, y: np.ndarray, pixel: np.ndarray) -> None:
     """Paint up to four distractors per scene: twigs, pebbles and bars, some with an object's colours."""
     for _ in range(4):
         middle_x, middle_y, angle = _draw(rng, -1.1, 1.1), _draw(rng, -1.1, 1.1), _draw(rng, 0, np.pi)
@@ -133,7 +133,7 @@ def _strokes(rng: np.random.Generator, picture: np.ndarray, x: np.ndarray, y: np
         beyond = np.maximum(np.abs(along) - length, 0)
         cover = _cover(np.hypot(beyond, across) - width, pixel) * (_draw(rng, 0, 1) < 0.7)
         colour = _colour(_draw(rng, 0, 1), _draw(rng, 0.1, 0.6), _draw(rng, 0.2, 1.0))
-        picture += (cover * _draw(rng, 0.5, 1))[..., None] * (colour - picture)
+        image += (cover * _draw(rng, 0.5, 1))[..., None] * (colour - image)
 
 
 def _object(
@@ -200,22 +200,20 @@ def _occluder(
     return cover, _colour(_draw(rng, 0, 1), _draw(rng, 0.05, 0.6), _draw(rng, 0.1, 0.9))
 
 
-def _camera(
-    rng: np.random.Generator, picture: np.ndarray, x: np.ndarray, y: np.ndarray, noise: np.ndarray
-) -> np.ndarray:
+def _camera(rng: np.random.Generator, image: np.ndarray, x: np.ndarray, y: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """Colour cast, exposure, contrast, vignette, blur and sensor noise; RGB in [0, 1]."""
     cast = 1 + 0.07 * rng.standard_normal((BLOCK, 1, 1, 3)).astype(np.float32)
     exposure = np.exp(_draw(rng, -0.25, 0.35)) * (1 - _draw(rng, 0, 0.2) * (x * x + y * y))
-    picture = picture * (cast * exposure[..., None])
+    image = image * (cast * exposure[..., None])
     grey = np.float32(0.45)
-    picture = grey + (picture - grey) * _draw(rng, 0.75, 1.15, 1, 1, 1)
+    image = grey + (image - grey) * _draw(rng, 0.75, 1.15, 1, 1, 1)
     blur = _draw(rng, 0, 1, 1, 1, 1) ** 2 * np.float32(0.4)
     for axis in (1, 2):
-        edges = np.pad(picture, [(1, 1) if i == axis else (0, 0) for i in range(4)], mode="edge")
+        edges = np.pad(image, [(1, 1) if i == axis else (0, 0) for i in range(4)], mode="edge")
         before = edges[:, :-2] if axis == 1 else edges[:, :, :-2]
         after = edges[:, 2:] if axis == 1 else edges[:, :, 2:]
-        picture = picture + blur * ((before + after) / 2 - picture)
-    return (picture + noise * _draw(rng, 0.005, 0.03, 1, 1, 1)).clip(0, 1)
+        image = image + blur * ((before + after) / 2 - image)
+    return (image + noise * _draw(rng, 0.005, 0.03, 1, 1, 1)).clip(0, 1)
 
 
 def _cover(distance: np.ndarray, pixel: np.ndarray) -> np.ndarray:

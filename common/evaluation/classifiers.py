@@ -15,7 +15,7 @@ from common.errors import UserError, one_line
 from common.evaluation import input_range
 from common.evaluation.input_range import BYTES, UNIT, Reading
 from common.models import has_graph, rewired
-from common.training.checkpoints import check_pictures, load_model
+from common.training.checkpoints import check_images, load_model
 
 
 def model_file(path: Path | str) -> Path:
@@ -110,7 +110,7 @@ def load_classifier(
         raise UserError(f"{file}: maps {model.input_shape} to {model.output_shape}; expected an image classifier")
     if images is None:
         return model
-    check_pictures(model, file, images.shape[1:])
+    check_images(model, file, images.shape[1:])
     answered = _answers(model, file, images[:8])
     if classes is not None:
         check_classes(file, answered, classes, remedy)

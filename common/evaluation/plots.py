@@ -46,7 +46,7 @@ def accuracy_curves(
     save(figure, path)
 
 
-def picture_rows(
+def image_rows(
     rows: Mapping[str, Sequence[np.ndarray]] | Sequence[tuple[str, Sequence[np.ndarray]]],
     path: Path | str,
     *,

@@ -1,4 +1,4 @@
-"""How well pairs of one identity are told from pairs of two, and intervals for samples that share identities."""
+"""Scores of pairs of one identity against those of two, and intervals for samples that share identities."""
 
 import math
 import numbers
@@ -72,11 +72,11 @@ def bootstrap(
     if len(names) < 2:
         raise UserError(f"an interval over {len(names)} identities; expected 2 or more: bring more of them")
     rng = np.random.default_rng(seed)
-    times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), repeats).astype(np.float64)
     other = number[:, 0] != number[:, -1]
     drawn = []
     for first in range(0, repeats, BLOCK):
-        block = times[first : first + BLOCK]
+        count = min(BLOCK, repeats - first)
+        block = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), count).astype(np.float64)
         drawn.append(statistic(block[:, number[:, 0]] * np.where(other, block[:, number[:, -1]], 1.0)))
     values = np.concatenate(drawn)
     values = values[np.isfinite(values)]
@@ -104,9 +104,38 @@ def rate(hits: np.ndarray, identities: np.ndarray | None, subset: np.ndarray | N
     subset = np.ones(len(hits), bool) if subset is None else subset
     if not subset.any():
         raise UserError("cannot compute a rate over no samples; bring more")
+    if identities is not None:
+        return mean(hits, identities, subset)
     value, n = float(np.mean(hits[subset])), int(subset.sum())
-    interval = wilson(value, n) if identities is None else bootstrap(weighted_mean(hits, subset), identities)
-    return Estimate(value, n, *interval)
+    return Estimate(value, n, *wilson(value, n))
+
+
+def mean(values: np.ndarray, identities: np.ndarray, subset: np.ndarray | None = None, *, seed: int = 0) -> Estimate:
+    """The mean of `values` (n,), with `subset` bool (n,) only of those; `identities` as in `bootstrap`.
+
+    Errors: `UserError` for a subset without samples.
+    """
+    subset = np.ones(len(values), bool) if subset is None else subset
+    if not subset.any():
+        raise UserError("cannot compute a mean over no samples; bring more")
+    interval = bootstrap(weighted_mean(values, subset), identities, seed=seed)
+    return Estimate(float(np.mean(values[subset])), int(subset.sum()), *interval)
+
+
+def contrast(
+    values: np.ndarray, first: np.ndarray, second: np.ndarray, identities: np.ndarray, *, seed: int = 0
+) -> Estimate:
+    """Mean of `values` (n,) over the samples `first` less that over `second`, bool (n,) each; `identities` as in
+    `bootstrap`.
+
+    Errors: `UserError` where one of them has no samples.
+    """
+    if not first.any() or not second.any():
+        raise UserError("cannot compare with no samples; bring more")
+    means = weighted_mean(values, first), weighted_mean(values, second)
+    interval = bootstrap(lambda weights: means[0](weights) - means[1](weights), identities, seed=seed)
+    value = float(np.mean(values[first]) - np.mean(values[second]))
+    return Estimate(value, int((first | second).sum()), *interval)
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray, identities: np.ndarray) -> Estimate:

@@ -1,7 +1,7 @@
 """Image classifiers shared by the papers, and how to build one by name."""
 
 from common.models.backbones import cifar_resnet, imagenet_resnet, preactivation_block, small_cnn
-from common.models.builder import Assembly
+from common.models.builder import Assembly, Setup
 from common.models.graph import flat, has_graph, places, rewired
 from common.models.imagenet import IMAGENET, imagenet_classifier, imagenet_names
 from common.models.registry import NETWORKS, Builder, build, check_name
@@ -12,6 +12,7 @@ __all__ = [
     "NETWORKS",
     "Assembly",
     "Builder",
+    "Setup",
     "build",
     "check_name",
     "cifar_resnet",

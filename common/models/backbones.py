@@ -4,12 +4,12 @@ Each takes images float32 (batch, height, width, channels) in [0, 1] and answers
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 
 from common.errors import UserError
-from common.models.builder import Assembly
+from common.models.builder import Assembly, Setup
 
 
 def small_cnn(
@@ -18,24 +18,22 @@ def small_cnn(
     *,
     width: int = 16,
     blocks: int = 3,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    seed: int = 0,
+    **setup: Unpack[Setup],
 ) -> keras.Model:
     """The demos' network: per block two 3x3 convolutions each normalised and rectified, and a 2x2 pool.
 
-    Block i = 1, 2, ... has `width` x 2^(i - 1) channels. Each block halves the picture, which must be at least
+    Block i = 1, 2, ... has `width` x 2^(i - 1) channels. Each block halves the image, which must be at least
     2^`blocks` pixels wide and high.
     """
     if width < 1 or blocks < 1:
         raise UserError(f"width, blocks: expected at least 1 each, received {width} and {blocks}")
-    net = Assembly("small_cnn", input_shape, classes, mean=mean, std=std, seed=seed, smallest=max(8, 2**blocks))
+    net = Assembly("small_cnn", input_shape, classes, **setup, smallest=max(8, 2**blocks))
     x = net.start
     for block in range(1, blocks + 1):
         name, filters = f"block{block}", width * 2 ** (block - 1)
         x = net.activate(net.convolution(x, filters, 3, name=f"{name}_conv1"), name=f"{name}_1")
         x = net.convolution(x, filters, 3, name=f"{name}_conv2")
-        # Pooled before it is normalised, a picture has a quarter of the positions: a faster training step on a CPU.
+        # Pooled before it is normalised, an image has a quarter of the positions: a faster training step on a CPU.
         x = net.activate(keras.layers.MaxPooling2D(name=f"{name}_pool")(x), name=f"{name}_2")
     return net.classify(x)
 
@@ -44,10 +42,7 @@ def cifar_resnet(
     depth: int,
     input_shape: Sequence[int],
     classes: int,
-    *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    seed: int = 0,
+    **setup: Unpack[Setup],
 ) -> keras.Model:
     """Thin residual network for small images, depth 6n + 2 (He et al. 2016, "Deep Residual Learning", section 4.2).
 
@@ -57,7 +52,7 @@ def cifar_resnet(
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:
         raise UserError(f"depth: expected 6n + 2 such as 20, 32, 44, 56 or 110, received {depth}")
-    net = Assembly(f"resnet{depth}", input_shape, classes, mean=mean, std=std, seed=seed)
+    net = Assembly(f"resnet{depth}", input_shape, classes, **setup)
     x = net.activate(net.convolution(net.start, 16, 3, name="stem_conv"), name="stem")
     for stage, filters in enumerate((16, 32, 64), start=1):
         for block in range(1, blocks + 1):
@@ -70,10 +65,7 @@ def imagenet_resnet(
     depth: int,
     input_shape: Sequence[int],
     classes: int,
-    *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    seed: int = 0,
+    **setup: Unpack[Setup],
 ) -> keras.Model:
     """ResNet-18 or ResNet-50 (He et al. 2016, table 1) with the stem that small images need: 3x3, stride 1, no pool.
 
@@ -83,7 +75,7 @@ def imagenet_resnet(
     if depth not in block_of:
         raise UserError(f"depth: expected one of {', '.join(map(str, block_of))}, received {depth}")
     add_block, blocks = block_of[depth]
-    net = Assembly(f"resnet{depth}", input_shape, classes, mean=mean, std=std, seed=seed)
+    net = Assembly(f"resnet{depth}", input_shape, classes, **setup)
     x = net.activate(net.convolution(net.start, 64, 3, name="stem_conv"), name="stem")
     for stage, (filters, count) in enumerate(zip((64, 128, 256, 512), blocks, strict=True), start=1):
         for block in range(1, count + 1):

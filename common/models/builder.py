@@ -2,12 +2,21 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import keras
 import numpy as np
 
 from common.errors import UserError
+
+
+class Setup(TypedDict, total=False):
+    """What every builder of a network hands to its `Assembly`: `mean` and `std` of the images, one value per channel in
+    units of [0, 1], for a normalisation layer; and the `seed` of the initial weights, by default 0."""
+
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    seed: int
 
 
 class Assembly:
@@ -30,9 +39,9 @@ class Assembly:
         input_shape: Sequence[int],
         classes: int,
         *,
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
-        seed: int,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        seed: int = 0,
         smallest: int = 8,
     ) -> None:
         _check_shape(name, input_shape, classes, smallest)

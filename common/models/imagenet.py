@@ -1,4 +1,4 @@
-"""Keras's networks with ImageNet weights, their preprocessing inside: pictures in [0, 1] -> 1000 logits."""
+"""Keras's networks with ImageNet weights, their preprocessing inside: images in [0, 1] -> 1000 logits."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ _PACKAGE = "common"
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class CaffePreprocessing(keras.layers.Layer):
-    """Pictures (B, H, W, 3), RGB in [0, 1], as the ImageNet weights of ResNet50 want them: BGR in 0..255, less the mean
+    """Images (B, H, W, 3), RGB in [0, 1], as the ImageNet weights of ResNet50 want them: BGR in 0..255, less the mean
     of ImageNet."""
 
     def call(self, images):
@@ -29,11 +29,11 @@ IMAGENET = {
     "resnet50": (keras.applications.ResNet50, CaffePreprocessing, {}),
     "inception_v3": (keras.applications.InceptionV3, keras.layers.Rescaling, {"scale": 2.0, "offset": -1.0}),
 }
-"""By name: the network, and the layer that prepares pictures for it."""
+"""By name: the network, and the layer that prepares images for it."""
 
 
 def imagenet_classifier(name: str, *, size: int, weights: Path | str | None = "imagenet") -> keras.Model:
-    """The network `name` of `IMAGENET`: pictures (B, size, size, 3), RGB in [0, 1] -> 1000 logits.
+    """The network `name` of `IMAGENET`: images (B, size, size, 3), RGB in [0, 1] -> 1000 logits.
 
     `weights`: "imagenet", which Keras downloads once, or a file of weights, or None.
 

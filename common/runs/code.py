@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+import re
+import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,18 @@ def loaded(root: Path) -> dict[str, str]:
             continue
         found[name] = EDITED if path.stat().st_mtime > _BEGUN else blob_hash(path)
     return dict(sorted(found.items()))
+
+
+def changed_since(commit: str, folders: Sequence[str], root: Path) -> list[str] | None:
+    """Modules in `folders` that differ from those of a commit; None where git does not know it."""
+    if not re.fullmatch(r"[0-9a-f]{7,40}", commit):
+        return None
+    command = ["git", "-C", str(root), "diff", "--name-only", commit, "--", *(f"{of}/*.py" for of in folders)]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.split("\n")[:-1]
 
 
 def changed(results: Mapping[str, Any], root: Path) -> list[str] | None:

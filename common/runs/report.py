@@ -1,13 +1,15 @@
-"""Figures for people: intervals, the table at the end of a run, and README tables rendered from committed results.
+"""The table at the end of a run, and README tables rendered from committed results.
 
     python -m common.runs.report --readme            render every README table between its markers
-    python -m common.runs.report --check             end with 1 when a README is stale
+    python -m common.runs.report --check             end with 1 when a README is stale; list the
+                                                     figures whose code has changed since
     python -m common.runs.report --collect runs/adv_lock/lock/cifar10_cpu --app adv_lock --recipe cifar10_cpu
 
-A table stands between `<!-- begin: adv_lock/results/cifar10_cpu -->` and `<!-- end -->`. Its template
-`adv_lock/results/cifar10_cpu.md.j2` sees `results` (results.json), `table` (rows of table.csv), `published`
+A table is between `<!-- begin: adv_lock/results/cifar10_cpu -->` and `<!-- end -->`. Its template is
+`adv_lock/results/cifar10_cpu.md.j2`, or with `<!-- begin: adv_lock/results/cifar10_cpu using _lock -->` the one of that
+name in the same folder, `_lock.md.j2`. It sees `results` (results.json), `table` (rows of table.csv), `published`
 (adv_lock/published.yaml), the functions `value`, `seeds` (all seeds of it) and `of("demo")` (`value` of another
-recipe), and the filters `percent`, `interval` and `over_seeds`; it may include templates that lie beside it.
+recipe), and the filters `percent`, `interval` and `over_seeds`; it may include other templates of the folder.
 """
 
 import argparse
@@ -27,10 +29,13 @@ from jinja2.sandbox import SandboxedEnvironment
 from common.errors import UserError
 from common.evaluation.statistics import wilson
 from common.files import write_text
+from common.runs import code
 from common.runs.record import COLUMNS, NUMBERS, ROOT, is_bound, read_results, read_table
 
 BLOCK = re.compile(
-    r"(<!-- begin: (?P<recipe>\S+) -->\n)(?P<body>.*?)(?P<end><!-- (?:end|begin: \S+) -->|\Z)", re.DOTALL
+    r"(<!-- begin: (?P<recipe>\S+)(?: using (?P<template>\w+))? -->\n)"
+    r"(?P<body>.*?)(?P<end><!-- (?:end|begin: [^>]+) -->|\Z)",
+    re.DOTALL,
 )
 RECIPE = re.compile(r"(?P<app>\w+)/results/\w[\w.-]*")
 # A longer table is read from table.csv; the console shows that it is there.
@@ -54,7 +59,7 @@ def console(folder: Path, results: Mapping[str, Any], table: Sequence[Mapping[st
             shown.append([key, *_figure(figure)])
     lines += aligned(shown)
     if 0 < len(table) <= CONSOLE_ROWS:
-        used = [c for c in COLUMNS if c not in NUMBERS and any(row.get(c) is not None for row in table)]
+        used = [c for c in table[0] if c not in NUMBERS and any(row.get(c) is not None for row in table)]
         rows = [[_number(row[c]) for c in used] + _figure(Value.of(row)) for row in table]
         lines += ["", *aligned([[*used, "value", "95 % interval", "n"], *rows])]
     elif table:
@@ -119,9 +124,10 @@ def lookup(table: Sequence[Mapping[str, Any]]) -> Callable[..., Any]:
     """
 
     def value(*, default: Any = "-", **columns: Any) -> Any:
+        known = list(table[0]) if table else COLUMNS
         for column in columns:
-            if column not in COLUMNS:
-                raise UserError(f"value: no column {column!r}; there are {', '.join(COLUMNS)}")
+            if column not in known:
+                raise UserError(f"value: no column {column!r}; there are {', '.join(known)}")
         rows = [row for row in table if all(_same(row.get(c), wanted) for c, wanted in columns.items())]
         seeds = {row.get("seed") for row in rows}
         if len(seeds) < len(rows):
@@ -156,8 +162,9 @@ def over_seeds(values: Sequence[float]) -> Value | str:
     return Value(mean, low=mean - half, high=mean + half, n=len(values))
 
 
-def render(recipe: str, root: Path = ROOT) -> str:
-    """The table of a recipe such as `adv_lock/results/cifar10_cpu`, as Markdown.
+def render(recipe: str, root: Path = ROOT, template_name: str | None = None) -> str:
+    """The table of a recipe such as `adv_lock/results/cifar10_cpu`, as Markdown, by the template of that name or by
+    `template_name` in the same folder.
 
     Errors: `UserError` naming the file that is missing or the line of the template that does not work.
     """
@@ -165,6 +172,8 @@ def render(recipe: str, root: Path = ROOT) -> str:
     if found is None:
         raise UserError(f"{recipe}: expected a recipe such as adv_lock/results/cifar10_cpu")
     folder, template = root / recipe, root / f"{recipe}.md.j2"
+    if template_name is not None:
+        template = folder.parent / f"{template_name}.md.j2"
     if not template.is_file():
         raise UserError(f"{template}: no such template")
     if not (folder / "table.csv").is_file():
@@ -206,6 +215,26 @@ def render_readmes(root: Path = ROOT, *, check: bool = False) -> list[Path]:
     return stale
 
 
+def older_than_code(root: Path = ROOT) -> list[str]:
+    """One line for each committed result whose code has changed since, or is not known. No reason to fail: a change may
+    leave a figure as it is. It tells which recipes to run again before a claim is made."""
+    lines = []
+    for file in sorted(root.glob("*/results/*/results.json")):
+        results = read_results(file.parent)
+        changes = code.changed(results, root)
+        name = file.parent.relative_to(root).as_posix()
+        if changes is None:
+            # Made before results held hashes: all modules that the run can have loaded, more than it had.
+            commit, app = results["environment"]["commit"].removesuffix("+dirty"), name.split("/")[0]
+            known = code.changed_since(commit, (app, "common"), root)
+            count = "it is not known how many" if known is None else str(len(known))
+            lines.append(f"{name}: since commit {commit[:12]}, {count} modules of {app} and common changed")
+        elif changes:
+            others = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+            lines.append(f"{name}: changed since it was made: {', '.join(changes[:3])}{others}")
+    return lines
+
+
 def collect(run: Path, app: str, recipe: str, root: Path = ROOT) -> Path:
     """Copy results and table of a finished run to `<app>/results/<recipe>/`, where they are committed."""
     results = read_results(run)
@@ -240,6 +269,8 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
             print(collect(options.collect, options.app, options.recipe, root))
             return 0
         stale = render_readmes(root, check=options.check)
+        if options.check:
+            print("".join(f"{line}\n" for line in older_than_code(root)), end="")
     except UserError as error:
         print(f"report: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -266,7 +297,7 @@ def _of_another(results: Path, recipe: str) -> Callable[..., Any]:
 def _rendered(readme: Path, root: Path, block: re.Match[str]) -> str:
     if block["end"] != "<!-- end -->":
         raise UserError(f"{readme}: {block[1].strip()} has no <!-- end -->")
-    return f"{block[1]}{render(block['recipe'], root)}\n{block['end']}"
+    return f"{block[1]}{render(block['recipe'], root, block['template'])}\n{block['end']}"
 
 
 def _same(cell: Any, wanted: Any) -> bool:

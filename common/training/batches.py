@@ -1,7 +1,7 @@
 """Batches of arrays in memory, anew for each epoch."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -47,7 +47,6 @@ def batches(
 
     def epoch_batches(epoch: int) -> tf.data.Dataset:
         order = np.random.default_rng([seed, epoch]).permutation(len(x))[: count * batch_size]
-        seeds = np.random.default_rng([seed, epoch, 1]).integers(2**31, size=(count, 2), dtype=np.int32)
 
         def assemble(rows: Tensor, step_seed: Tensor) -> Batch:
             picked = tf.gather(images, rows)
@@ -55,10 +54,20 @@ def batches(
                 picked = augment(picked, step_seed)
             return as_float(picked), tf.gather(labels, rows)
 
-        rows = tf.data.Dataset.from_tensor_slices((order.reshape(count, batch_size), seeds))
-        return rows.map(assemble, num_parallel_calls=2, deterministic=True).prefetch(2)
+        return assembled(order.reshape(count, batch_size), step_seeds([seed, epoch], count), assemble=assemble)
 
     return epoch_batches
+
+
+def assembled(*per_step: np.ndarray, assemble: Callable[..., Batch]) -> tf.data.Dataset:
+    """`assemble(*of_step)` for each step of an epoch, ahead of the training; `per_step` (steps, ...) each."""
+    dataset = tf.data.Dataset.from_tensor_slices(per_step)
+    return dataset.map(assemble, num_parallel_calls=2, deterministic=True).prefetch(2)
+
+
+def step_seeds(seed: Sequence[int], steps: int) -> np.ndarray:
+    """Seeds int32 (steps, 2) of the draws in each step of an epoch, where `seed` has given its order."""
+    return np.random.default_rng([*seed, 1]).integers(2**31, size=(steps, 2), dtype=np.int32)
 
 
 def _check_range(least: float, most: float, high: float) -> None:

@@ -77,8 +77,8 @@ def _register(config: str) -> None:
         importlib.import_module(_REGISTERING[package])
 
 
-def check_pictures(model: keras.Model, path: Path | str, shape: Sequence[int]) -> None:
-    """Errors: `UserError` naming `path` when its `model` takes other pictures than those of `shape` (height, width,
+def check_images(model: keras.Model, path: Path | str, shape: Sequence[int]) -> None:
+    """Errors: `UserError` naming `path` when its `model` takes other images than those of `shape` (height, width,
     channels)."""
     wanted = model.input_shape[1:]
     if any(side is not None and side != own for side, own in zip(wanted, shape, strict=False)):
@@ -88,7 +88,7 @@ def check_pictures(model: keras.Model, path: Path | str, shape: Sequence[int]) -
             else "bring images or model to the same channels, which come last"
         )
         its, these = (" x ".join(map(str, sides)) for sides in (wanted, shape))
-        raise UserError(f"{path}: takes pictures of {its}, these are {these}; {remedy}")
+        raise UserError(f"{path}: takes images of {its}, these are {these}; {remedy}")
 
 
 @contextlib.contextmanager

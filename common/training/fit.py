@@ -1,18 +1,21 @@
-"""How an image classifier is trained: network, optimiser, schedule, curves, checkpoints."""
+"""Training a network by a recipe: optimiser, schedule, curves, checkpoints, and the epoch that is kept."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from common import files
 from common.errors import UserError
 from common.models import NETWORKS, Builder, build, check_name
 from common.training import augmentation, batches, devices, loop
 from common.training.batches import Epochs
 from common.training.methods import Method, standard_training
-from common.training.recipe import Journal, Recipe
+from common.training.recipe import Journal, Recipe, TrainingRecipe
 
 
 def fit(
@@ -33,8 +36,8 @@ def fit(
     `seed` draws initial weights, order and augmentation. `method` is the kind of training, plain unless given;
     `networks` those to choose from, by default `common.models.NETWORKS`.
 
-    After every epoch `evaluate(model)` is measured and written to `metrics.csv` and TensorBoard. The training goes on
-    where an interrupted run in the same folder stopped.
+    After every epoch `evaluate(model)` is measured and written to `metrics.csv` and TensorBoard. An interrupted
+    training in the same folder is resumed.
     """
     strategy = devices.prepare(recipe.strategy, recipe.precision)
     replicas = devices.check_batch_size(strategy, recipe.batch_size)
@@ -57,11 +60,18 @@ def fit(
         title=f"{title}: {recipe.arch}, {len(x)} images",
         seed=seed,
         method=method,
+        optimizer=nesterov(recipe),
     )
 
 
+def nesterov(recipe: Recipe) -> Callable[[Any], keras.optimizers.Optimizer]:
+    """SGD with the Nesterov momentum of `recipe`, for a learning rate."""
+    check_momentum(recipe)
+    return partial(keras.optimizers.SGD, momentum=recipe.momentum, nesterov=True)
+
+
 def fit_network(
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     journal: Journal,
     strategy: tf.distribute.Strategy,
     make: Callable[[], keras.Model],
@@ -71,16 +81,21 @@ def fit_network(
     steps_per_epoch: int,
     title: str,
     seed: int,
+    optimizer: Callable[[Any], keras.optimizers.Optimizer],
     method: Method | None = None,
+    best: str | None = None,
     checkpoints: Path | None = None,
 ) -> tuple[keras.Model, list[dict[str, float]]]:
-    """The network that `make` makes, trained on any batches by SGD as `recipe` says, and its history.
+    """The network that `make` makes, trained on any batches as `recipe` says, and its history.
 
-    What `fit` does beside choosing network and batches. A run with several trainings gives each its folder for
-    `checkpoints`, and writes the curves itself.
+    `optimizer` makes one of a learning rate; `method` is plain training unless given. The weights are those of the last
+    epoch, or those of the epoch with the least `best`, which `evaluate` or the loss measures. A run with several
+    trainings gives each its folder for `checkpoints`, and writes the curves itself.
     """
-    check_momentum(recipe)
-    method = method or standard_training()
+    method, folder = method or standard_training(), checkpoints or journal.checkpoints
+    callbacks = [] if best is None else [BestEpoch(journal.chief, folder, best)]
+    if checkpoints is None:
+        callbacks.append(Curves(journal))
     rate = loop.learning_rate(
         recipe.lr_schedule,
         recipe.learning_rate,
@@ -91,26 +106,28 @@ def fit_network(
     )
     with strategy.scope():
         model = make()
-        optimizer = keras.optimizers.SGD(rate, momentum=recipe.momentum, nesterov=True)
-        optimizer = devices.scaled_for(recipe.precision, optimizer)
+        scaled = devices.scaled_for(recipe.precision, optimizer(rate))
     journal.log(f"{title}, {model.count_params():,} weights, {recipe.epochs} epochs")
     history = loop.train(
         model,
         batches.repeated(epoch_batches, method.turns) if method.turns > 1 else epoch_batches,
         method.loss,
-        optimizer,
+        scaled,
         epochs=recipe.epochs,
         adversary=method.adversary,
         weight_decay=recipe.weight_decay,
         evaluate=lambda: evaluate(model),
-        callbacks=[] if checkpoints else [Curves(journal)],
-        checkpoint_folder=checkpoints or journal.checkpoints,
+        callbacks=callbacks,
+        checkpoint_folder=folder,
         resume=True,
         chief=journal.chief,
         seed=seed,
         strategy=strategy,
         jit_compile=recipe.jit_compile,
     )
+    if best is not None:
+        epoch = min(range(len(history)), key=lambda i: history[i][best])
+        journal.log(f"kept epoch {epoch + 1}: {best.replace('_', ' ')} {history[epoch][best]:.4f}")
     return model, history
 
 
@@ -135,6 +152,32 @@ def channel_statistics(x: np.ndarray) -> tuple[tuple[float, ...], tuple[float, .
     scaled = x[:: max(len(x) // 10_000, 1)].astype(np.float32) / 255.0
     mean = tuple(float(v) for v in scaled.mean(axis=(0, 1, 2)))
     return mean, tuple(max(float(v), 1e-3) for v in scaled.std(axis=(0, 1, 2)))
+
+
+class BestEpoch(keras.callbacks.Callback):
+    """Remembers the weights of the epoch of least `measured`, on disk in `folder` too, for a resumed run."""
+
+    def __init__(self, chief: bool, folder: Path, measured: str) -> None:
+        super().__init__()
+        self._chief, self._path, self._measured = chief, folder / "best.npz", measured
+
+    def on_train_begin(self, logs=None):
+        self.value, self.weights = np.inf, None
+        if self._path.is_file():
+            stored = files.read_npz(self._path)
+            self.value = float(stored.pop("value"))
+            self.weights = [stored[name] for name in sorted(stored)]
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs[self._measured] < self.value:
+            self.value, self.weights = logs[self._measured], self.model.get_weights()
+            if self._chief:
+                named = {f"weight_{i:05d}": weight for i, weight in enumerate(self.weights)}
+                files.write_npz(self._path, {**named, "value": np.array(self.value)}, compress=False)
+
+    def on_train_end(self, logs=None):
+        if self.weights is not None:
+            self.model.set_weights(self.weights)
 
 
 class Curves(keras.callbacks.Callback):

@@ -1,4 +1,4 @@
-"""Attacks on embeddings: a picture of one person, changed within a budget, is taken for somebody else."""
+"""Attacks on embeddings: an image of one person, changed within a budget, is taken for somebody else."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from face_mter.models.networks import embedder
 
 
 class Attacker:
-    """Attacks on one model. Budgets are L-inf in [0, 1]; pictures are 8-bit or float in [0, 1]."""
+    """Attacks on one model. Budgets are L-inf in [0, 1]; images are 8-bit or float in [0, 1]."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Attacker:
         aims: np.ndarray | None = None,
         identity: np.ndarray | None = None,
     ) -> Evaluation:
-        """The evaluation of pictures `sources` (n, H, W, C), scored by the cosine of their embeddings to `targets`
+        """The evaluation of images `sources` (n, H, W, C), scored by the cosine of their embeddings to `targets`
         (n, D), before and after they are quantised. Attacks are given `aims`, by default those targets: for itgsm the
         victims' classes int (n,) in the model's own classifier, to dodge the embedding of oneself, negated."""
         aims = targets if aims is None else aims

@@ -1,4 +1,4 @@
-"""Pictures of digits: scikit-learn's, which need no download, and whatever `common.datasets` reads."""
+"""Images of digits: scikit-learn's, which need no download, and whatever `common.datasets` reads."""
 
 import hashlib
 from pathlib import Path
@@ -12,7 +12,7 @@ from common.errors import UserError
 _TEST = 497
 
 
-def load_digit_pictures(
+def load_digit_images(
     dataset: str = "digits",
     *,
     data_dir: Path = Path("data"),
@@ -20,7 +20,7 @@ def load_digit_pictures(
     n_train: int | None = None,
     n_test: int | None = None,
 ) -> Arrays:
-    """The data set called `dataset`; `digits` are 1,300 and 497 pictures (8, 8, 1) of 0 to 9.
+    """The data set called `dataset`; `digits` are 1,300 and 497 images (8, 8, 1) of 0 to 9.
 
     Errors: as `common.datasets.load`.
     """
@@ -37,7 +37,7 @@ def load_digit_pictures(
     arrays = {}
     for (part, rows), count in zip(parts.items(), (n_train, n_test), strict=True):
         if count is not None and count > len(y[rows]):
-            raise UserError(f"--n-{part}: digits has {len(y[rows])} pictures in that part; received {count}")
+            raise UserError(f"--n-{part}: digits has {len(y[rows])} images in that part; received {count}")
         arrays |= {f"x_{part}": x[rows][:count], f"y_{part}": y[rows][:count]}
     digest = hashlib.sha256()
     for name in sorted(arrays):

@@ -1,4 +1,4 @@
-"""Pictures of people: data sets by name or path, people to train on and to be judged by, and pairs to attack."""
+"""Images of people: data sets by name or path, people to train on and to be judged by, and pairs to attack."""
 
 import csv
 import hashlib
@@ -13,13 +13,13 @@ import numpy as np
 from common.datasets import TAR_SUFFIXES, check_sizes, stack
 from common.datasets.downloads import Source, fetch
 from common.datasets.images import (
-    Picture,
-    PicturePath,
-    TarPicture,
+    ImagePath,
+    LoadedImage,
+    TarImage,
     iterate_tar,
-    list_pictures,
+    list_images,
     list_tar,
-    read_picture,
+    read_image,
     visible,
 )
 from common.errors import UserError, one_line
@@ -51,10 +51,10 @@ _HEADER = ["attacker", "victim"]
 
 @dataclass(frozen=True, eq=False)
 class Faces:
-    """Pictures of people, held in memory.
+    """Images of people, held in memory.
 
-    `images`: uint8 (N, H, W, 3). `person`: int32 (N,), ascending, an index into `names`; everyone has a picture.
-    `files`: "<person>/<file name>" of each picture. `sha256`: hash over all of these.
+    `images`: uint8 (N, H, W, 3). `person`: int32 (N,), ascending, an index into `names`; everyone has an image.
+    `files`: "<person>/<file name>" of each image. `sha256`: hash over all of these.
     """
 
     name: str
@@ -66,11 +66,11 @@ class Faces:
 
     @property
     def counts(self) -> np.ndarray:
-        """Pictures of each person, int64 (people,)."""
+        """Images of each person, int64 (people,)."""
         return np.bincount(self.person, minlength=len(self.names))
 
     def of(self, people: Sequence[int] | np.ndarray) -> "Faces":
-        """Only the pictures of `people`, person indices in ascending order, who are numbered from 0 in that order.
+        """Only the images of `people`, person indices in ascending order, who are numbered from 0 in that order.
 
         Errors: `ValueError` for people who are not ascending or not among these.
         """
@@ -84,7 +84,7 @@ class Faces:
 
 
 class Clips(NamedTuple):
-    """Frames of films of people: `clip` int32 (N,), ascending from 0, the film that each picture of `faces` is from."""
+    """Frames of films of people: `clip` int32 (N,), ascending from 0, the film that each image of `faces` is from."""
 
     faces: Faces
     clip: np.ndarray
@@ -109,7 +109,7 @@ class Cast(NamedTuple):
     people: People
 
     def rows(self, people: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The pictures of `people`, int64."""
+        """The images of `people`, int64."""
         return np.flatnonzero(np.isin(self.faces.person, people))
 
     @property
@@ -132,13 +132,13 @@ def load_faces(
 
     `portraits` are drawn, `per_person` of each of `people`, from `seed`. `lfw` is the funneled archive, downloaded once
     into `data_dir`. A path is a folder `<root>/<person>/<file>` or a tar of such a folder, which is read without being
-    unpacked; people and files are sorted by name. Grey pictures become RGB.
+    unpacked; people and files are sorted by name. Grey images become RGB.
 
     `image_size`: pixels a side. Portraits are drawn in it (default 48); of all others the largest square in the middle
-    is cut out and scaled. Without it, pictures are as they are, and must be of one size. `progress`: shown while many
-    pictures are read.
+    is cut out and scaled. Without it, images are as they are, and must be of one size. `progress`: shown while many
+    images are read.
 
-    Errors: `UserError` for an unknown name, a missing or damaged file, pictures of differing sizes without
+    Errors: `UserError` for an unknown name, a missing or damaged file, images of differing sizes without
     `image_size`.
     """
     if image_size is not None and image_size < 1:
@@ -150,12 +150,12 @@ def load_faces(
             raise UserError(f"image_size={image_size}: portraits need 16 or more")
         drawn = portraits(people, per_person, seed=seed, size=image_size or PORTRAIT_SIZE)
         names = tuple(f"person_{number:04d}" for number in range(people))
-        files = tuple(f"{name}/{picture:04d}.png" for name in names for picture in range(per_person))
+        files = tuple(f"{name}/{image:04d}.png" for name in names for image in range(per_person))
         return _faces(dataset, drawn.images, drawn.person, names, files)
     path = fetch(LFW, data_dir) if dataset == "lfw" else Path(dataset)
     if path.is_dir():
-        pictures, names = list_pictures(path, progress=progress)
-        return _from_files(path, dataset, pictures, names, image_size, progress)
+        images, names = list_images(path, progress=progress)
+        return _from_files(path, dataset, images, names, image_size, progress)
     if path.is_file() and path.name.lower().endswith(TAR_SUFFIXES):
         return _from_tar(path, dataset, image_size, progress)
     if path.exists():
@@ -174,9 +174,9 @@ def load_clips(root: str | Path, *, image_size: int | None = None, progress: boo
     names = people_in(root)
     frames, clip, clips = [], [], 0
     for person, name in enumerate(track(names, f"listing {root.name}", units="people", shown=progress)):
-        pictures, of_person = list_pictures(root / name)
-        frames += [picture._replace(label=person) for picture in pictures]
-        clip += [clips + picture.label for picture in pictures]
+        images, of_person = list_images(root / name)
+        frames += [image._replace(label=person) for image in images]
+        clip += [clips + image.label for image in images]
         clips += len(of_person)
     return Clips(_from_files(root, str(root), frames, names, image_size, progress), np.array(clip, np.int32))
 
@@ -194,12 +194,12 @@ def split_people(
 ) -> People:
     """Who trains and who is held back, all drawn by `seed`.
 
-    People with fewer than `min_images` pictures are held back, and as many of the others as it takes until a share of
+    People with fewer than `min_images` images are held back, and as many of the others as it takes until a share of
     `evaluation_share` of all people is. Of the rest at most `n_train` train (all for None); whoever does not is held
-    back too. Those held back are dealt into the calibration and the attack half, people of two pictures and more by
+    back too. Those held back are dealt into the calibration and the attack half, people of two images and more by
     themselves, so that both halves have their share of pairs of one person.
 
-    Errors: `UserError` when a part has fewer than two people, or a half nobody with two pictures.
+    Errors: `UserError` when a part has fewer than two people, or a half nobody with two images.
     """
     check_split(min_images=min_images, n_train=n_train, evaluation_share=evaluation_share)
     rng = np.random.default_rng(seed)
@@ -209,18 +209,18 @@ def split_people(
     train = np.sort(order[: max(0, len(order) - held_back)][:n_train])
     if len(train) < 2:
         raise UserError(
-            f"{faces.name}: {len(order)} of {everyone} people have {min_images} pictures or more, which leaves"
+            f"{faces.name}: {len(order)} of {everyone} people have {min_images} images or more, which leaves"
             f" {len(train)} to train on; lower min_images or evaluation_share, or bring more people"
         )
-    return _dealt(faces, train, rng, "raise evaluation_share, lower n_train or bring more pictures")
+    return _dealt(faces, train, rng, "raise evaluation_share, lower n_train or bring more images")
 
 
 def hold_all_back(faces: Faces, *, seed: int) -> People:
     """Nobody trains: everyone is dealt into the calibration and the attack half, as in `split_people`.
 
-    Errors: `UserError` for fewer than four people, or fewer than two with two pictures.
+    Errors: `UserError` for fewer than four people, or fewer than two with two images.
     """
-    return _dealt(faces, np.empty(0, np.int64), np.random.default_rng(seed), "bring more pictures")
+    return _dealt(faces, np.empty(0, np.int64), np.random.default_rng(seed), "bring more images")
 
 
 def check_split(*, min_images: int, n_train: int | None, evaluation_share: float) -> None:
@@ -246,7 +246,7 @@ def _dealt(faces: Faces, train: np.ndarray, rng: np.random.Generator, remedy: st
         )
     if np.sum(~single) < 2:
         raise UserError(
-            f"{faces.name}: {np.sum(~single)} of {len(strangers)} people held back have two pictures or more; expected"
+            f"{faces.name}: {np.sum(~single)} of {len(strangers)} people held back have two images or more; expected"
             f" two such people: {remedy}"
         )
     parts = train, np.sort(strangers[::2]), np.sort(strangers[1::2])
@@ -256,9 +256,9 @@ def _dealt(faces: Faces, train: np.ndarray, rng: np.random.Generator, remedy: st
 def attack_pairs(
     faces: Faces, people: Sequence[int] | np.ndarray, count: int, *, seed: int | Sequence[int], ordered: bool = True
 ) -> np.ndarray:
-    """`count` distinct pairs (attacker, victim) of pictures of different `people`, drawn by `seed`: int32 (count, 2).
+    """`count` distinct pairs (attacker, victim) of images of different `people`, drawn by `seed`: int32 (count, 2).
 
-    Each person attacks and is attacked about equally often, however many pictures there are of them; the first pairs
+    Each person attacks and is attacked about equally often, however many images there are of them; the first pairs
     are balanced too. With `ordered` False a pair and its reverse count as the same.
 
     Errors: `UserError` when there are fewer than `count` such pairs.
@@ -271,7 +271,7 @@ def attack_pairs(
     most = (int(counts.sum()) ** 2 - int((counts**2).sum())) // (1 if ordered else 2)
     if count > most:
         raise UserError(
-            f"{faces.name}: {count} pairs of different people, {len(people)} people with {counts.sum()} pictures have"
+            f"{faces.name}: {count} pairs of different people, {len(people)} people with {counts.sum()} images have"
             f" {most}; ask for fewer pairs or bring more people"
         )
     rng, size = np.random.default_rng(seed), len(faces.person)
@@ -285,8 +285,8 @@ def attack_pairs(
         shift = rng.integers(1, len(people), (len(order), 1))
         victims = np.take_along_axis(order, (np.arange(len(people)) + shift) % len(people), axis=1)
         sides = np.stack([order.reshape(-1), victims.reshape(-1)])
-        pictures = first[sides] + (rng.random(sides.shape) * counts[sides]).astype(np.int64)
-        chosen = _distinct(np.concatenate([chosen, _codes(pictures, size, ordered)]))
+        images = first[sides] + (rng.random(sides.shape) * counts[sides]).astype(np.int64)
+        chosen = _distinct(np.concatenate([chosen, _codes(images, size, ordered)]))
     if len(chosen) < count:
         every = np.flatnonzero(np.isin(faces.person, people))
         different = np.nonzero(faces.person[every][:, None] != faces.person[every])
@@ -296,7 +296,7 @@ def attack_pairs(
 
 
 def save_pairs(path: str | Path, faces: Faces, pairs: np.ndarray) -> None:
-    """Write pairs (count, 2) of pictures as a table of file names, byte by byte as they are, attacker and victim, for
+    """Write pairs (count, 2) of images as a table of file names, byte by byte as they are, attacker and victim, for
     `load_pairs`."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -306,9 +306,9 @@ def save_pairs(path: str | Path, faces: Faces, pairs: np.ndarray) -> None:
 
 
 def load_pairs(path: str | Path, faces: Faces) -> np.ndarray:
-    """The pairs of a file of `save_pairs` as pictures of `faces`: int32 (count, 2).
+    """The pairs of a file of `save_pairs` as images of `faces`: int32 (count, 2).
 
-    Errors: `UserError` naming the line for a picture that is not among `faces` and for two pictures of one person; for
+    Errors: `UserError` naming the line for an image that is not among `faces` and for two images of one person; for
     a file that is missing, empty, or no such table.
     """
     place = {file: row for row, file in enumerate(faces.files)}
@@ -334,10 +334,10 @@ def _pair(fields: list[str], place: dict[str, int], faces: Faces, where: str) ->
         raise UserError(f"{where} has {len(fields)} fields; expected <attacker's file>,<victim's file>")
     for file in fields:
         if file not in place:
-            raise UserError(f"{where}: {file!r} is no picture of {faces.name}; choose the pairs of this data set")
+            raise UserError(f"{where}: {file!r} is no image of {faces.name}; choose the pairs of this data set")
     attacker, victim = (place[file] for file in fields)
     if faces.person[attacker] == faces.person[victim]:
-        raise UserError(f"{where}: both pictures are of {faces.names[faces.person[attacker]]!r}; expected two people")
+        raise UserError(f"{where}: both images are of {faces.names[faces.person[attacker]]!r}; expected two people")
     return [attacker, victim]
 
 
@@ -346,9 +346,9 @@ def _distinct(codes: np.ndarray) -> np.ndarray:
     return codes[np.sort(np.unique(codes, return_index=True)[1])]
 
 
-def _codes(pictures: np.ndarray, size: int, ordered: bool) -> np.ndarray:
-    """One number for each pair of `pictures` (2, n) below `size`."""
-    attacker, victim = pictures if ordered else np.sort(pictures, axis=0)
+def _codes(images: np.ndarray, size: int, ordered: bool) -> np.ndarray:
+    """One number for each pair of `images` (2, n) below `size`."""
+    attacker, victim = images if ordered else np.sort(images, axis=0)
     return attacker * size + victim
 
 
@@ -361,43 +361,43 @@ def _faces(name: str, images: np.ndarray, person: np.ndarray, names: tuple[str, 
 def _from_files(
     root: Path,
     name: str,
-    pictures: Sequence[PicturePath],
+    images: Sequence[ImagePath],
     names: tuple[str, ...],
     image_size: int | None,
     progress: bool,
 ) -> Faces:
-    check_sizes(root, {(picture.height, picture.width) for picture in pictures}, image_size)
-    pixels = ((row, read_picture(picture.path)) for row, picture in enumerate(pictures))
-    images = _stack(root, pixels, len(pictures), image_size, progress)
-    person = np.array([picture.label for picture in pictures], np.int32)
-    return _faces(name, images, person, names, tuple(picture.path.relative_to(root).as_posix() for picture in pictures))
+    check_sizes(root, {(image.height, image.width) for image in images}, image_size)
+    pixels = ((row, read_image(image.path)) for row, image in enumerate(images))
+    stacked = _stack(root, pixels, len(images), image_size, progress)
+    person = np.array([image.label for image in images], np.int32)
+    return _faces(name, stacked, person, names, tuple(image.path.relative_to(root).as_posix() for image in images))
 
 
 def _from_tar(path: Path, name: str, image_size: int | None, progress: bool) -> Faces:
-    pictures, names = list_tar(path)
-    if len({picture.part for picture in pictures}) > 1:
+    images, names = list_tar(path)
+    if len({image.part for image in images}) > 1:
         raise UserError(f"{path}: has a train and a test part; expected <root>/<person>/<file>, people are split later")
-    place = {picture.name: row for row, picture in enumerate(pictures)}
-    pixels = ((place[member], picture) for member, picture in iterate_tar(path, list(place)))
-    images = _stack(path, pixels, len(pictures), image_size, progress)
-    person = np.array([picture.label for picture in pictures], np.int32)
-    return _faces(name, images, person, names, tuple(map(_tar_file, pictures)))
+    place = {image.name: row for row, image in enumerate(images)}
+    pixels = ((place[member], image) for member, image in iterate_tar(path, list(place)))
+    stacked = _stack(path, pixels, len(images), image_size, progress)
+    person = np.array([image.label for image in images], np.int32)
+    return _faces(name, stacked, person, names, tuple(map(_tar_file, images)))
 
 
-def _tar_file(picture: TarPicture) -> str:
-    return f"{picture.class_name}/{PurePosixPath(picture.name).name}"
+def _tar_file(image: TarImage) -> str:
+    return f"{image.class_name}/{PurePosixPath(image.name).name}"
 
 
 def _stack(
-    where: Path, pixels: Iterator[tuple[int, Picture]], count: int, image_size: int | None, progress: bool
+    where: Path, pixels: Iterator[tuple[int, LoadedImage]], count: int, image_size: int | None, progress: bool
 ) -> np.ndarray:
     if image_size is not None:
-        pixels = ((row, picture._replace(rgb=_middle(picture.rgb))) for row, picture in pixels)
+        pixels = ((row, image._replace(rgb=_middle(image.rgb))) for row, image in pixels)
     return stack(where, pixels, count, image_size, progress=progress)
 
 
 def _middle(rgb: np.ndarray) -> np.ndarray:
-    """The largest square in the middle of a picture (H, W, 3)."""
+    """The largest square in the middle of an image (H, W, 3)."""
     height, width = rgb.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from common.arrays import as_float
 from common.errors import UserError
-from common.training.batches import Batch, Epochs
+from common.training.batches import Batch, Epochs, assembled, step_seeds
 
 Tensor = tf.Tensor
 
@@ -23,11 +23,11 @@ def pair_epochs(
     """Batches (source, target, labels of the sources, of the targets), `batch_size` pairs each, of `x` uint8 (N, H, W,
     C) with people or digits `y` (N,); images become float32 in [0, 1].
 
-    In each epoch the people are shuffled and dealt into two halves, and so are the pictures of either half; pairs are
+    In each epoch the people are shuffled and dealt into two halves, and so are the images of either half; pairs are
     formed in that order until the smaller half is used up. `augment` as in `common.training.batches`. An epoch depends
     on `seed` and its number alone.
 
-    Errors: `UserError` for fewer than two people, and when a half holds fewer pictures than a batch.
+    Errors: `UserError` for fewer than two people, and when a half holds fewer images than a batch.
     """
     if len(np.unique(y)) < 2:
         raise UserError("pairs of different people need two people; the training part has one")
@@ -47,11 +47,9 @@ def pair_epochs(
         rows = pairs_of(y, [seed, epoch])
         count = rows.shape[1] // batch_size
         if not count:
-            raise UserError(f"--batch-size: {batch_size} pairs; half of the people have {rows.shape[1]} pictures only")
+            raise UserError(f"--batch-size: {batch_size} pairs; half of the people have {rows.shape[1]} images only")
         rows = rows[:, : count * batch_size].reshape(2, count, batch_size).transpose(1, 0, 2)
-        seeds = np.random.default_rng([seed, epoch, 1]).integers(2**31, size=(count, 2), dtype=np.int32)
-        dataset = tf.data.Dataset.from_tensor_slices((rows, seeds))
-        return dataset.map(assemble, num_parallel_calls=2, deterministic=True).prefetch(2)
+        return assembled(rows, step_seeds([seed, epoch], count), assemble=assemble)
 
     return epoch_batches
 

@@ -2,14 +2,14 @@
 
 They stand in for photographs of people where none can be had. Nobody is depicted.
 
-The difficulty was fixed once, on clean verification alone: people 0 to 99 of seed 0 train with 20 pictures each, and
-all 9,500 pairs of pictures of one person and as many of two, drawn from 20 pictures each of people 100 to 149, are told
+The difficulty was fixed once, on clean verification alone: people 0 to 99 of seed 0 train with 20 images each, and
+all 9,500 pairs of images of one person and as many of two, drawn from 20 images each of people 100 to 149, are told
 apart by a cosine and its best threshold. A CNN of four blocks (3 x 3 convolutions of 32, 64, 96 and 128 filters, each
 with batch normalisation, ReLU and 2 x 2 max-pooling, then an embedding of 64 with batch normalisation and cosine
 softmax of scale 16; 0.27 million weights), trained for 8 epochs of batches of 64 with Adam (rate 0.004 down to 0), is
 right on 0.914 and 0.906 of the pairs for two seeds, and accepts 0.55 and 0.52 of the true pairs at a false acceptance
 rate of 0.01. The app's `small` network with an embedding of 128 and softmax, after 10 such epochs, is right on 0.954
-and 0.955 and accepts 0.79 and 0.78. The correlation of the pictures is right on 0.62 of the pairs.
+and 0.955 and accepts 0.79 and 0.78. The correlation of the images is right on 0.62 of the pairs.
 
 Portraits are the same bits on the same machine; another CPU may round a sine differently and move single values by one.
 """
@@ -25,7 +25,7 @@ from common.errors import UserError
 BLOCK = 32
 
 # The tables are the knobs of how hard it is to tell people apart. All values are drawn uniformly between two bounds.
-# Lengths are in halves of a picture's side unless a comment says otherwise, y points down, angles are in radians, hues
+# Lengths are in halves of an image's side unless a comment says otherwise, y points down, angles are in radians, hues
 # and what is called light or dark lie in [0, 1], and the rest are strengths.
 
 # What a person keeps.
@@ -88,7 +88,7 @@ IDENTITY = {
     "mole": (-0.8, 0.9),
     "mole_x": (-0.3, 0.3),
     "mole_y": (0.05, 0.45),
-    # In which share of the pictures glasses are worn; half their width and height, from round to square.
+    # In which share of the images glasses are worn; half their width and height, from round to square.
     "glasses": (-1.0, 1.0),
     "glasses_wide": (0.115, 0.175),
     "glasses_high": (0.08, 0.14),
@@ -96,7 +96,7 @@ IDENTITY = {
     "glasses_dark": (0.0, 1.0),
 }
 
-# What changes from picture to picture.
+# What changes from image to image.
 VIEW = {
     "yaw": (-0.28, 0.28),
     "pitch": (-0.13, 0.13),
@@ -151,13 +151,13 @@ BAR = {
     "light": (0.1, 0.95),
 }
 
-# A bar before the face, in this share of the pictures.
+# A bar before the face, in this share of the images.
 COVERED = 0.12
 COVER = BAR | {"x": (-0.7, 0.7), "y": (-0.2, 0.9), "long": (0.2, 0.5), "wide": (0.08, 0.22), "absent": (0.0, 1.0)}
 
 _OF_A_VIEW = (VIEW, *[BAR] * BARS, COVER)
 
-# Normal numbers, of which every picture takes its sensor noise from a place of its own: no picture needs a generator.
+# Normal numbers, of which every image takes its sensor noise from a place of its own: no image needs a generator.
 _GRAIN = 1 << 20
 
 # Colours through which a parameter from 0 to 1 leads.
@@ -193,8 +193,8 @@ class _Face(NamedTuple):
 def portraits(people: int, per_person: int, *, seed: int, size: int = 48, first: int = 0) -> Portraits:
     """Draw `per_person` portraits of `size` x `size` pixels of each of the people `first` to `first + people - 1`.
 
-    Person k depends on `(seed, k)` alone, and picture j of person k on `(seed, k, j)` and `size` alone: more people or
-    pictures only append, and people of ranges that do not meet are strangers.
+    Person k depends on `(seed, k)` alone, and image j of person k on `(seed, k, j)` and `size` alone: more people or
+    images only append, and people of ranges that do not meet are strangers.
 
     Errors: `UserError` for `people` or `per_person` below 1, a negative `seed` or `first`, `size` below 16.
     """
@@ -235,9 +235,9 @@ def _named(table: dict[str, tuple[float, float]], shares: np.ndarray) -> SimpleN
 
 
 def _render(identities: np.ndarray, views: np.ndarray, grain: np.ndarray, size: int) -> np.ndarray:
-    """Pictures uint8 (B, size, size, 3) of the shares `identities` and `views` (B, parameters).
+    """Images uint8 (B, size, size, 3) of the shares `identities` and `views` (B, parameters).
 
-    On the way there pictures are (3, B, H, W): arrays whose last axis is short are slow.
+    On the way there images are (3, B, H, W): arrays whose last axis is short are slow.
     """
     who = _named(IDENTITY, identities)
     ends = np.cumsum([len(table) for table in _OF_A_VIEW])[:-1]
@@ -245,16 +245,16 @@ def _render(identities: np.ndarray, views: np.ndarray, grain: np.ndarray, size: 
     axis = (np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1
     x, y, pixel = axis[None, None, :], axis[None, :, None], np.float32(2 / size)
 
-    picture = _background(view, x, y)
+    image = _background(view, x, y)
     for bar in bars:
-        _paint(picture, 0.8 * _bar(bar, x, y, pixel), _colour(bar.hue, np.float32(0.4), bar.light))
+        _paint(image, 0.8 * _bar(bar, x, y, pixel), _colour(bar.hue, np.float32(0.4), bar.light))
     x, y = _turned((x - view.shift_x) / view.scale, (y - view.shift_y) / view.scale, view.roll)
     pixel = pixel / view.scale
     shown, figure = _figure(who, view, x, y, pixel)
-    _paint(picture, shown, figure)
+    _paint(image, shown, figure)
     present = cover.absent < COVERED
-    _paint(picture, present * _bar(cover, x, y, pixel), _colour(cover.hue, np.float32(0.5), cover.light))
-    return _camera(view, picture, grain)
+    _paint(image, present * _bar(cover, x, y, pixel), _colour(cover.hue, np.float32(0.5), cover.light))
+    return _camera(view, image, grain)
 
 
 def _background(view: SimpleNamespace, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -341,24 +341,24 @@ def _features(who: SimpleNamespace, view: SimpleNamespace, face: _Face) -> np.nd
     shade = 1 - who.socket * _bump(side - who.eye_apart, below + 0.02, 0.17, 0.14)
     shade += who.nose_relief * ridge * (0.12 + 0.5 * view.light_x * view.light * across)
     shade -= 0.5 * who.nose_relief * _bump(u, tip - 0.035, 1.1 * who.nose_wide, 0.05)
-    picture = skin * shade
-    picture += who.cheeks * _BLUSH * _bump(side - 0.27, v - 0.12, 0.17, 0.16)
+    image = skin * shade
+    image += who.cheeks * _BLUSH * _bump(side - 0.27, v - 0.12, 0.17, 0.16)
     nostrils = _ellipse(side - 0.55 * who.nose_wide, tip - 0.01, 0.3 * who.nose_wide, 0.014)
-    _paint(picture, 0.6 * _cover(nostrils, pixel), 0.3 * skin)
+    _paint(image, 0.6 * _cover(nostrils, pixel), 0.3 * skin)
     mole = _length(u - who.mole_x, v - who.mole_y) - 0.022
-    _paint(picture, who.mole.clip(0) * _cover(mole, pixel), 0.4 * skin)
+    _paint(image, who.mole.clip(0) * _cover(mole, pixel), 0.4 * skin)
 
     mouth = tip - who.mouth_down
     jaw = (0.5 + (mouth + who.beard_up - 0.3 * (side / who.width) ** 2) / 0.12).clip(0, 1)
-    _paint(picture, who.beard.clip(0) * jaw, 0.8 * hair)
+    _paint(image, who.beard.clip(0) * jaw, 0.8 * hair)
     lip = _ellipse(u, mouth + 0.5 * who.mouth_down - 0.02, 1.05 * who.mouth_wide, 0.45 * who.mouth_down)
-    _paint(picture, who.moustache.clip(0) * (0.5 - lip / 0.04).clip(0, 1), 0.8 * hair)
-    _eyes(who, view, picture, face)
-    _mouth(who, view, picture, face, mouth)
-    return picture
+    _paint(image, who.moustache.clip(0) * (0.5 - lip / 0.04).clip(0, 1), 0.8 * hair)
+    _eyes(who, view, image, face)
+    _mouth(who, view, image, face, mouth)
+    return image
 
 
-def _eyes(who: SimpleNamespace, view: SimpleNamespace, picture: np.ndarray, face: _Face) -> None:
+def _eyes(who: SimpleNamespace, view: SimpleNamespace, image: np.ndarray, face: _Face) -> None:
     """Both eyes and brows at once: outwards and down from the middle of an eye are the same for left and right."""
     pixel = face.pixel
     out, down = _turned(face.side - who.eye_apart, face.v + who.eye_up, -who.eye_slant)
@@ -367,22 +367,22 @@ def _eyes(who: SimpleNamespace, view: SimpleNamespace, picture: np.ndarray, face
     # The lower lid hardly moves.
     lower = down - 0.6 * who.eye_open * (0.5 + 0.5 * view.eyes) * arch
     white = _cover(np.maximum(-upper, lower), pixel)
-    _paint(picture, white, np.float32(0.92))
+    _paint(image, white, np.float32(0.92))
     radius = 0.052
     iris = _length(out - view.gaze_x * np.sign(face.u), down - view.gaze_y) - radius
-    _paint(picture, white * _cover(iris, pixel), _between(_IRIS, who.iris_hue) * (0.4 + who.iris_light))
-    _paint(picture, white * _cover(iris + 0.55 * radius, pixel), np.float32(0.03))
+    _paint(image, white * _cover(iris, pixel), _between(_IRIS, who.iris_hue) * (0.4 + who.iris_light))
+    _paint(image, white * _cover(iris + 0.55 * radius, pixel), np.float32(0.03))
     lashes = np.maximum(np.abs(upper) - who.lashes, np.abs(out) - who.eye_width)
-    _paint(picture, 0.9 * _cover(lashes, pixel), 0.18 * face.skin)
+    _paint(image, 0.9 * _cover(lashes, pixel), 0.18 * face.skin)
 
     along = out / (1.25 * who.eye_width)
     middle = who.brow_up + view.brow_raise + who.brow_bow * (1 - along * along) + who.brow_angle * out
     # Thinner to the outside.
     brow = np.maximum(np.abs(down + middle) - who.brow_thick * (1.1 - 0.4 * along), 0.1 * (np.abs(along) - 1))
-    _paint(picture, who.brow_dark * _cover(brow, pixel), 0.7 * face.hair)
+    _paint(image, who.brow_dark * _cover(brow, pixel), 0.7 * face.hair)
 
 
-def _mouth(who: SimpleNamespace, view: SimpleNamespace, picture: np.ndarray, face: _Face, down: np.ndarray) -> None:
+def _mouth(who: SimpleNamespace, view: SimpleNamespace, image: np.ndarray, face: _Face, down: np.ndarray) -> None:
     """`down` (B, H, W) runs from the line between the lips."""
     pixel, opened = face.pixel, view.mouth_open.clip(0)
     wide = who.mouth_wide + 0.6 * view.smile.clip(0)
@@ -392,13 +392,11 @@ def _mouth(who: SimpleNamespace, view: SimpleNamespace, picture: np.ndarray, fac
     pale = 0.82 * face.skin
     lips = np.maximum(-down - (who.lip_upper + 0.3 * opened) * arch, down - (who.lip_lower + opened) * arch)
     ends = (np.abs(along) - 1) * wide
-    _paint(
-        picture, _cover(np.maximum(lips, ends), pixel), pale + who.lip_red * (_LIPS * (0.4 + 0.6 * face.skin) - pale)
-    )
+    _paint(image, _cover(np.maximum(lips, ends), pixel), pale + who.lip_red * (_LIPS * (0.4 + 0.6 * face.skin) - pale))
     inside = np.maximum(-down - 0.3 * opened * arch, down - opened * arch)
     # A closed mouth is a dark line.
-    _paint(picture, _cover(np.maximum(inside - 0.006, ends + 0.05 * wide), pixel), 0.22 * face.skin)
-    _paint(picture, _cover(np.maximum(inside + 0.008, down - 0.35 * opened), pixel), np.float32(0.9))
+    _paint(image, _cover(np.maximum(inside - 0.006, ends + 0.05 * wide), pixel), 0.22 * face.skin)
+    _paint(image, _cover(np.maximum(inside + 0.008, down - 0.35 * opened), pixel), np.float32(0.9))
 
 
 def _glasses(who: SimpleNamespace, view: SimpleNamespace, figure: np.ndarray, face: _Face, head: np.ndarray) -> None:
@@ -412,22 +410,22 @@ def _glasses(who: SimpleNamespace, view: SimpleNamespace, figure: np.ndarray, fa
     _paint(figure, worn * _cover(frame, face.pixel), _between(_FRAME, who.glasses_dark))
 
 
-def _camera(view: SimpleNamespace, picture: np.ndarray, grain: np.ndarray) -> np.ndarray:
+def _camera(view: SimpleNamespace, image: np.ndarray, grain: np.ndarray) -> np.ndarray:
     """White balance, exposure, contrast, blur and sensor noise: from (3, B, H, W) to uint8 (B, H, W, 3)."""
     balance = np.stack([1 + view.warmth, np.ones_like(view.warmth), 1 - view.warmth])
-    picture = 0.45 + view.contrast * (picture * (np.exp(view.exposure) * balance) - 0.45)
+    image = 0.45 + view.contrast * (image * (np.exp(view.exposure) * balance) - 0.45)
     for _ in range(2):
         for axis in (2, 3):
-            picture += 0.4 * view.blur**2 * (_neighbours(picture, axis) - picture)
-    picture = picture.transpose(1, 2, 3, 0)
+            image += 0.4 * view.blur**2 * (_neighbours(image, axis) - image)
+    image = image.transpose(1, 2, 3, 0)
     places = (view.grain.ravel() * _GRAIN).astype(np.int64)
-    noise = np.lib.stride_tricks.sliding_window_view(grain, picture[0].size)[places].reshape(picture.shape)
-    return ((picture + noise * view.noise[..., None]).clip(0, 1) * 255 + 0.5).astype(np.uint8)
+    noise = np.lib.stride_tricks.sliding_window_view(grain, image[0].size)[places].reshape(image.shape)
+    return ((image + noise * view.noise[..., None]).clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _neighbours(picture: np.ndarray, axis: int) -> np.ndarray:
+def _neighbours(image: np.ndarray, axis: int) -> np.ndarray:
     """The mean of the pixels before and after each pixel along `axis` 2 or 3 of (3, B, H, W)."""
-    wide = np.pad(picture, [(int(i == axis),) * 2 for i in range(4)], mode="edge")
+    wide = np.pad(image, [(int(i == axis),) * 2 for i in range(4)], mode="edge")
     return 0.5 * (wide[:, :, :-2] + wide[:, :, 2:] if axis == 2 else wide[..., :-2] + wide[..., 2:])
 
 
@@ -468,6 +466,6 @@ def _cover(distance: np.ndarray, pixel: np.ndarray) -> np.ndarray:
     return (0.5 - distance / pixel).clip(0, 1)
 
 
-def _paint(picture: np.ndarray, cover: np.ndarray, colour: np.ndarray) -> None:
-    """Lay `colour`, which broadcasts to `picture` (3, B, H, W), over it where `cover` (B, H, W) is."""
-    picture += cover * (colour - picture)
+def _paint(image: np.ndarray, cover: np.ndarray, colour: np.ndarray) -> None:
+    """Lay `colour`, which broadcasts to `image` (3, B, H, W), over it where `cover` (B, H, W) is."""
+    image += cover * (colour - image)

@@ -20,18 +20,18 @@ def adversarial_faces(
     changed: Mapping[str, tuple[np.ndarray, np.ndarray, float]],
     path: Path,
 ) -> None:
-    """Pictures of `attackers` and `victims` (n, H, W, C), and between them by model what IFTGSM made of the attackers':
-    the pictures (n or more, H, W, C), their cosines to the victims and the threshold, above which one is framed."""
+    """Images of `attackers` and `victims` (n, H, W, C), and between them by model what IFTGSM made of the attackers':
+    the images (n or more, H, W, C), their cosines to the victims and the threshold, above which one is framed."""
     figure = Figure(figsize=(1.5 * len(attackers) + 1.2, 1.75 * (len(changed) + 2)))
     grid = figure.subplots(len(changed) + 2, len(attackers), squeeze=False)
-    for line, name, pictures in ((grid[0], "attacker", attackers), (grid[-1], "victim", victims)):
-        for axes, picture in zip(line, pictures, strict=True):
-            axes.imshow(picture)
+    for line, name, images in ((grid[0], "attacker", attackers), (grid[-1], "victim", victims)):
+        for axes, image in zip(line, images, strict=True):
+            axes.imshow(image)
         line[0].set_ylabel(name)
-    for line, (name, (pictures, cosines, threshold)) in zip(grid[1:-1], changed.items(), strict=True):
-        for axes, picture, cosine in zip(line, pictures, cosines, strict=False):
+    for line, (name, (images, cosines, threshold)) in zip(grid[1:-1], changed.items(), strict=True):
+        for axes, image, cosine in zip(line, images, cosines, strict=False):
             hit = cosine >= threshold
-            axes.imshow(picture)
+            axes.imshow(image)
             axes.set_xlabel(f"{cosine:.2f}{' hit' if hit else ''}", fontsize=9, color=COLOURS[1] if hit else "black")
             if hit:
                 axes.spines[:].set(color=COLOURS[1], linewidth=3)

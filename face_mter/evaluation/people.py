@@ -16,7 +16,7 @@ from face_mter.evaluation import verification
 from face_mter.evaluation.verification import FoldedPairs, Rates, Roc, Scores, TenFold
 from face_mter.models.networks import embedder
 
-# People, and pictures of each, that show in which range a network takes them.
+# People, and images of each, that show in which range a network takes them.
 _TRIED, _EACH = 40, 4
 # An area under the ROC curve that leaves little to gain.
 _TOLD_APART = 0.95
@@ -77,18 +77,18 @@ def watch(model: keras.Model, cast: Cast) -> dict[str, float]:
 
 
 def check_range(file: Path, model: keras.Model, given: Reading, cast: Cast, log: Callable[[str], None]) -> None:
-    """Whether a network tells strangers apart far better in another range of pictures than in the one it is given.
+    """Whether a network tells strangers apart far better in another range of images than in the one it is given.
 
     Errors: `UserError` with the remedy where that leaves no doubt; a lesser gain goes to `log`.
     """
     counts = cast.faces.counts[cast.held_back]
     people = cast.held_back[counts >= 2][:_TRIED]
     rows = np.concatenate([cast.rows([person])[:_EACH] for person in people])
-    pictures = cast.faces.images[rows].astype(np.float32) / np.float32(255)
+    images = cast.faces.images[rows].astype(np.float32) / np.float32(255)
 
     def area(taken: Reading) -> float:
         # The network multiplies and adds by itself what it is given to.
-        shown = (pictures * taken.scale + (taken.offset - given.offset)) / given.scale
+        shown = (images * taken.scale + (taken.offset - given.offset)) / given.scale
         scores = verification.all_scores(outputs(embedder(model), shown.astype(np.float32)), cast.faces.person[rows])
         same = np.repeat([1, 0], [len(scores.positives), len(scores.negatives)])
         return auc(np.concatenate([scores.positives, scores.negatives]), same)
@@ -97,7 +97,7 @@ def check_range(file: Path, model: keras.Model, given: Reading, cast: Cast, log:
     if own >= _TOLD_APART:
         return
     best, other = max((area(taken), taken) for taken in READINGS if taken != given)
-    text = f"{file}: tells people apart with an AUC of {own:.2f} on pictures in {given}, and of {best:.2f} in {other}"
+    text = f"{file}: tells people apart with an AUC of {own:.2f} on images in {given}, and of {best:.2f} in {other}"
     known = other == BYTES and takes_bytes(model) and best - own >= 0.05
     if known or (best >= 0.8 and best - own >= 0.2):
         raise UserError(f"{text}, so that is what it takes: give {other.options}")

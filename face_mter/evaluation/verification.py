@@ -1,4 +1,4 @@
-"""Are two pictures of one person? Scores, thresholds and rates of embeddings, and how sure they are.
+"""Are two images of one person? Scores, thresholds and rates of embeddings, and how sure they are.
 
 A pair is accepted when the cosine of its embeddings is the threshold or above. Embeddings are (N, D) of any length;
 they are brought to length 1 here. `person` int (N,) is ascending, as in `Faces`.
@@ -21,8 +21,8 @@ _BLOCK = 2**22
 
 
 class Scores(NamedTuple):
-    """Cosines, float32, of all pairs of pictures: `positives` in the order of `same_pairs`, `negatives` in that of
-    `cross_scores`; `person` int (N,) says who is on each picture."""
+    """Cosines, float32, of all pairs of images: `positives` in the order of `same_pairs`, `negatives` in that of
+    `cross_scores`; `person` int (N,) says who is on each image."""
 
     positives: np.ndarray
     negatives: np.ndarray
@@ -45,8 +45,8 @@ class Roc(NamedTuple):
 
 
 class FoldedPairs(NamedTuple):
-    """`pairs` int32 (n, 2) of pictures, `same` int32 (n,) of 0 and 1, `fold` int32 (n,) from 0, and how many pairs of a
-    list were left out because their pictures are not there."""
+    """`pairs` int32 (n, 2) of images, `same` int32 (n,) of 0 and 1, `fold` int32 (n,) from 0, and how many pairs of a
+    list were left out because their images are not there."""
 
     pairs: np.ndarray
     same: np.ndarray
@@ -96,7 +96,7 @@ def pair_scores(embeddings: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 
 
 def same_pairs(person: np.ndarray) -> np.ndarray:
-    """All pairs of pictures of one person, int32 (n, 2), the first the smaller, in lexical order."""
+    """All pairs of images of one person, int32 (n, 2), the first the smaller, in lexical order."""
     stop = _stops(person)
     count = stop - np.arange(len(person)) - 1
     first = np.repeat(np.arange(len(person)), count)
@@ -105,9 +105,9 @@ def same_pairs(person: np.ndarray) -> np.ndarray:
 
 
 def cross_scores(embeddings: np.ndarray, person: np.ndarray) -> np.ndarray:
-    """The cosines of all pairs of pictures of different people, float32 (n,), in the lexical order of the pairs.
+    """The cosines of all pairs of images of different people, float32 (n,), in the lexical order of the pairs.
 
-    Computed in blocks: beside the answer (18 MB for 3,000 pictures) it takes some 40 MB, however many there are.
+    Computed in blocks: beside the answer (18 MB for 3,000 images) it takes some 40 MB, however many there are.
     """
     z, stop = normalised(embeddings), _stops(person)
     scores = np.empty(int(np.sum(len(z) - stop)), np.float32)
@@ -122,7 +122,7 @@ def cross_scores(embeddings: np.ndarray, person: np.ndarray) -> np.ndarray:
 
 
 def cross_pairs(person: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The pairs of pictures, int32 (n, 2), that the entries `rows` int (n,) of `cross_scores` belong to."""
+    """The pairs of images, int32 (n, 2), that the entries `rows` int (n,) of `cross_scores` belong to."""
     stop = _stops(person)
     count = len(person) - stop
     begin = np.cumsum(count) - count
@@ -131,7 +131,7 @@ def cross_pairs(person: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def all_scores(embeddings: np.ndarray, person: np.ndarray) -> Scores:
-    """The cosines of all pairs of pictures.
+    """The cosines of all pairs of images.
 
     Errors: `UserError` when there is no pair of one person or none of two.
     """
@@ -139,7 +139,7 @@ def all_scores(embeddings: np.ndarray, person: np.ndarray) -> Scores:
     negatives = cross_scores(embeddings, person)
     for kind, scores in (("one person", positives), ("two people", negatives)):
         if not len(scores):
-            raise UserError(f"{len(person)} pictures hold no pair of {kind}; bring more pictures or people")
+            raise UserError(f"{len(person)} images hold no pair of {kind}; bring more images or people")
     return Scores(positives, negatives, np.asarray(person))
 
 
@@ -310,13 +310,13 @@ def ten_fold(scores: np.ndarray, same: np.ndarray, folds: np.ndarray) -> TenFold
 
 
 def read_pairs(path: str | Path, faces: Faces) -> FoldedPairs:
-    """The pairs of a list in the format of LFW's `pairs.txt` whose pictures are among `faces`.
+    """The pairs of a list in the format of LFW's `pairs.txt` whose images are among `faces`.
 
     Its first line has the number of folds and of pairs of each kind in a fold; a fold is that many lines `name i j` and
-    then as many `name i other j`, picture i being `<name>/<name>_<i with four digits>` with any ending.
+    then as many `name i other j`, image i being `<name>/<name>_<i with four digits>` with any ending.
 
     Errors: `UserError` naming the line that is no such pair, or that means either of two files of one name but for
-    their endings; for a file that is missing or has too few or too many lines, and when no picture of any pair is
+    their endings; for a file that is missing or has too few or too many lines, and when no image of any pair is
     there.
     """
     head, *lines = read_lines(path)
@@ -338,12 +338,12 @@ def read_pairs(path: str | Path, faces: Faces) -> FoldedPairs:
     for index, pair in enumerate(listed):
         if both := double.intersection(pair):
             raise UserError(
-                f"{path}: line {index + 2}: {faces.name} has two pictures {min(both)!r}, of two endings; remove one"
+                f"{path}: line {index + 2}: {faces.name} has two images {min(both)!r}, of two endings; remove one"
             )
-    pairs = np.array([[place.get(picture, -1) for picture in pair] for pair in listed], np.int32)
+    pairs = np.array([[place.get(image, -1) for image in pair] for pair in listed], np.int32)
     there, index = (pairs >= 0).all(axis=1), np.arange(len(pairs))
     if not there.any():
-        raise UserError(f"{path}: no pair has both its pictures in {faces.name}; give the list of this data set")
+        raise UserError(f"{path}: no pair has both its images in {faces.name}; give the list of this data set")
     same, fold = (index // kind % 2 == 0).astype(np.int32), (index // (2 * kind)).astype(np.int32)
     return FoldedPairs(pairs[there], same[there], fold[there], int(np.sum(~there)))
 
@@ -353,9 +353,9 @@ def make_folds(
 ) -> FoldedPairs:
     """`count` pairs of each kind in each of `folds`, as LFW has 300, drawn by `seed`; nobody is in two folds.
 
-    Pairs are distinct, and people about equally often in them, as far as their pictures go.
+    Pairs are distinct, and people about equally often in them, as far as their images go.
 
-    Errors: `UserError` when there are too few people, or pictures of them, for that.
+    Errors: `UserError` when there are too few people, or images of them, for that.
     """
     people = np.random.default_rng([seed, 0]).permutation(np.asarray(people, np.int64))
     # Those with pairs of their own are dealt first, so that every fold has its share of them.
@@ -373,7 +373,7 @@ def make_folds(
         if len(drawn) < count:
             raise UserError(
                 f"{faces.name}: {len(drawn)} pairs of one person in a fold of {len(mine)} people; expected {count}: ask"
-                " for fewer pairs by n_folded, or bring more pictures"
+                " for fewer pairs by n_folded, or bring more images"
             )
         # The first pair of everyone, then the second of everyone who has two, and so on.
         drawn = drawn[np.argsort(_rank(faces.person[drawn[:, 0]]), kind="stable")]
@@ -384,7 +384,7 @@ def make_folds(
 
 
 def mean_cosine(embeddings: np.ndarray, person: np.ndarray) -> float:
-    """The mean cosine of all pairs of pictures of different people; near 1, the embedding has collapsed.
+    """The mean cosine of all pairs of images of different people; near 1, the embedding has collapsed.
 
     Found from the sums of the embeddings: |sum of all|^2 is the sum over all pairs. `person` in any order.
 
@@ -398,7 +398,7 @@ def mean_cosine(embeddings: np.ndarray, person: np.ndarray) -> float:
 
 
 def templates(embeddings: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """One embedding of length 1 for each group of pictures, such as a clip: the mean of its embeddings of length 1.
+    """One embedding of length 1 for each group of images, such as a clip: the mean of its embeddings of length 1.
 
     `group` int (N,) in any order; float32 (groups, D), in ascending order of the groups' numbers. Mode 1 of the
     original's YouTube Faces evaluation.
@@ -410,7 +410,7 @@ def templates(embeddings: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 
 def _stops(person: np.ndarray) -> np.ndarray:
-    """For each picture the first one behind those of its person, int64 (N,)."""
+    """For each image the first one behind those of its person, int64 (N,)."""
     person = np.asarray(person)
     if person.ndim != 1 or (np.diff(person) < 0).any():
         raise ValueError("person: expected (N,) in ascending order")
@@ -421,7 +421,7 @@ def _checked(scores: np.ndarray, kind: str) -> np.ndarray:
     scores = np.asarray(scores)
     scores = scores if scores.dtype.kind == "f" else scores.astype(np.float64)
     if not len(scores):
-        raise UserError(f"no {kind}; bring more pictures or people")
+        raise UserError(f"no {kind}; bring more images or people")
     if not np.isfinite(scores).all():
         raise UserError(f"scores of {kind} that are not finite; train the network anew")
     return scores
@@ -442,9 +442,9 @@ def _allowed(negatives: int, far: float) -> int:
 
 
 def _cross_weight(weights: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """The weight (draws,) of all pairs of different people, of whom there are `count` pictures each."""
-    pictures = weights * count
-    return (pictures.sum(axis=1) ** 2 - np.sum(pictures**2, axis=1)) / 2
+    """The weight (draws,) of all pairs of different people, of whom there are `count` images each."""
+    images = weights * count
+    return (images.sum(axis=1) ** 2 - np.sum(images**2, axis=1)) / 2
 
 
 def _table(pairs: np.ndarray, people: int) -> np.ndarray:
@@ -494,5 +494,5 @@ def _listed_pair(line: str, same: bool, where: str) -> tuple[str, str]:
         raise UserError(f"{where} is {line.strip()[:80]!r}; expected {form} with numbers from 1")
     first, second = (f"{name}/{name}_{int(number):04d}" for name, number in sides)
     if first == second if same else sides[0][0] == sides[1][0]:
-        raise UserError(f"{where} pairs {sides[0][0]!r} with itself; expected two {'pictures' if same else 'people'}")
+        raise UserError(f"{where} pairs {sides[0][0]!r} with itself; expected two {'images' if same else 'people'}")
     return first, second

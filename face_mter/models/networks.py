@@ -1,7 +1,7 @@
-"""Networks that map a picture to an embedding (layer `embedding`) and, on top of it, to class logits.
+"""Networks that map an image to an embedding (layer `embedding`) and, on top of it, to class logits.
 
 Each takes images float32 (batch, height, width, channels) in [0, 1] and answers logits float32 (batch, classes). Two
-pictures are compared by the cosine of their embeddings; the logits serve the training, and the attack on labels.
+images are compared by the cosine of their embeddings; the logits serve the training, and the attack on labels.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -72,7 +72,7 @@ def embedder(model: keras.Model) -> keras.Model:
     of a model that ends in softmax or sigmoid, in `CosineLogits`, or in a layer called `logits` or `predictions`. A
     model that ends otherwise answers with embeddings itself.
 
-    Errors: `UserError` when what it answers with is no vector a picture.
+    Errors: `UserError` when what it answers with is no vector an image.
     """
 
     def cut() -> keras.Model | None:
@@ -83,7 +83,7 @@ def embedder(model: keras.Model) -> keras.Model:
     part = _parts.get(model, EMBEDDING, cut)
     part = model if part is None else part
     if len(part.output_shape) != 2:
-        raise UserError(f"a model that answers with {part.output_shape[1:]}; expected one vector a picture")
+        raise UserError(f"a model that answers with {part.output_shape[1:]}; expected one vector an image")
     return part
 
 

@@ -13,7 +13,7 @@ from face_mter.data.faces import Faces
 from face_mter.data.pair_batches import pair_epochs
 
 AUGMENTATIONS: dict[str, Callable | None] = {"none": None, "flip": crop_and_flip(0), "crop_flip": crop_and_flip(4)}
-"""By name: mirroring, as in the paper, or also random crops of the picture padded by 4."""
+"""By name: mirroring, as in the paper, or also random crops of the image padded by 4."""
 
 
 def fit_faces(
@@ -50,5 +50,6 @@ def fit_faces(
         steps_per_epoch=max(len(faces.person) // (2 * size if paired else size), 1),
         title=title,
         seed=seed,
+        optimizer=fit.nesterov(recipe),
         method=method,
     )

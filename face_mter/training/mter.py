@@ -70,7 +70,7 @@ def method(
     weight: float = 1.0,
     adversary: Adversary | None = None,
 ) -> Method:
-    """How a network is trained on pairs: "none" on the pictures as they are, "adv" also on the moved sources with their
+    """How a network is trained on pairs: "none" on the images as they are, "adv" also on the moved sources with their
     true labels, "mter" with the regulariser of `alpha` times `weight` on the moved sources, which then take no part in
     the classification.
 
@@ -82,7 +82,7 @@ def method(
 
     def loss(model: keras.Model, batch: Batch) -> tuple[Terms, Terms]:
         source, target, y_source, y_target, *moved = batch
-        # One pass over all of them, as in the original: batch normalisation sees moved pictures too.
+        # One pass over all of them, as in the original: batch normalisation sees moved images too.
         embeddings, logits = _parts(model)(tf.concat([source, target, *moved], axis=0), training=True)
         y = tf.concat([y_source, y_target, y_source][:classified], axis=0)
         z = tf.cast(logits, tf.float32)[: tf.shape(y)[0]]
@@ -97,7 +97,7 @@ def method(
 
 
 def classification(loss_type: LossType, *, scale: float, margin: float) -> Method:
-    """Training on pictures (x, y) alone, without pairs: what base models are trained by."""
+    """Training on images (x, y) alone, without pairs: what base models are trained by."""
     entropy = _entropy(loss_type, scale, margin)
 
     def loss(model: keras.Model, batch: Batch) -> tuple[Terms, Terms]:

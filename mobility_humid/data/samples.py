@@ -89,6 +89,8 @@ class Fleet:
         """Batches of `count` training samples an epoch, drawn anew for each: epoch -> (x, `label(drawn)`) in turn."""
         import tensorflow as tf
 
+        from common.training.batches import assembled
+
         sampler = self.sampler(TRAIN)
         layout, steps = self.layout, max(count // batch_size, 1)
         with tf.device("CPU"):
@@ -114,8 +116,7 @@ class Fleet:
             profiles = np.zeros((steps, batch_size, layout.sides, 0), np.float32)
             if layout.profile:
                 profiles = self._profiles(drawn)[order].reshape(steps, batch_size, layout.sides, -1)
-            dataset = tf.data.Dataset.from_tensor_slices((rows, y, profiles))
-            return dataset.map(assemble, num_parallel_calls=2, deterministic=True).prefetch(2)
+            return assembled(rows, y, profiles, assemble=assemble)
 
         return epoch_batches
 

@@ -1,4 +1,4 @@
-"""Changed pictures of items: towards a class, towards everybody's taste, and the controls beside them."""
+"""Changed images of items: towards a class, towards everybody's taste, and the controls beside them."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -30,7 +30,7 @@ Kind = Literal["fgsm", "pgd", "cw", "insa", "noise", "swap"]
 
 class Listed(NamedTuple):
     """What tells an attack from others: whether it has an L-inf budget, whether it aims at a class, and whether it is a
-    control, that looks at no network: noise of the same budget, and real pictures of the target class."""
+    control, that looks at no network: noise of the same budget, and real images of the target class."""
 
     budgeted: bool = True
     aimed: bool = True
@@ -51,8 +51,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _BATCH = 64
 
 
-class PictureAttack:
-    """How pictures are changed by one network's gradients.
+class ImageAttack:
+    """How images are changed by one network's gradients.
 
     `eps`: L-inf, in [0, 1], scalar or one for each channel. `steps` of eps / 6 for PGD and INSA, as in the original;
     `direction` float32 (D,): the gradient of the mean user's score by an item's features, for INSA.
@@ -84,9 +84,9 @@ class PictureAttack:
             "constant": cw_weight,
         }
 
-    def __call__(self, pictures: np.ndarray, target: int, index: np.ndarray) -> np.ndarray:
-        """`pictures` uint8 (n, H, W, C) of the items `index` (n,), changed towards the class `target`: uint8, as a file
-        holds them. What an item's picture becomes does not depend on those beside it."""
+    def __call__(self, images: np.ndarray, target: int, index: np.ndarray) -> np.ndarray:
+        """`images` uint8 (n, H, W, C) of the items `index` (n,), changed towards the class `target`: uint8, as a file
+        holds them. What an item's image becomes does not depend on those beside it."""
         budget = {"eps": self.eps, "alpha": self.eps / 6, "steps": self.steps}
         attack = {
             "fgsm": partial(fgsm, self.model, eps=self.eps, targeted=True),
@@ -95,13 +95,13 @@ class PictureAttack:
             "insa": partial(insa, self.model, direction=self.direction, eps=self.eps, steps=self.steps),
             "noise": partial(random_sign_noise, self.model, eps=self.eps, seed=self.seed, index=index),
         }[self.kind]
-        x, wanted = as_float(tf.constant(pictures)).numpy(), np.full(len(pictures), target, np.int32)
+        x, wanted = as_float(tf.constant(images)).numpy(), np.full(len(images), target, np.int32)
         return np.rint(attack_dataset(attack, x, wanted, batch_size=_BATCH).x * 255).astype(np.uint8)
 
 
 @named
 def insa(model: keras.Model, x: Tensor, *, direction: Tensor, eps: Tensor, steps: int) -> Bound:
-    """Pictures `x` (B, H, W, C) in [0, 1] whose features lie as far as possible along `direction` (D,), by `steps` of
+    """Images `x` (B, H, W, C) in [0, 1] whose features lie as far as possible along `direction` (D,), by `steps` of
     eps / 6 within `eps` (L-inf): they raise the mean user's score itself, not a class (AIP, Liu & Larson 2021, insider
     attack). Of all steps the best is kept."""
     inputs = {"x": x, "direction": direction[None], "eps": eps, "alpha": eps / 6, "steps": steps}
@@ -119,6 +119,6 @@ def _along(model: keras.Model, inputs: Inputs) -> Objective:
 
 
 def stand_ins(candidates: np.ndarray, index: np.ndarray, seed: int) -> np.ndarray:
-    """For each item of `index` (n,) one of the items `candidates` (m,), whose real picture is to take its place:
+    """For each item of `index` (n,) one of the items `candidates` (m,), whose real image is to take its place:
     what an attack may be measured by, and can surpass. Who stands in for an item does not depend on the others."""
     return np.random.default_rng([seed, 0xCE11]).permutation(candidates)[np.asarray(index) % len(candidates)]

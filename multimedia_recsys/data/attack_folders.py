@@ -1,4 +1,4 @@
-"""Attacked pictures as files: `<attack>_<origin>_<target>_<budget>_images/` with pictures, classes and features."""
+"""Attacked images as files: `<attack>_<origin>_<target>_<budget>_images/` with images, classes and features."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.datasets.images import read_picture, write_png
+from common.datasets.images import read_image, write_png
 from common.errors import UserError, one_line
 from common.files import inside, png_names
 from common.progress import blocks, track
@@ -14,13 +14,13 @@ from multimedia_recsys.data.catalogues import Shop
 from multimedia_recsys.data.categories import Pair
 from multimedia_recsys.data.looks import Looks, read_looks
 
-# Pictures that are changed and written together: what an interruption costs at most.
+# Images that are changed and written together: what an interruption costs at most.
 _CHUNK = 64
 
 
 class Attack(NamedTuple):
     """A finished attack: its `name`, its classes `pair`, the attacked `items` int64 (m,), `features` float32 (N, D) of
-    all items and `label` int32 (N,), their classes after it; `folder`, where its pictures lie."""
+    all items and `label` int32 (N,), their classes after it; `folder`, where its images lie."""
 
     name: str
     pair: Pair
@@ -30,38 +30,38 @@ class Attack(NamedTuple):
     folder: Path
 
 
-def write_pictures(
+def write_images(
     folder: Path, shop: Shop, items: np.ndarray, change: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> None:
-    """Write `change(pictures, items)` uint8 (n, H, W, 3) for all `items` as PNG; those that are there already stay.
+    """Write `change(images, items)` uint8 (n, H, W, 3) for all `items` as PNG; those that are there already stay.
 
-    Errors: `UserError` for a picture whose name would leave the folder.
+    Errors: `UserError` for an image whose name would leave the folder.
     """
-    paths = picture_paths(folder, shop, items)
+    paths = image_paths(folder, shop, items)
     missing = np.array([item for item, path in paths.items() if not path.is_file()], np.int64)
     for rows in blocks(len(missing), _CHUNK, "changing"):
         chunk = missing[rows]
-        for item, picture in zip(chunk, change(shop.pictures.read(chunk), chunk), strict=True):
-            write_png(paths[int(item)], picture)
+        for item, image in zip(chunk, change(shop.images.read(chunk), chunk), strict=True):
+            write_png(paths[int(item)], image)
 
 
-def read_pictures(folder: Path, shop: Shop, items: np.ndarray) -> np.ndarray:
-    """What `write_pictures` wrote, as the files hold it: uint8 (m, H, W, 3)."""
-    paths = picture_paths(folder, shop, items)
-    pictures = [read_picture(path).rgb for path in track(list(paths.values()), "reading")]
-    if any(picture.shape != shop.pictures.shape for picture in pictures):
-        raise UserError(f"{folder}: pictures of another size than the shop's; make them by the same --image-size")
-    return np.stack(pictures)
+def read_images(folder: Path, shop: Shop, items: np.ndarray) -> np.ndarray:
+    """What `write_images` wrote, as the files hold it: uint8 (m, H, W, 3)."""
+    paths = image_paths(folder, shop, items)
+    images = [read_image(path).rgb for path in track(list(paths.values()), "reading")]
+    if any(image.shape != shop.images.shape for image in images):
+        raise UserError(f"{folder}: images of another size than the shop's; make them by the same --image-size")
+    return np.stack(images)
 
 
-def picture_paths(folder: Path, shop: Shop, items: np.ndarray) -> dict[int, Path]:
-    """Where the changed picture of each of `items` is written, each in a file of its own that cannot leave `folder`."""
+def image_paths(folder: Path, shop: Shop, items: np.ndarray) -> dict[int, Path]:
+    """Where the changed image of each of `items` is written, each in a file of its own that cannot leave `folder`."""
     names = png_names([Path(name).name for name in shop.file_names])
     return {int(item): inside(folder, names[item]) for item in items}
 
 
 def read_attack(folder: Path, pair: Pair, file_names: Sequence[str]) -> Attack:
-    """The attack from one class to another in `folder`, on a shop whose items' pictures have these names.
+    """The attack from one class to another in `folder`, on a shop whose items' images have these names.
 
     Errors: `UserError` for one of another shop.
     """

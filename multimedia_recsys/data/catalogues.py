@@ -1,4 +1,4 @@
-"""Shops: pictures of items 0 to N-1, and who had to do with which."""
+"""Shops: images of items 0 to N-1, and who had to do with which."""
 
 import functools
 import hashlib
@@ -11,21 +11,21 @@ from typing import NamedTuple
 import numpy as np
 
 from common import datasets
-from common.datasets.images import SUFFIXES, list_pictures, read_picture, visible
+from common.datasets.images import SUFFIXES, list_images, read_image, visible
 from common.errors import UserError
 from multimedia_recsys.data import interactions as feedback_files
 from multimedia_recsys.data.interactions import Interactions, simulated
 from multimedia_recsys.data.products import CATEGORIES, products
 
 EMBEDDED = "catalogue"
-# Where the original layout keeps pictures.
+# Where the original layout keeps images.
 IMAGES = "original_images/images"
-# The sides of pictures that are looked at with ImageNet weights.
+# The sides of images that are looked at with ImageNet weights.
 SIZE = 224
 
 
-class Pictures:
-    """The pictures of items 0 to N-1, held in memory or read when they are looked at."""
+class Images:
+    """The images of items 0 to N-1, held in memory or read when they are looked at."""
 
     def __init__(self, source: np.ndarray | Sequence[Path], size: int | None = None) -> None:
         """`source`: uint8 (N, H, W, C), or files, brought to `size` x `size`."""
@@ -43,19 +43,19 @@ class Pictures:
         """uint8 (R, H, W, C). Errors: `UserError` naming a damaged file."""
         if isinstance(self._source, np.ndarray):
             return self._source[rows]
-        return np.stack([datasets.scaled(read_picture(self._source[row]).rgb, self._size) for row in rows])
+        return np.stack([datasets.scaled(read_image(self._source[row]).rgb, self._size) for row in rows])
 
 
 @dataclass(frozen=True, eq=False)
 class Shop:
     """Items, feedback, and the shop's own `category` of each item, int32 (N,), where it is known.
 
-    `file_names`: of each item's picture; `sha256` over all of it (of folders: over the feedback, and names and sizes of
-    the pictures).
+    `file_names`: of each item's image; `sha256` over all of it (of folders: over the feedback, and names and sizes of
+    the images).
     """
 
     name: str
-    pictures: Pictures
+    images: Images
     feedback: Interactions
     file_names: tuple[str, ...]
     sha256: str
@@ -64,7 +64,7 @@ class Shop:
 
 
 class Training(NamedTuple):
-    """Pictures uint8 (n, H, W, 3) and labels int32 (n,) that a classifier is trained and tested on: of the drawn
+    """Images uint8 (n, H, W, 3) and labels int32 (n,) that a classifier is trained and tested on: of the drawn
     catalogue and of fashion_mnist others than the items', of an image folder the items' own."""
 
     x_train: np.ndarray
@@ -86,7 +86,7 @@ def load_shop(
 ) -> Shop:
     """The shop called `dataset`, or in that folder: of the original layout or, with `interactions`, one of images.
 
-    `image_size`: pixels a side to which pictures of folders are brought, by default 224; `n_items` and `n_users` of
+    `image_size`: pixels a side to which images of folders are brought, by default 224; `n_items` and `n_users` of
     the drawn catalogue and of fashion_mnist.
 
     Errors: `UserError` for an unknown name and whatever is wrong with its files.
@@ -94,7 +94,7 @@ def load_shop(
     if dataset in (EMBEDDED, "fashion_mnist"):
         for name, value in (("interactions", interactions), ("image-size", image_size)):
             if value is not None:
-                raise UserError(f"--{name}: is for folders of pictures; leave it out")
+                raise UserError(f"--{name}: is for folders of images; leave it out")
         if dataset == EMBEDDED:
             return _drawn(n_items, n_users, seed)
         return _clothes(data_dir, n_items, n_users, seed)
@@ -148,7 +148,7 @@ def _drawn(n_items: int, n_users: int, seed: int) -> Shop:
 
 
 def _clothes(data_dir: Path, n_items: int, n_users: int, seed: int) -> Shop:
-    """Test pictures of Fashion-MNIST; beside the category, users like light or dark and small or large ones."""
+    """Test images of Fashion-MNIST; beside the category, users like light or dark and small or large ones."""
     data = datasets.load("fashion_mnist", data_dir=data_dir, n_train=1, n_test=n_items)
     ink = data.x_test.astype(np.float32).reshape(len(data.x_test), -1)
     traits = [ink.sum(axis=1) / np.maximum((ink > 32).sum(axis=1), 1), (ink > 32).mean(axis=1)]
@@ -158,7 +158,7 @@ def _clothes(data_dir: Path, n_items: int, n_users: int, seed: int) -> Shop:
 
 
 def _in_colour(images: np.ndarray) -> np.ndarray:
-    """Grey pictures (N, H, W, 1) as (N, H, W, 3), so that files of attacked ones look like those of others."""
+    """Grey images (N, H, W, 1) as (N, H, W, 3), so that files of attacked ones look like those of others."""
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
 
 
@@ -168,7 +168,7 @@ def _in_memory(
     digest = hashlib.sha256(images.tobytes())
     _add_feedback(digest, feedback)
     files = tuple(f"{item}.png" for item in range(len(images)))
-    return Shop(name, Pictures(images), feedback, files, digest.hexdigest(), category, names)
+    return Shop(name, Images(images), feedback, files, digest.hexdigest(), category, names)
 
 
 def _layout(root: Path, seed: int, size: int) -> Shop:
@@ -180,30 +180,28 @@ def _layout(root: Path, seed: int, size: int) -> Shop:
         if not path.stem.isdecimal() or str(int(path.stem)) != path.stem:
             raise UserError(f"{path}: its name is no item; expected 0{path.suffix}, 1{path.suffix}, and so on")
         if int(path.stem) in found:
-            raise UserError(f"{path}: item {path.stem} has a second picture, {found[int(path.stem)].name}; remove one")
+            raise UserError(f"{path}: item {path.stem} has a second image, {found[int(path.stem)].name}; remove one")
         found[int(path.stem)] = path
     if not found:
-        raise UserError(f"{root / IMAGES}: holds no pictures; expected <item>.jpg")
+        raise UserError(f"{root / IMAGES}: holds no images; expected <item>.jpg")
     items = max(found) + 1
     for item in range(items):
         if item not in found:
-            raise UserError(
-                f"{root / IMAGES}: no picture of item {item}, but of {items - 1}; number items without gaps"
-            )
+            raise UserError(f"{root / IMAGES}: no image of item {item}, but of {items - 1}; number items without gaps")
     paths = [found[item] for item in range(items)]
     feedback = feedback_files.read_feedback(root, items, seed=seed)
     return _of_files(root, paths, feedback, size)
 
 
 def _folder(root: Path, interactions: Path, seed: int, size: int) -> Shop:
-    pictures, names = list_pictures(root, progress=True)
-    paths = [picture.path for picture in pictures]
+    images, names = list_images(root, progress=True)
+    paths = [image.path for image in images]
     stems = [path.name for path in paths]
     if len(set(stems)) < len(stems):
         double = next(name for name in stems if stems.count(name) > 1)
-        raise UserError(f"{root}: two pictures are called {double}; rename one, for an item is known by that name")
+        raise UserError(f"{root}: two images are called {double}; rename one, for an item is known by that name")
     feedback = feedback_files.read_named(interactions, stems, seed=seed)
-    category = np.array([picture.label for picture in pictures], np.int32)
+    category = np.array([image.label for image in images], np.int32)
     return _of_files(root, paths, feedback, size, category, names)
 
 
@@ -219,9 +217,9 @@ def _of_files(
     for path in paths:
         digest.update(os.fsencode(path.relative_to(root)) + f"\0{path.stat().st_size}\n".encode())
     _add_feedback(digest, feedback)
-    pictures = Pictures(paths, size)
+    images = Images(paths, size)
     files = tuple(path.name for path in paths)
-    return Shop(root.name, pictures, feedback, files, digest.hexdigest(), category, names)
+    return Shop(root.name, images, feedback, files, digest.hexdigest(), category, names)
 
 
 def _add_feedback(digest, feedback: Interactions) -> None:

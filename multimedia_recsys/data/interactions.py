@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 POSITIVES, TRAINING, TEST = "pos.txt", "trainingset.tsv", "testset.tsv"
 # Rows of feedback without a time have this one.
 _NO_TIME = 0.0
-# What an item of a file may be instead of the row of a picture.
+# What an item of a file may be instead of the row of an image.
 _ABSENT, _AMBIGUOUS = -1, -2
 
 
@@ -139,17 +139,17 @@ def read_pairs(path: Path, items: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     ids = [_whole(path, columns[name], name) for name in ("user", "item")]
     out = np.flatnonzero(ids[1] >= items)
     if len(out):
-        raise UserError(f"{path}:{out[0] + 1}: item {ids[1][out[0]]}; there are pictures of 0 to {items - 1}")
+        raise UserError(f"{path}:{out[0] + 1}: item {ids[1][out[0]]}; there are images of 0 to {items - 1}")
     return *ids, _times(path, columns.get("timestamp"), first_line=1)
 
 
 def read_named(path: Path, names: Sequence[str], *, seed: int) -> Interactions:
     """Feedback in a CSV with a header that has `user` and `item`, and `timestamp` if wanted; users have any ids, items
-    are among `names`, the pictures' (with their endings, or without where that names one picture).
+    are among `names`, the images' (with their endings, or without where that names one image).
 
     Ids are text, byte by byte as it stands in the file; bytes that are no UTF-8 as in names of files.
 
-    Errors: `UserError` naming file and line of an item without a picture or with two, and of a line without a user.
+    Errors: `UserError` naming file and line of an item without an image or with two, and of a line without a user.
     """
     import pandas as pd
 
@@ -164,7 +164,7 @@ def read_named(path: Path, names: Sequence[str], *, seed: int) -> Interactions:
     if len(nobody):
         raise UserError(f"{path}:{nobody[0] + 2}: names no user; correct or remove the line")
     item = _rows_of(columns["item"], names)
-    for rows, reason in ((item == _ABSENT, "has no picture"), (item == _AMBIGUOUS, "is the name of two pictures")):
+    for rows, reason in ((item == _ABSENT, "has no image"), (item == _AMBIGUOUS, "is the name of two images")):
         if rows.any():
             row = int(rows.argmax())
             remedy = "; write the ending too" if item[row] == _AMBIGUOUS else ""
@@ -177,7 +177,7 @@ def read_named(path: Path, names: Sequence[str], *, seed: int) -> Interactions:
 def _rows_of(item, names: Sequence[str]) -> np.ndarray:
     """Where each of a column of items stands among `names`, or what it is instead: int64 (n,)."""
     place: dict[str, int] = {}
-    # Whole names come last, so that they win over another picture's name without its ending.
+    # Whole names come last, so that they win over another image's name without its ending.
     for spelt in ([Path(name).stem for name in names], names):
         found: dict[str, int] = {}
         for row, name in enumerate(spelt):

@@ -1,4 +1,4 @@
-"""What a network made of all pictures of a shop, as files; and which network that is."""
+"""What a network made of all images of a shop, as files; and which network that is."""
 
 import csv
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from common.errors import UserError
 from common.files import replacing, write_text
 from multimedia_recsys.data.catalogues import Shop
 
-# The files of the original layout, and of attacked pictures the scale of the clean ones.
+# The files of the original layout, and of attacked images the scale of the clean ones.
 CLASSES, FEATURES, SCALE = "classes.csv", "features.npy", "scale.txt"
 _COLUMNS = ("ImageID", "ClassStr", "ClassNum", "Prob")
 
 
 class Seen(NamedTuple):
-    """What a network makes of pictures: `label` int32 (N,), its probability `prob` float32 (N,), `features` (N, D)."""
+    """What a network makes of images: `label` int32 (N,), its probability `prob` float32 (N,), `features` (N, D)."""
 
     label: np.ndarray
     prob: np.ndarray
@@ -33,11 +33,11 @@ class Looks(NamedTuple):
     features: np.ndarray
     names: tuple[str, ...]
     clean_scale: float | None = None
-    """Of attacked pictures: the scale of the clean ones."""
+    """Of attacked images: the scale of the clean ones."""
 
     @property
     def scale(self) -> float:
-        """The largest absolute feature, by which recommenders divide: always that of the clean pictures, so that an
+        """The largest absolute feature, by which recommenders divide: always that of the clean images, so that an
         attacked one rescales no other item."""
         return max(float(np.abs(self.features).max()), 1e-12) if self.clean_scale is None else self.clean_scale
 
@@ -63,7 +63,7 @@ def write_looks(folder: Path, shop: Shop, seen: Seen, names: Sequence[str], star
 
 
 def read_looks(folder: Path, file_names: Sequence[str]) -> Looks:
-    """What `write_looks` wrote, for a shop whose items' pictures have these names.
+    """What `write_looks` wrote, for a shop whose items' images have these names.
 
     Errors: `UserError` naming a file that is missing, damaged or of another shop, and the line of an item that is not
     in its place: `features.npy` says by its order alone whose features a row holds.

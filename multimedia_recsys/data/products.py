@@ -1,9 +1,9 @@
-"""Seeded pictures of products: twelve categories in eight colours and four styles, on the pale ground of a shop.
+"""Seeded images of products: twelve categories in eight colours and four styles, on the pale ground of a shop.
 
-They stand in for a shop's photographs where none can be had. A product keeps its category, colour, style and cut; a
-picture adds pose, light and noise.
+They stand in for a shop's photographs where none can be had. A product keeps its category, colour, style and cut; an
+image adds pose, light and noise.
 
-The difficulty was fixed once, on clean accuracy alone: trained for 8 epochs on 3,000 pictures of 48 x 48 of seed 0, a
+The difficulty was fixed once, on clean accuracy alone: trained for 8 epochs on 3,000 images of 48 x 48 of seed 0, a
 `small_cnn` of three blocks is right on 0.924 of 1,000 others, one of four blocks on 0.965.
 """
 
@@ -45,9 +45,9 @@ _SHADES = np.array(
 )
 # Supersampling of the outlines, and corners of an ellipse.
 _FINE, _ROUND = 4, 24
-# How far corners depart from a category's pattern, in shares of the picture's side, and how wide products may be cut.
+# How far corners depart from a category's pattern, in shares of the image's side, and how wide products may be cut.
 CUT, STRETCH = 0.04, 0.3
-# Pose: turn in degrees, shift and size in shares of the side. Light: slope over the picture. Noise: deviation, of 1.
+# Pose: turn in degrees, shift and size in shares of the side. Light: slope over the image. Noise: deviation, of 1.
 TURN, SHIFT, SIZE, LIGHT, NOISE = 35.0, 0.08, (0.5, 1.0), 0.3, 0.07
 
 Point = tuple[float, float]
@@ -67,7 +67,7 @@ class Products(NamedTuple):
 def products(count: int, *, seed: int, size: int = 48, split: str = "catalogue") -> Products:
     """`count` products, the first ones of a sequence that `seed` and `split` fix: other splits hold other products.
 
-    Errors: `UserError` for fewer than one, pictures of under 16 pixels, and a negative seed.
+    Errors: `UserError` for fewer than one, images of under 16 pixels, and a negative seed.
     """
     if count < 1 or size < 16 or seed < 0:
         raise UserError(f"products: count {count}, size {size}, seed {seed}; expected at least 1, 16 and 0")
@@ -77,11 +77,11 @@ def products(count: int, *, seed: int, size: int = 48, split: str = "catalogue")
     for row in range(count):
         rng = np.random.default_rng([seed, word, row])
         traits[:, row] = [rng.integers(len(names)) for names in (CATEGORIES, COLOURS, STYLES)]
-        images[row] = _picture(*traits[:, row], size, rng)
+        images[row] = _image(*traits[:, row], size, rng)
     return Products(images, *traits)
 
 
-def _picture(category: int, colour: int, style: int, size: int, rng: np.random.Generator) -> np.ndarray:
+def _image(category: int, colour: int, style: int, size: int, rng: np.random.Generator) -> np.ndarray:
     """uint8 (size, size, 3)."""
     place = _pose(rng)
     wide, tall = rng.uniform(1 - STRETCH, 1 + STRETCH, 2)
@@ -148,7 +148,7 @@ def _round(x: float, y: float, wide: float, tall: float) -> tuple[Point, ...]:
     return tuple(zip((x + wide * np.cos(turn)) / 100, (y + tall * np.sin(turn)) / 100, strict=True))
 
 
-# In hundredths of the picture's side, y down. Neighbours differ by a part only: a jumper has sleeves, a dress a top.
+# In hundredths of the image's side, y down. Neighbours differ by a part only: a jumper has sleeves, a dress a top.
 _PATTERNS: dict[str, tuple[Part, ...]] = {
     "shirt": (
         ("main", _corners("35 20  65 20  90 34  82 48  70 42  70 85  30 85  30 42  18 48  10 34")),

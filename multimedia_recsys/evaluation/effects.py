@@ -1,4 +1,4 @@
-"""What changed pictures do to the lists: to the classes, and to the very items."""
+"""What changed images do to the lists: to the classes, and to the very items."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from multimedia_recsys.models.recommenders import Factors
 
 
 class Standing(NamedTuple):
-    """Where the attacked items stand with one recommender and one set of pictures.
+    """Where the attacked items stand with one recommender and one set of images.
 
     `chr_origin`, `ncdcg_origin`, `chr_target`: of the attack's classes. `item_rate` float64 (m,): in which share of the
     lists each attacked item is. `item_rank` (m,): its mean rank, from 0, over the users who do not have it.

@@ -1,4 +1,4 @@
-"""The network that looks at pictures: classes for the attack, features for the recommender."""
+"""The network that looks at images: classes for the attack, features for the recommender."""
 
 from collections.abc import Callable
 
@@ -12,11 +12,11 @@ from common.attacks.compile import compiled
 from common.errors import UserError
 from common.models import flat, halves, places
 from common.progress import blocks
-from multimedia_recsys.data.catalogues import Pictures
+from multimedia_recsys.data.catalogues import Images
 from multimedia_recsys.data.looks import Seen
 
 Tensor = tf.Tensor
-# Pictures that are read and looked at together.
+# Images that are read and looked at together.
 _BLOCK = 256
 
 
@@ -29,24 +29,23 @@ def feature_model(model: keras.Model) -> keras.Model:
 
 
 def features_at(model: keras.Model) -> Callable[[Tensor], Tensor]:
-    """Pictures (B, H, W, C) in [0, 1] -> features (B, D), in inference mode."""
+    """Images (B, H, W, C) in [0, 1] -> features (B, D), in inference mode."""
     forward = inference(feature_model(model))
     return lambda x: tf.cast(forward(x), tf.float32)
 
 
-def look(model: keras.Model, pictures: np.ndarray, *, batch_size: int = 64, progress: bool = False) -> Seen:
-    """Class, probability and features of `pictures` uint8 (N, H, W, C); `progress` is shown if it takes long."""
-    signature = [tf.TensorSpec([None, *pictures.shape[1:]], tf.uint8)]
-    answer = compiled(model, ("look", pictures.shape[1:]), _look, signature)
-    found = [answer(pictures[rows]) for rows in blocks(len(pictures), batch_size, "features", shown=progress)]
+def look(model: keras.Model, images: np.ndarray, *, batch_size: int = 64, progress: bool = False) -> Seen:
+    """Class, probability and features of `images` uint8 (N, H, W, C); `progress` is shown if it takes long."""
+    signature = [tf.TensorSpec([None, *images.shape[1:]], tf.uint8)]
+    answer = compiled(model, ("look", images.shape[1:]), _look, signature)
+    found = [answer(images[rows]) for rows in blocks(len(images), batch_size, "features", shown=progress)]
     return Seen(*(np.concatenate([block[place].numpy() for block in found]) for place in range(3)))
 
 
-def see(model: keras.Model, pictures: Pictures) -> Seen:
-    """What `model` makes of all `pictures`, a block in memory at a time."""
+def see(model: keras.Model, images: Images) -> Seen:
+    """What `model` makes of all `images`, a block in memory at a time."""
     found = [
-        look(model, pictures.read(np.arange(rows.start, rows.stop)))
-        for rows in blocks(len(pictures), _BLOCK, "features")
+        look(model, images.read(np.arange(rows.start, rows.stop))) for rows in blocks(len(images), _BLOCK, "features")
     ]
     return Seen(*map(np.concatenate, zip(*found, strict=True)))
 

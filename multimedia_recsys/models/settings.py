@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 Kind = Literal["vbpr", "amr", "bprmf", "popularity"]
 KINDS: tuple[Kind, ...] = ("vbpr", "amr", "bprmf", "popularity")
 VISUAL: tuple[Kind, ...] = ("vbpr", "amr")
-"""Those that look at pictures, and can be attacked through them."""
+"""Those that look at images, and can be attacked through them."""
 
 
 class Settings(NamedTuple):

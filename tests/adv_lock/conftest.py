@@ -13,7 +13,7 @@ def workplace(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def scenes():
-    """Sixty training and twenty test pictures, of 32 x 32 pixels as all that is locked here but photographs."""
+    """Sixty training and twenty test images, of 32 x 32 pixels as all that is locked here but photographs."""
     from common import datasets
 
     return datasets.load("scenes", n_train=60, n_test=20)

@@ -39,19 +39,19 @@ def stored(run, name):
 
 
 @pytest.mark.parametrize("method", ["basic", "mixup", "horiz", "mixandcat"])
-def test_stored_pictures_keep_the_budget_and_the_reported_success(
+def test_stored_images_keep_the_budget_and_the_reported_success(
     tmp_path, store, lock_scenes, scenes, classifier, method
 ):
     """F4, B13: budget and success are recomputed from the file as a stranger reads it."""
     report = lock_scenes(method, tmp_path, store)
     key = locked.read_key(tmp_path / "key.npz")
     for split, x, y in (("train", scenes.x_train, scenes.y_train), ("test", scenes.x_test, scenes.y_test)):
-        pictures = stored(tmp_path, f"x_{split}")
-        assert pictures.dtype == np.uint8
-        assert mixing.distances(x, pictures).max() <= 1.0
-        assert (pictures != x).any(axis=(1, 2, 3)).all()
+        images = stored(tmp_path, f"x_{split}")
+        assert images.dtype == np.uint8
+        assert mixing.distances(x, images).max() <= 1.0
+        assert (images != x).any(axis=(1, 2, 3)).all()
         classes = y if split == "train" else predictions.predict(classifier, x)
-        hits = (predictions.predict(classifier, pictures) == key.class_maps[:, classes]).any(axis=0)
+        hits = (predictions.predict(classifier, images) == key.class_maps[:, classes]).any(axis=0)
         assert (report.of("success", split) == hits).all()
         assert (stored(tmp_path, f"y_{split}") == y).all()
     assert report.of("share").max() <= 1.0
@@ -86,7 +86,7 @@ def test_methods_share_attacks(tmp_path, lock_scenes, classifier):
     store = tmp_path / "store"
     count = lambda: len(list(store.rglob("*.npz")))  # noqa: E731
     lock_scenes("mixandcat", tmp_path / "all", store)
-    # Five blocks of 25 (60 and 20 pictures) towards four maps.
+    # Five blocks of 25 (60 and 20 images) towards four maps.
     assert count() == 4 * 4
     for method in ("basic", "mixup", "horiz"):
         lock_scenes(method, tmp_path / method, store)
@@ -127,7 +127,7 @@ def test_an_interrupted_lock_leaves_its_attacks_and_nothing_to_share(tmp_path, l
 
 
 def test_the_thief_never_sees_the_originals(tmp_path, store, lock_scenes, scenes):
-    """The training pictures are the shared ones, bit by bit; the reference's are the originals, by the key."""
+    """The training images are the shared ones, bit by bit; the reference's are the originals, by the key."""
     lock_scenes("basic", tmp_path, store)
     data = locked.read_locked(tmp_path, 32)
     assert (data.locked_train == stored(tmp_path, "x_train")).all() and (data.locked_train != scenes.x_train).any()
@@ -137,7 +137,7 @@ def test_the_thief_never_sees_the_originals(tmp_path, store, lock_scenes, scenes
 
 
 def test_transfer_is_to_the_class_that_was_written(tmp_path, store, lock_scenes, scenes, classifier):
-    """Test pictures are locked by what the base classifier answers, which is not always their label."""
+    """Test images are locked by what the base classifier answers, which is not always their label."""
     lock_scenes("basic", tmp_path, store)
     data = locked.read_locked(tmp_path, 32)
     answers = predictions.predict(classifier, scenes.x_test)
@@ -149,11 +149,11 @@ def test_transfer_is_to_the_class_that_was_written(tmp_path, store, lock_scenes,
     assert found["transfer_success"] == np.mean(seen == data.written_test) > by_label
 
 
-def test_another_key_and_damaged_pictures_are_refused(workplace, store, lock_scenes):
+def test_another_key_and_damaged_images_are_refused(workplace, store, lock_scenes):
     for name, seed in (("run", 0), ("other", 1)):
         lock_scenes("basic", workplace / name, store, seed=seed)
     run = workplace / "run"
-    with pytest.raises(UserError, match="not the key of these pictures"):
+    with pytest.raises(UserError, match="not the key of these images"):
         unlock(unlock.options(lock_data=run, key=workplace / "other/key.npz", name="wrong"))
     assert not (workplace / "runs/adv_lock/unlock/wrong/original/original.npz").exists()
     shared = run / "locked/locked.npz"
@@ -195,7 +195,7 @@ def test_bad_options_are_refused(workplace, base_model, settings, message):
     assert not (workplace / "runs").exists() or not list((workplace / "runs").rglob("config.yaml"))
 
 
-def test_a_base_model_found_by_default_must_have_learnt_from_the_same_pictures(workplace, classifier, monkeypatch):
+def test_a_base_model_found_by_default_must_have_learnt_from_the_same_images(workplace, classifier, monkeypatch):
     def saved(options, run):
         checkpoints.save_model(classifier, run.folder / "model.keras")
 
@@ -228,7 +228,7 @@ def test_models_that_hide_their_softmax_are_refused(workplace):
 
 
 def test_a_reference_of_another_recipe_is_refused(workplace, store, lock_scenes, monkeypatch):
-    """A thief and what it is compared with: one recipe, the same pictures, and the originals for the other."""
+    """A thief and what it is compared with: one recipe, the same images, and the originals for the other."""
     source, other = workplace / "source", workplace / "other"
     lock_scenes("basic", source, store)
     lock_scenes("horiz", other, store)

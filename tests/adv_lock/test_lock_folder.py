@@ -14,14 +14,14 @@ from adv_lock.data.locked import read_key, read_locked
 from adv_lock.lock import lock
 from adv_lock.unlock import unlock
 from common import datasets
-from common.datasets.images import PicturePath, read_picture
+from common.datasets.images import ImagePath, read_image
 from common.errors import UserError
 
 LOCK = {"steps": 2, "attack_lr": 0.5, "eps": 1.0}
 ORIENTATION = 0x0112
 
 
-def picture(seed, height, width, channels=3):
+def image(seed, height, width, channels=3):
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 256, (4, 4, channels), np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
@@ -37,14 +37,14 @@ def drawn(root):
     for name in ("cat", "dog"):
         (root / name).mkdir(parents=True)
         for i in range(4):
-            Image.fromarray(picture(i, 40, 60)).save(root / name / f"{i}.png")
+            Image.fromarray(image(i, 40, 60)).save(root / name / f"{i}.png")
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     exif[0x010F] = "Camera & Sons"
-    Image.fromarray(picture(7, 50, 70)).save(root / "cat" / "turned.jpg", exif=exif, quality=95)
-    Image.fromarray(picture(8, 48, 48, 4), "RGBA").save(root / "dog" / "alpha.png", pnginfo=_text("Title", "A dog"))
-    Image.fromarray(picture(9, 33, 35)).save(root / "dog" / "same.png")
-    Image.fromarray(picture(10, 35, 33)).save(root / "dog" / "same.jpg", quality=95)
+    Image.fromarray(image(7, 50, 70)).save(root / "cat" / "turned.jpg", exif=exif, quality=95)
+    Image.fromarray(image(8, 48, 48, 4), "RGBA").save(root / "dog" / "alpha.png", pnginfo=_text("Title", "A dog"))
+    Image.fromarray(image(9, 33, 35)).save(root / "dog" / "same.png")
+    Image.fromarray(image(10, 35, 33)).save(root / "dog" / "same.jpg", quality=95)
     return root
 
 
@@ -56,18 +56,18 @@ def _text(key, value):
 
 @pytest.fixture(scope="module")
 def attack(classifier_of_two):
-    """One for all locks without a script, so that it is compiled once for pictures of any size."""
+    """One for all locks without a script, so that it is compiled once for images of any size."""
     return targeted_attack(classifier_of_two, eps=1.0, alpha=0.5, steps=2)
 
 
 def lock_photos(root, folder, attack, *, log=lambda _: None, image_size=None):
     """Lock the photographs under `root` into `folder` without a script, their parts and attacks beside it."""
     parts, names = datasets.list_folder(root, seed=0)
-    pictures = [*parts["train"], *parts["test"]]
-    is_test = np.arange(len(pictures)) >= len(parts["train"])
+    images = [*parts["train"], *parts["test"]]
+    is_test = np.arange(len(images)) >= len(parts["train"])
     recipe = locking.Recipe("basic", 0.5, 0.5, class_maps("seeded", len(names), 1, 0), 1.0, 0, attack)
     places = (folder.with_name(folder.name + "_parts"), folder.with_name(folder.name + "_store"))
-    return locking.lock_pictures(root, pictures, is_test, names, recipe, folder, *places, log, image_size=image_size)
+    return locking.lock_images(root, images, is_test, names, recipe, folder, *places, log, image_size=image_size)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_sizes_alpha_and_metadata_are_kept(locked):
     check_locked(photos, run)
     assert report.of("share").max() <= 1.0
     (line,) = said
-    assert "locking 12 pictures" in line and "a picture" in line
+    assert "locking 12 images" in line and "an image" in line
 
 
 def check_locked(photos, run):
@@ -100,12 +100,12 @@ def check_locked(photos, run):
     assert len(names) == 12 and {entry["split"] for entry in manifest["files"]} == {"train", "test"}
     for name in names:
         source = _source(photos, name)
-        before, after = read_picture(source), read_picture(run / "locked" / name)
+        before, after = read_image(source), read_image(run / "locked" / name)
         assert after.rgb.shape == before.rgb.shape
         distance = mixing.distances(before.rgb[None], after.rgb[None])[0]
         assert 0 < distance <= mixing.budget(1.0, before.rgb.shape)
         assert (before.alpha is None) == (after.alpha is None)
-    assert read_picture(run / "locked/cat/turned.png").rgb.shape == (70, 50, 3)
+    assert read_image(run / "locked/cat/turned.png").rgb.shape == (70, 50, 3)
     turned = Image.open(run / "locked/cat/turned.png")
     assert turned.getexif()[0x010F] == "Camera & Sons" and turned.getexif().get(ORIENTATION, 1) == 1
     alpha = Image.open(run / "locked/dog/alpha.png")
@@ -126,11 +126,11 @@ def test_the_key_restores_the_decoded_pixels(locked):
     key = read_key(run / "key.npz")
     names, _ = listed_and_there(run)
     for name in names:
-        shared = read_picture(run / "locked" / name).rgb
-        assert (mixing.restore(shared, key.difference(name)) == read_picture(_source(photos, name)).rgb).all()
+        shared = read_image(run / "locked" / name).rgb
+        assert (mixing.restore(shared, key.difference(name)) == read_image(_source(photos, name)).rgb).all()
 
 
-def test_interruption_loses_no_finished_picture(tmp_path, locked, attack, monkeypatch):
+def test_interruption_loses_no_finished_image(tmp_path, locked, attack, monkeypatch):
     photos, whole, _, _ = locked
     real, calls = locking._lock_files, []
 
@@ -148,7 +148,7 @@ def test_interruption_loses_no_finished_picture(tmp_path, locked, attack, monkey
     lock_photos(photos, tmp_path / "run", attack)
     # Groups of one size and split, three of them finished before the interruption.
     groups = {
-        (read_picture(whole / "locked" / entry["file"]).rgb.shape, entry["split"])
+        (read_image(whole / "locked" / entry["file"]).rgb.shape, entry["split"])
         for entry in json.loads((whole / "locked/manifest.json").read_text())["files"]
     }
     assert len(calls) == len(groups) - 3 and len(groups) >= 5
@@ -156,7 +156,7 @@ def test_interruption_loses_no_finished_picture(tmp_path, locked, attack, monkey
         assert (whole / "locked" / name).read_bytes() == (tmp_path / "run/locked" / name).read_bytes()
 
 
-def test_pictures_of_an_earlier_try_are_not_shared(tmp_path, photos, attack, monkeypatch):
+def test_images_of_an_earlier_try_are_not_shared(tmp_path, photos, attack, monkeypatch):
     real, calls = locking._lock_files, []
 
     def interrupted(*args):
@@ -176,9 +176,9 @@ def test_pictures_of_an_earlier_try_are_not_shared(tmp_path, photos, attack, mon
     assert there == listed and len(listed) == 11
 
 
-def test_pictures_can_be_made_square(tmp_path, photos, attack):
+def test_images_can_be_made_square(tmp_path, photos, attack):
     lock_photos(photos, tmp_path / "run", attack, image_size=24)
-    assert {read_picture(path).rgb.shape for path in (tmp_path / "run").rglob("*.png")} == {(24, 24, 3)}
+    assert {read_image(path).rgb.shape for path in (tmp_path / "run").rglob("*.png")} == {(24, 24, 3)}
 
 
 def test_locked_folders_can_be_trained_on(locked):
@@ -191,8 +191,8 @@ def check_training_data(data):
     assert data.class_names == ("cat", "dog") and set(data.y_train) == {0, 1}
 
 
-def test_large_pictures_are_locked_few_at_a_time():
-    """What bounds the memory: a block has pictures of one size and split, and only so many pixels."""
+def test_large_images_are_locked_few_at_a_time():
+    """What bounds the memory: a block has images of one size and split, and only so many pixels."""
     sizes = [(1024, 1024)] * 7 + [(40, 60)] * 1203 + [(5000, 5000)] * 2
     is_test = np.arange(len(sizes)) % 3 == 0
     blocks = list(locking._blocks_of_one_size(sizes, is_test))
@@ -226,7 +226,7 @@ def test_the_script_keeps_sizes_alpha_and_metadata_and_cleans_up(scripted):
     assert results["metrics"]["l2_max"] <= 1.0
     assert not (run / "checkpoints").exists()
     log = (run / "log.txt").read_text()
-    assert "locking 12 pictures" in log and "a picture" in log
+    assert "locking 12 images" in log and "an image" in log
 
 
 @pytest.mark.slow
@@ -237,7 +237,7 @@ def test_unlock_restores_the_decoded_pixels(workplace, scripted):
     restored = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png"))
     assert len(restored) == 12
     for name in restored:
-        before, after = read_picture(_source(photos, name)), read_picture(out / name)
+        before, after = read_image(_source(photos, name)), read_image(out / name)
         assert (after.rgb == before.rgb).all()
         assert before.alpha is None or (after.alpha == before.alpha).all()
 
@@ -264,9 +264,7 @@ def test_a_resumed_run_ends_like_an_undisturbed_one(workplace, scripted, base_mo
 
 
 @pytest.mark.slow
-def test_a_run_resumed_with_fewer_and_square_pictures_shares_no_others(
-    workplace, photos, base_model_of_two, monkeypatch
-):
+def test_a_run_resumed_with_fewer_and_square_images_shares_no_others(workplace, photos, base_model_of_two, monkeypatch):
     monkeypatch.setattr(locking, "_BLOCK", 3)
     real, calls = locking._lock_files, []
 
@@ -287,12 +285,12 @@ def test_a_run_resumed_with_fewer_and_square_pictures_shares_no_others(
     locked_run(photos, base_model_of_two, **settings, resume=True)
     listed, there = listed_and_there(run)
     assert there == listed
-    assert {read_picture(path).rgb.shape for path in run.rglob("locked/*/*.png")} == {(24, 24, 3)}
+    assert {read_image(path).rgb.shape for path in run.rglob("locked/*/*.png")} == {(24, 24, 3)}
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch):
-    """Streamed: twice the pictures, the same peak of Python's own allocations (pixels are NumPy's, counted too)."""
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path, monkeypatch):
+    """Streamed: twice the images, the same peak of Python's own allocations (pixels are NumPy's, counted too)."""
 
     monkeypatch.setattr(locking, "_PIXELS_AT_ONCE", 512 * 512)
 
@@ -307,14 +305,14 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch)
         for name in ("a", "b"):
             (root / name).mkdir(parents=True)
             for i in range(count // 2):
-                Image.fromarray(picture(i, 512, 512)).save(root / name / f"{i}.jpg")
+                Image.fromarray(image(i, 512, 512)).save(root / name / f"{i}.jpg")
         parts, names = datasets.list_folder(root, seed=0)
-        pictures = [*parts["train"], *parts["test"]]
-        is_test = np.arange(len(pictures)) >= len(parts["train"])
+        images = [*parts["train"], *parts["test"]]
+        is_test = np.arange(len(images)) >= len(parts["train"])
         tracemalloc.start()
-        locking.lock_pictures(
+        locking.lock_images(
             root,
-            pictures,
+            images,
             is_test,
             names,
             recipe,
@@ -341,14 +339,14 @@ def refuse(photos, base_model_of_two, message):
 
 
 def test_a_text_file_named_png_is_refused(workplace, photos, base_model_of_two):
-    (photos / "cat/notes.png").write_text("no picture")
-    refuse(photos, base_model_of_two, "cat/notes.png: not a readable picture")
+    (photos / "cat/notes.png").write_text("no image")
+    refuse(photos, base_model_of_two, "cat/notes.png: not a readable image")
 
 
-def test_a_truncated_picture_is_refused(workplace, photos, base_model_of_two):
+def test_a_truncated_image_is_refused(workplace, photos, base_model_of_two):
     path = photos / "cat/turned.jpg"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    refuse(photos, base_model_of_two, "cat/turned.jpg: not a readable picture")
+    refuse(photos, base_model_of_two, "cat/turned.jpg: not a readable image")
 
 
 def test_one_class_is_refused(workplace, photos, base_model_of_two):
@@ -370,8 +368,8 @@ def test_the_budget_of_a_photograph_scales_with_its_size():
 def test_names_never_collide(tmp_path):
     (tmp_path / "a").mkdir()
     names = ["x.JPG", "x.jpg", "x.png", "x_jpg.png", "y.jpg"]
-    pictures = [PicturePath(tmp_path / "a" / name, 0, "a", 1, 1) for name in names]
-    locked = locking.locked_names(tmp_path, pictures)
+    images = [ImagePath(tmp_path / "a" / name, 0, "a", 1, 1) for name in names]
+    locked = locking.locked_names(tmp_path, images)
     assert len(set(locked)) == 5 and locked[-1] == "a/y.png" and locked[3] == "a/x_jpg.png"
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from adv_lock.attacks.class_maps import by_label, class_maps
-from adv_lock.attacks.locking import Recipe, lock_arrays, lock_pictures
+from adv_lock.attacks.locking import Recipe, lock_arrays, lock_images
 from adv_lock.attacks.targeted import Attack
 from adv_lock.data.locked import read_locked
 from adv_lock.lock import lock
 from adv_lock.unlock import unlock
 from common import datasets, files
-from common.datasets.images import list_pictures, read_picture, write_png
+from common.datasets.images import list_images, read_image, write_png
 
 
 def recipe_of(maps, targets):
@@ -83,13 +83,13 @@ def test_folders_with_names_that_are_no_utf_8_are_locked_and_restored(tmp_path):
             path = root / os.fsdecode(b"%b/%d\xe9.png" % (name, number))
             written[path] = rng.integers(20, 200, (12, 12, 3), dtype=np.uint8)
             write_png(path, written[path])
-    pictures, names = list_pictures(root)
-    is_test = np.arange(len(pictures)) % 2 == 1
+    images, names = list_images(root)
+    is_test = np.arange(len(images)) % 2 == 1
     run = tmp_path / "run"
     recipe = recipe_of(class_maps("seeded", 3, 1, 0), set())
-    lock_pictures(
+    lock_images(
         root,
-        pictures,
+        images,
         is_test,
         names,
         recipe,
@@ -101,7 +101,7 @@ def test_folders_with_names_that_are_no_utf_8_are_locked_and_restored(tmp_path):
     )
     found = read_locked(run, 12)
     assert found.class_names == names
-    originals = [written[picture.path] for picture, test in zip(pictures, is_test, strict=True) if test]
+    originals = [written[image.path] for image, test in zip(images, is_test, strict=True) if test]
     np.testing.assert_array_equal(found.original_test, np.stack(originals))
 
 
@@ -116,7 +116,7 @@ def test_the_scripts_take_folders_whose_names_are_no_utf_8(workplace, base_model
     unlock(unlock.options(lock_data=workplace / "runs/adv_lock/lock" / root.name, out=workplace / "back"))
     for path in root.rglob("*.png"):
         restored = workplace / "back" / "original" / path.relative_to(root)
-        np.testing.assert_array_equal(read_picture(restored).rgb, read_picture(path).rgb)
+        np.testing.assert_array_equal(read_image(restored).rgb, read_image(path).rgb)
 
 
 @pytest.mark.slow

@@ -46,22 +46,22 @@ def stored(run, name):
 
 
 def test_methods_share_attacks_in_the_store_that_is_named(runs):
-    """Five blocks of 25 (60 and 20 pictures) towards four maps."""
+    """Five blocks of 25 (60 and 20 images) towards four maps."""
     assert runs[2] == [4 * 4] * 4
 
 
 @pytest.mark.parametrize("method", ["basic", "mixup", "horiz", "mixandcat"])
-def test_reported_success_and_budget_are_those_of_the_stored_pictures(runs, scenes, classifier, method):
+def test_reported_success_and_budget_are_those_of_the_stored_images(runs, scenes, classifier, method):
     """F4, B13: budget and success are recomputed from the file as a stranger reads it."""
     folder, all_results, _ = runs
     run, metrics = folder / method, all_results[method]["metrics"]
     key = locked.read_key(run / "key.npz")
     for split, x, y in (("train", scenes.x_train, scenes.y_train), ("test", scenes.x_test, scenes.y_test)):
-        pictures = stored(run, f"x_{split}")
-        assert mixing.distances(x, pictures).max() <= 1.0
-        assert (pictures != x).any(axis=(1, 2, 3)).all()
+        images = stored(run, f"x_{split}")
+        assert mixing.distances(x, images).max() <= 1.0
+        assert (images != x).any(axis=(1, 2, 3)).all()
         classes = y if split == "train" else predictions.predict(classifier, x)
-        hits = (predictions.predict(classifier, pictures) == key.class_maps[:, classes]).any(axis=0)
+        hits = (predictions.predict(classifier, images) == key.class_maps[:, classes]).any(axis=0)
         assert metrics[f"success_{split}"] == pytest.approx(hits.mean())
         assert (stored(run, f"y_{split}") == y).all()
     assert metrics["l2_max"] <= 1.0

@@ -120,8 +120,8 @@ def test_folders_and_masks_from_boxes(tmp_path, monkeypatch):
         for part, count in (("train", 20), ("test", 8)):
             (tmp_path / "pets" / part / name).mkdir(parents=True)
             for number in range(count):
-                picture = rng.integers(level - 50, level + 50, (20, 20, 3), dtype=np.uint8)
-                Image.fromarray(picture).save(tmp_path / "pets" / part / name / f"{name}{number}.png")
+                image = rng.integers(level - 50, level + 50, (20, 20, 3), dtype=np.uint8)
+                Image.fromarray(image).save(tmp_path / "pets" / part / name / f"{name}{number}.png")
                 (tmp_path / "boxes").mkdir(exist_ok=True)
                 (tmp_path / "boxes" / f"{name}{number}.xml").write_text(box)
     trained = train.Options(dataset="pets", epochs=4, n_validation=4, batch_size=8, method="standard")
@@ -131,14 +131,14 @@ def test_folders_and_masks_from_boxes(tmp_path, monkeypatch):
     assert "iou_object_success" in results["metrics"]
 
 
-def test_pictures_of_one_channel_are_explained(tmp_path, monkeypatch):
+def test_images_of_one_channel_are_explained(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     arrays = {}
     for part, count in (("train", 40), ("test", 6)):
         labels = np.arange(count, dtype=np.uint8) % 2
-        pictures = rng.integers(100, size=(count, 16, 16), dtype=np.uint8) + 100 * labels[:, None, None]
-        arrays |= {f"x_{part}": pictures.astype(np.uint8), f"y_{part}": labels}
+        images = rng.integers(100, size=(count, 16, 16), dtype=np.uint8) + 100 * labels[:, None, None]
+        arrays |= {f"x_{part}": images.astype(np.uint8), f"y_{part}": labels}
     np.savez("digits.npz", **arrays)
     train.train(train.Options(dataset="digits.npz", epochs=2, n_validation=4, batch_size=8, augment="none"))
     results = explain.explain(explain.Options(dataset="digits.npz", n_test=3, n_drawn=2, lime_samples=40, segments=8))

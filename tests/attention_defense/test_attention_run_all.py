@@ -12,7 +12,7 @@ run_all: {methods: "aad,standard", few_methods: "aad_two_step,pgd", n_few: 100, 
 """
 # Clean accuracy, and what all attacks leave, by method, and by the further radius of PGD.
 LEFT = {"standard": (0.9, 0.0), "aad": (0.7, 0.3), "aad_two_step": (0.6, 0.2), "pgd": (0.5, 0.4), "pgd 4": (0.8, 0.1)}
-FEW = {f"{name}, 100 pictures" for name in ("aad_two_step", "pgd", "pgd at 4/255")}
+FEW = {f"{name}, 100 images" for name in ("aad_two_step", "pgd", "pgd at 4/255")}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_run_all_joins_its_parts(joined):
         assert results["metrics"][f"{method}_accuracy_pgd20"] == own["accuracy_pgd20"]
         clean = [row for row in table if row["model"] == method and row["metric"] == "clean_accuracy"]
         assert {row["split"] for row in clean} == {"test", "attacked"}
-    # Those on few pictures stand in the table alone.
+    # Those on few images stand in the table alone.
     assert {name.split("_accuracy")[0] for name in results["metrics"]} == {"standard", "aad", "minutes"}
     # What fools the standard one is shown to all others.
     assert {row["model"] for row in table if row["attack"] == "transfer"} == {"aad", *FEW}
@@ -83,7 +83,7 @@ def test_run_all_joins_its_parts(joined):
     assert results["data_sha256"] == "d" * 64 and (folder / "run_all/tiny/curves.png").stat().st_size > 5000
 
 
-def test_ways_on_few_pictures_have_their_number_and_radius(joined):
+def test_ways_on_few_images_have_their_number_and_radius(joined):
     folder, *_ = joined
     assert read_results(folder / "train/tiny/aad")["config"]["n_train"] == 400
     for place, eps in (("few/aad_two_step", 8 / 255), ("few/pgd", 8 / 255), ("few/pgd_4", 4 / 255)):

@@ -20,7 +20,7 @@ EPS = 8 / 255
 
 @pytest.fixture(scope="module")
 def case(model):
-    """Forty pictures of 8 bits, as floats, that an untrained network answers rightly; of most the object is known."""
+    """Forty images of 8 bits, as floats, that an untrained network answers rightly; of most the object is known."""
     rng = np.random.default_rng(0)
     x = rng.integers(256, size=(40, 16, 16, 3)).astype(np.float32) / np.float32(255)
     y = model(x).numpy().argmax(axis=1).astype(np.int32)
@@ -150,20 +150,20 @@ def test_a_strip_shows_both_maps_on_one_scale():
     assert np.allclose(strip[6], 0.5 + (attacked - clean))
 
 
-def test_a_picture_of_one_channel_is_explained_by_lime():
-    picture = np.full((16, 16, 1), 0.5, np.float32)
-    picture[4:8, 4:8] = 1
+def test_a_image_of_one_channel_is_explained_by_lime():
+    image = np.full((16, 16, 1), 0.5, np.float32)
+    image[4:8, 4:8] = 1
 
     def answer(batch):
         assert batch.shape[1:] == (16, 16, 1)
         bright = np.clip(2 * batch[:, 4:8, 4:8, 0] - 1, 0, 1).mean(axis=(1, 2))
         return np.stack([bright, 1 - bright], axis=1)
 
-    area = lime_area(answer, picture, 0, segments=16, features=1, samples=100, seed=3)
+    area = lime_area(answer, image, 0, segments=16, features=1, samples=100, seed=3)
     assert area.shape == (16, 16) and area[5, 5] and not area[10:].any()
 
 
-def test_masks_from_boxes_are_those_of_the_tested_pictures(tmp_path, run):
+def test_masks_from_boxes_are_those_of_the_tested_images(tmp_path, run):
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -174,8 +174,8 @@ def test_masks_from_boxes_are_those_of_the_tested_pictures(tmp_path, run):
         for part, count in (("train", 2), ("test", 3)):
             (tmp_path / "pets" / part / name).mkdir(parents=True)
             for number in range(count):
-                picture = Image.fromarray(rng.integers(256, size=(20, 20, 3), dtype=np.uint8))
-                picture.save(tmp_path / "pets" / part / name / f"{name}{number}.png")
+                image = Image.fromarray(rng.integers(256, size=(20, 20, 3), dtype=np.uint8))
+                image.save(tmp_path / "pets" / part / name / f"{name}{number}.png")
                 (tmp_path / "boxes" / f"{name}{number}.xml").write_text(box.format(below=below))
     given = {"dataset": str(tmp_path / "pets"), "boxes": tmp_path / "boxes"}
     tested = load_tested(analyse.analyse.options(**given), run)
@@ -276,7 +276,7 @@ def trained(tmp_path, monkeypatch):
 
 
 def test_a_run_of_the_same_folder_and_another_seed_is_no_model(trained):
-    """Another seed parts a folder otherwise: the model may have been trained on the pictures that it is tested on."""
+    """Another seed parts a folder otherwise: the model may have been trained on the images that it is tested on."""
     words = ["--config", "tiny.yaml", "--seed", "1", "--name", "again", "--model", str(trained)]
     with pytest.raises(UserError, match="was run with seed 0, this run has 1"):
         attack.attack(attack.attack.parse(words))

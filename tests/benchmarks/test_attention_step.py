@@ -11,14 +11,14 @@ OPTIONS = attention.Options(batch_size=4)
 
 @pytest.fixture(scope="module")
 def measured():
-    """Pictures, and the parts, which are compiled when they are first called."""
+    """Images, and the parts, which are compiled when they are first called."""
     x = tf.constant(np.random.default_rng(0).random((4, 16, 16, 3), np.float32))
     return x, attention._parts(OPTIONS, "small_cnn", x, tf.constant([0, 1, 2, 3]))
 
 
 def test_the_parts_are_those_of_the_step(measured):
     x, parts = measured
-    assert set(parts) == {"step", "attack", "classification", "hidden pictures", "maps", "update"}
+    assert set(parts) == {"step", "attack", "classification", "hidden images", "maps", "update"}
     assert float(tf.reduce_max(tf.abs(parts["attack"]() - x))) <= OPTIONS.eps + 1e-6
 
 

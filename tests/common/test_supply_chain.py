@@ -100,15 +100,15 @@ def pack(path, parts):
 def tar_with(path, member):
     from PIL import Image
 
-    picture = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "PNG")
     with tarfile.open(path, "w") as archive:
         for name in ("cat/a.png", "dog/a.png"):
             info = tarfile.TarInfo(name)
-            info.size = len(picture.getvalue())
-            archive.addfile(info, io.BytesIO(picture.getvalue()))
-        member.size = len(picture.getvalue()) if member.isreg() else 0
-        archive.addfile(member, io.BytesIO(picture.getvalue()))
+            info.size = len(image.getvalue())
+            archive.addfile(info, io.BytesIO(image.getvalue()))
+        member.size = len(image.getvalue()) if member.isreg() else 0
+        archive.addfile(member, io.BytesIO(image.getvalue()))
 
 
 def hard_link():

@@ -8,7 +8,7 @@ import pytest
 from common.errors import UserError
 from face_mter import ad_mnist
 from face_mter.ad_mnist import digit_pairs
-from face_mter.data.digits import load_digit_pictures
+from face_mter.data.digits import load_digit_images
 from tests.helpers.face_toys import linear_network
 
 SMALLEST = {"n_train": 160, "n_test": 90, "n_attack": 30, "far": 0.05, "emb_size": 8, "batch_size": 16, "steps": 2}
@@ -54,25 +54,25 @@ def test_both_models_are_attacked_alike(tmp_path, monkeypatch):
     assert asked == ["none", "mter"]
     none, mter = ([row | {"model": ""} for row in table if row["model"] == name] for name in asked)
     assert none == mter
-    data = load_digit_pictures(n_train=160, n_test=90)
+    data = load_digit_images(n_train=160, n_test=90)
     right = np.asarray(network(data.x_test / 255)).argmax(axis=1) == data.y_test
     assert results["metrics"]["clean_accuracy"] == pytest.approx(right.mean())
     assert results["metrics"]["clean_accuracy_n"] == 90 and results["metrics"]["accuracy_bim_0.2_n"] == 30
     # Stronger attacks, and larger budgets, take no fewer.
     value = {(row["attack"], row["eps"]): float(row["value"]) for row in mter if row["metric"] == "hit_rate"}
     assert value["clean", "0.0"] <= value["iftgsm", "0.1"] <= value["iftgsm", "0.2"] <= value["iftgsm", "0.3"]
-    with pytest.raises(UserError, match="--n-attack: 90 of 90 test pictures; leave some to calibrate"):
+    with pytest.raises(UserError, match="--n-attack: 90 of 90 test images; leave some to calibrate"):
         ad_mnist.ad_mnist(ad_mnist.Options(**SMALLEST | {"n_attack": 90}, name="too many"))
 
 
 def test_digits_are_split_once():
-    data = load_digit_pictures()
+    data = load_digit_images()
     assert data.x_train.shape == (1300, 8, 8, 1) and data.x_test.shape == (497, 8, 8, 1)
     assert data.x_train.dtype == np.uint8 and data.x_train.max() == 255 and data.classes == 10
     assert set(np.unique(data.y_test)) == set(range(10))
-    assert (load_digit_pictures(seed=3).x_test == data.x_test).all()
-    with pytest.raises(UserError, match="--n-train: digits has 1300 pictures"):
-        load_digit_pictures(n_train=1301)
+    assert (load_digit_images(seed=3).x_test == data.x_test).all()
+    with pytest.raises(UserError, match="--n-train: digits has 1300 images"):
+        load_digit_images(n_train=1301)
 
 
 def test_digit_pairs_are_of_different_digits():

@@ -70,17 +70,17 @@ def test_the_base_model_is_judged_the_same_at_all_three_thresholds(chain):
     assert at["hit_rate"] == at["hit_rate_base_threshold"] and len(at["hit_rate"]) >= 8
 
 
-def test_verify_of_pictures_and_clips(chain, monkeypatch, tmp_path):
+def test_verify_of_images_and_clips(chain, monkeypatch, tmp_path):
     from common.datasets.images import write_png
 
     folder, _ = chain
     monkeypatch.chdir(folder)
     faces = load_faces("portraits", image_size=16)
     for row in range(20 * 24):
-        person, picture = divmod(row, 20)
-        clip = tmp_path / faces.names[person] / f"clip{picture // 5}"
+        person, image = divmod(row, 20)
+        clip = tmp_path / faces.names[person] / f"clip{image // 5}"
         clip.mkdir(parents=True, exist_ok=True)
-        write_png(clip / f"{picture}.png", faces.images[row])
+        write_png(clip / f"{image}.png", faces.images[row])
     results = verify.verify_model(verify.Options(**PEOPLE, far=0.01, n_folded=6, clips=tmp_path))
     metrics = results["metrics"]
     assert {"verification_accuracy", "tar_at_far_1e-2", "threshold", "clip_accuracy", "mean_cosine"} <= set(metrics)

@@ -214,13 +214,13 @@ def test_a_list_can_be_used_again_and_must_fit(attack_run, tmp_path):
         attacked(tmp_path, name="wrong", attack_pairs=run / "pairs_itgsm.csv")
 
 
-def test_verify_of_pictures_and_clips(workplace, monkeypatch, tmp_path_factory):
+def test_verify_of_images_and_clips(workplace, monkeypatch, tmp_path_factory):
     clips = tmp_path_factory.mktemp("clips")
     for row in range(20 * 24):
-        person, picture = divmod(row, 20)
-        clip = clips / f"person_{person:04d}" / f"clip{picture // 5}"
+        person, image = divmod(row, 20)
+        clip = clips / f"person_{person:04d}" / f"clip{image // 5}"
         clip.mkdir(parents=True, exist_ok=True)
-        write_png(clip / f"{picture}.png", drawn_faces(24, 20).images[row])
+        write_png(clip / f"{image}.png", drawn_faces(24, 20).images[row])
     checkpoints.save_model(linear_network((16, 16, 3), 6), workplace / "any.keras")
     monkeypatch.setattr(verify, "load_checked", lambda *_, **__: SimpleNamespace(input_shape=(None, 16, 16, 3)))
     monkeypatch.setattr(people, "embed_all", pixels)
@@ -229,7 +229,7 @@ def test_verify_of_pictures_and_clips(workplace, monkeypatch, tmp_path_factory):
     metrics = results["metrics"]
     assert {"verification_accuracy", "tar_at_far_1e-2", "threshold", "clip_accuracy", "mean_cosine"} <= set(metrics)
     assert metrics["clip_accuracy_n"] == 120 and metrics["verification_accuracy_n"] == 120
-    # Means of five pictures say more than single ones.
+    # Means of five images say more than single ones.
     assert metrics["clip_accuracy"] > metrics["verification_accuracy"] > 0.5
     assert (workplace / "runs/face_mter/verify/demo" / results["artifacts"]["roc"]).exists()
 
@@ -240,7 +240,7 @@ def told(recipe, journal, faces, make, evaluate, **more):
     return model, [{"accuracy": 0.5, **evaluate(model)}]
 
 
-def test_models_of_other_people_or_pictures_are_refused(workplace, monkeypatch):
+def test_models_of_other_people_or_images_are_refused(workplace, monkeypatch):
     monkeypatch.setattr(fit, "fit_faces", told)
     train.train(train.Options(**PEOPLE, emb_size=8))
     own = workplace / "runs/face_mter/train/demo/model.keras"
@@ -248,7 +248,7 @@ def test_models_of_other_people_or_pictures_are_refused(workplace, monkeypatch):
         ad_face.ad_face(ad_face.Options(**PEOPLE | {"n_train": 5}, pretrained=own, name="five"))
     # Of a file elsewhere nobody knows how it was trained.
     model = shutil.copy(own, workplace / "elsewhere.keras")
-    with pytest.raises(UserError, match="takes pictures of 16 x 16 x 3, these are 32 x 32 x 3"):
+    with pytest.raises(UserError, match="takes images of 16 x 16 x 3, these are 32 x 32 x 3"):
         verify.verify_model(verify.Options(**PEOPLE | {"image_size": 32}, n_folded=6, model=model, name="large"))
 
 
@@ -289,5 +289,5 @@ def test_one_step_on_all_who_train(workplace, cast, paired):
     )
     assert model is network and len(history) == 1 and history[0]["seen"] == 1.0
     assert all((old != new).any() for old, new in zip(before, model.get_weights(), strict=True))
-    # 36 pictures, or pairs of a quarter of them: one batch, whatever was asked for.
+    # 36 images, or pairs of a quarter of them: one batch, whatever was asked for.
     assert (workplace / "metrics.csv").read_text().count("\n") == 2

@@ -18,7 +18,7 @@ LIMITS = {"linf": (1e-6, 0.0), "l2": (1e-7, 1e-5), "l1": (1e-6, 1e-4)}
 """Per norm the overshoot that float32 explains: absolute, relative to the budget (A1, A2)."""
 SHAPES = {1: (12,), 2: (3, 4), 4: (2, 3, 2, 1)}
 """Shapes of an example by its rank."""
-# Each rank is compiled anew: the default tier has that of pictures and trips.
+# Each rank is compiled anew: the default tier has that of images and trips.
 each_rank = pytest.mark.parametrize(
     "rank", [rank if rank == 4 else pytest.param(rank, marks=pytest.mark.slow) for rank in SHAPES]
 )

@@ -1,4 +1,4 @@
-"""Faces without pictures, for what is only about who is on them; few small ones, and a network that is none."""
+"""Faces without images, for what is only about who is on them; few small ones, and a network that is none."""
 
 import functools
 
@@ -9,7 +9,7 @@ from face_mter.data.portraits import portraits
 
 
 def faces_of(counts):
-    """`counts` pictures of one pixel of each of the people A_000, A_001, ..., in files like those of LFW."""
+    """`counts` images of one pixel of each of the people A_000, A_001, ..., in files like those of LFW."""
     names = tuple(f"A_{number:03d}" for number in range(len(counts)))
     person = np.repeat(np.arange(len(counts)), counts).astype(np.int32)
     files = tuple(

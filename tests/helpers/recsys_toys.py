@@ -85,10 +85,10 @@ def _attacked(options, run):
     reach = np.float32(20 * options.eps * (0.2 + SUCCESS[options.attack]))
     features[items] += reach * (looks.features[looks.label == target].mean(axis=0))
     folder = run.folder / f"{options.attack}_{origin}_{target}_eps{255 * options.eps:g}_images"
-    shift = np.random.default_rng(4).integers(-8, 9, size=(len(items), *shop().pictures.shape))
-    pictures = np.clip(shop().pictures.read(items) + shift, 0, 255).astype(np.uint8)
-    for item, picture in zip(items, pictures, strict=True):
-        write_png(folder / "images" / f"{item}.png", picture)
+    shift = np.random.default_rng(4).integers(-8, 9, size=(len(items), *shop().images.shape))
+    images = np.clip(shop().images.read(items) + shift, 0, 255).astype(np.uint8)
+    for item, image in zip(items, images, strict=True):
+        write_png(folder / "images" / f"{item}.png", image)
     write_looks(folder, shop(), Seen(label, prob, features), CATEGORIES, started=looks)
     write_text(folder / "items.csv", "".join(f"{item}\n" for item in items))
     run.artifact("images", folder)

@@ -8,6 +8,7 @@ from common.errors import UserError
 from common.evaluation.robustness import Entry, Examples, Outcome, union
 from common.runs.record import read_table
 from common.training import checkpoints
+from common.training.fit import BestEpoch
 from mobility_humid.attacks.trips import ATTACKS
 from mobility_humid.classification import classification
 from mobility_humid.classification_attack import classification_attack
@@ -16,7 +17,6 @@ from mobility_humid.fast_adversarial_train import fast_adversarial_train
 from mobility_humid.models.networks import Classifier
 from mobility_humid.siamese_attack import siamese_attack
 from mobility_humid.train import FittingOptions, network_arguments, train
-from mobility_humid.training.fit import BestEpoch
 from mobility_humid.training.tasks import CLASSIFICATION, SIAMESE
 from mobility_humid.training.verification import fix_threshold, watch
 from tests.helpers.trip_toys import SMALLEST, answers, verifier_file

@@ -63,7 +63,7 @@ def chain(tmp_path_factory):
 
 
 def classes(looks):
-    """Origin and target of an attack: the class that most pictures are taken for, and another one."""
+    """Origin and target of an attack: the class that most images are taken for, and another one."""
     most = np.argsort(np.bincount(looks.label, minlength=12))[::-1]
     return {"origin_class": str(most[0]), "target_class": str(most[1])}
 
@@ -103,7 +103,7 @@ def test_the_figures_of_run_all_are_those_of_its_parts(chain):
     assert metrics["chr_origin_clean"] in shares.values()
 
 
-def test_unchanged_pictures_leave_the_lists_as_they_are(chain, monkeypatch):
+def test_unchanged_images_leave_the_lists_as_they_are(chain, monkeypatch):
     """F7: the push of an attack that changes nothing is nothing, exactly."""
     folder, _ = chain
     monkeypatch.chdir(folder)
@@ -133,7 +133,7 @@ def test_unchanged_pictures_leave_the_lists_as_they_are(chain, monkeypatch):
     assert (measured["item_lift"], measured["rank_shift"]) == (unchanged, unchanged)
 
 
-def test_attacked_pictures_are_files_and_were_judged_from_there(chain):
+def test_attacked_images_are_files_and_were_judged_from_there(chain):
     folder, _ = chain
     found = place(folder, "classify_extract_attack")
     metrics = json.loads((found / "results.json").read_text())
@@ -143,7 +143,7 @@ def test_attacked_pictures_are_files_and_were_judged_from_there(chain):
     shop = load_shop(classify_extract.Options(**SHOP))
     for item in attack.items[:5]:
         stored = np.asarray(Image.open(images / f"{item}.png")).astype(int)
-        assert 0 < np.abs(stored - shop.pictures.read(np.array([item]))[0]).max() <= 8
+        assert 0 < np.abs(stored - shop.images.read(np.array([item]))[0]).max() <= 8
     with open(attack.folder / "classes.csv", newline="") as file:
         table = list(csv.DictReader(file))
     assert len(table) == 260
@@ -165,7 +165,7 @@ def test_image_measures_against_numpy(chain, monkeypatch):
     attack = read_attack(place(folder, "classify_extract_attack"), FILES)
     shop = load_shop(classify_extract.Options(**SHOP))
     clean = read_looks(place(folder, "classify_extract") / "original_images", FILES)
-    before = shop.pictures.read(attack.items).astype(np.float64) / 255
+    before = shop.images.read(attack.items).astype(np.float64) / 255
     after = np.stack(
         [np.asarray(Image.open(attack.folder / f"images/{item}.png"), np.float64) / 255 for item in attack.items]
     )
@@ -192,11 +192,11 @@ def test_an_interrupted_attack_goes_on_and_ends_alike(chain, monkeypatch):
     monkeypatch.setattr(attack_folders, "_CHUNK", 32)
     calls, genuine = [], attack_folders.write_png
 
-    def cut_short(path, picture):
+    def cut_short(path, image):
         if len(calls) == 3:
             raise KeyboardInterrupt
         calls.append(path)
-        genuine(path, picture)
+        genuine(path, image)
 
     monkeypatch.setattr(attack_folders, "write_png", cut_short)
     with pytest.raises(KeyboardInterrupt):
@@ -204,7 +204,7 @@ def test_an_interrupted_attack_goes_on_and_ends_alike(chain, monkeypatch):
             classify_extract_attack.Options(**options, name="tiny", out=folder / "cut")
         )
     calls.clear()
-    monkeypatch.setattr(attack_folders, "write_png", lambda path, picture: (calls.append(path), genuine(path, picture)))
+    monkeypatch.setattr(attack_folders, "write_png", lambda path, image: (calls.append(path), genuine(path, image)))
     again = classify_extract_attack.classify_extract_attack(
         classify_extract_attack.Options(**options, name="tiny", out=folder / "cut", resume=True)
     )
@@ -230,7 +230,7 @@ def test_an_analysis_measures_an_attack_frozen_and_retrained(chain, monkeypatch)
     assert {"chr_lift_frozen", "chr_lift_retrained", "rank_shift_frozen", "item_lift_retrained"} <= set(
         results["metrics"]
     )
-    with pytest.raises(UserError, match="bprmf does not look at pictures"):
+    with pytest.raises(UserError, match="bprmf does not look at images"):
         results_analyzer.results_analyzer(
             results_analyzer.Options(
                 **SHOP, config="tiny.yaml", out=folder / "blind", attacked=attacked, recommender="bprmf", top_k=20

@@ -1,4 +1,4 @@
-"""Shops from files, changed pictures and their effects, what scripts make of what others left, and refusals."""
+"""Shops from files, changed images and their effects, what scripts make of what others left, and refusals."""
 
 import csv
 import shutil
@@ -21,7 +21,7 @@ from multimedia_recsys import (
     train_cnn,
 )
 from multimedia_recsys.data import attack_folders
-from multimedia_recsys.data.attack_folders import picture_paths
+from multimedia_recsys.data.attack_folders import image_paths
 from multimedia_recsys.data.categories import Pair
 from multimedia_recsys.data.interactions import interactions
 from multimedia_recsys.data.looks import read_looks
@@ -81,24 +81,24 @@ def test_a_raised_score_shows_in_lift_and_rank():
     assert after.chr_origin == pytest.approx(min(len(items) / 20, 1), abs=0.1)
 
 
-def test_pictures_that_are_there_already_are_not_changed_again(tmp_path, monkeypatch):
+def test_images_that_are_there_already_are_not_changed_again(tmp_path, monkeypatch):
     monkeypatch.setattr(attack_folders, "_CHUNK", 2)
     items, asked = np.arange(7, 14), []
 
-    def change(pictures, given):
+    def change(images, given):
         if len(asked) == 2:
             raise KeyboardInterrupt
         asked.append(given.tolist())
-        return 255 - pictures
+        return 255 - images
 
     with pytest.raises(KeyboardInterrupt):
-        attack_folders.write_pictures(tmp_path, shop(), items, change)
+        attack_folders.write_images(tmp_path, shop(), items, change)
     assert sorted(int(path.stem) for path in tmp_path.iterdir()) == [7, 8, 9, 10]
     asked.clear()
     monkeypatch.setattr(attack_folders, "_CHUNK", 64)
-    attack_folders.write_pictures(tmp_path, shop(), items, change)
+    attack_folders.write_images(tmp_path, shop(), items, change)
     assert asked == [[11, 12, 13]]
-    assert np.array_equal(attack_folders.read_pictures(tmp_path, shop(), items), 255 - shop().pictures.read(items))
+    assert np.array_equal(attack_folders.read_images(tmp_path, shop(), items), 255 - shop().images.read(items))
 
 
 def toy_network():
@@ -107,19 +107,19 @@ def toy_network():
     drawn = [{"kernel_initializer": keras.initializers.GlorotUniform(seed)} for seed in (4, 5)]
     x = keras.layers.Conv2D(6, 8, strides=8, activation="relu", **drawn[0])(images)
     made = keras.Model(images, keras.layers.Dense(12, **drawn[1])(keras.layers.GlobalAveragePooling2D()(x)))
-    logits = made(shop().pictures.read(np.arange(SHOP["n_items"])) / np.float32(255), training=False).numpy()
+    logits = made(shop().images.read(np.arange(SHOP["n_items"])) / np.float32(255), training=False).numpy()
     made.layers[-1].bias.assign(np.where(np.arange(12) < CLASSES, -logits.mean(axis=0), -100))
     return made
 
 
-def test_attacked_pictures_are_files_and_were_judged_from_there(toys, monkeypatch):
-    """With the control that needs no gradient; the attacks themselves are in `test_picture_attacks`."""
+def test_attacked_images_are_files_and_were_judged_from_there(toys, monkeypatch):
+    """With the control that needs no gradient; the attacks themselves are in `test_image_attacks`."""
     stub(monkeypatch, classify_extract.classify_extract, classify_extract_attack.classify_extract_attack)
     network = toy_network()
     checkpoints.save_model(network, toys / "net.keras")
     classify_extract.classify_extract(options_of_toys(classify_extract.classify_extract, model=toys / "net.keras"))
     clean = read_looks(toys / PLACE / "classify_extract/tiny/original_images", FILES)
-    logits = network(shop().pictures.read(np.arange(SHOP["n_items"])) / np.float32(255), training=False).numpy()
+    logits = network(shop().images.read(np.arange(SHOP["n_items"])) / np.float32(255), training=False).numpy()
     assert np.array_equal(clean.label, logits.argmax(axis=1)) and len(np.unique(clean.label)) > 1
     most = np.argsort(np.bincount(clean.label))[::-1]
     pair = {"origin_class": str(most[0]), "target_class": str(most[1])}
@@ -131,7 +131,7 @@ def test_attacked_pictures_are_files_and_were_judged_from_there(toys, monkeypatc
     images = attack.folder / "images"
     assert sorted(int(path.stem) for path in images.iterdir()) == attack.items.tolist()
     stored = np.stack([np.asarray(Image.open(images / f"{item}.png")) for item in attack.items])
-    changed = np.abs(stored.astype(int) - shop().pictures.read(attack.items)).max(axis=(1, 2, 3))
+    changed = np.abs(stored.astype(int) - shop().images.read(attack.items)).max(axis=(1, 2, 3))
     assert changed.min() > 0 and changed.max() <= 8
     judged = network(stored / np.float32(255), training=False).numpy().argmax(axis=1)
     assert np.array_equal(attack.label[attack.items], judged)
@@ -156,7 +156,7 @@ def test_image_measures_against_numpy(toys, monkeypatch):
     metrics = script(options_of_toys(script))["metrics"]
     attack = read_attack(toys / PLACE / "classify_extract_attack/tiny", FILES)
     clean = read_looks(toys / PLACE / "classify_extract/tiny/original_images", FILES)
-    before = shop().pictures.read(attack.items).astype(np.float64) / 255
+    before = shop().images.read(attack.items).astype(np.float64) / 255
     after = np.stack(
         [np.asarray(Image.open(attack.folder / f"images/{item}.png"), np.float64) / 255 for item in attack.items]
     )
@@ -201,7 +201,7 @@ def test_an_analysis_measures_an_attack_frozen_and_retrained(toys, monkeypatch):
         )
         for metric, columns in effects.measures(before, after).items():
             assert results["metrics"][f"{metric}_{threat}"] == pytest.approx(columns["value"], abs=1e-6)
-    with pytest.raises(UserError, match="bprmf does not look at pictures"):
+    with pytest.raises(UserError, match="bprmf does not look at images"):
         script(options_of_toys(script, **settings, out=toys / "blind", recommender="bprmf"))
 
 
@@ -226,7 +226,7 @@ def test_lists_are_those_of_the_stored_weights(toys, monkeypatch):
 
 @pytest.fixture
 def layout(tmp_path):
-    """A shop in the original layout, with pictures of differing sizes."""
+    """A shop in the original layout, with images of differing sizes."""
     images = tmp_path / "amazon/original_images/images"
     images.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -244,16 +244,16 @@ def options_of(layout, **more):
 
 def test_the_original_layout_is_read(layout):
     shop = load_shop(options_of(layout))
-    assert (len(shop.pictures), shop.feedback.users, shop.feedback.items) == (12, 8, 12)
-    assert shop.pictures.read(np.array([3, 0])).shape == (2, 32, 32, 3)
+    assert (len(shop.images), shop.feedback.users, shop.feedback.items) == (12, 8, 12)
+    assert shop.images.read(np.array([3, 0])).shape == (2, 32, 32, 3)
     with pytest.raises(UserError, match="has no categories to train on"):
         train_cnn.train_cnn(train_cnn.Options(dataset=str(layout), out=layout.parent / "run"))
 
 
-def test_pictures_that_do_not_do_are_named(layout):
+def test_images_that_do_not_do_are_named(layout):
     images = layout / "original_images/images"
     (images / "5.jpg").rename(layout / "kept.jpg")
-    with pytest.raises(UserError, match="no picture of item 5, but of 11"):
+    with pytest.raises(UserError, match="no image of item 5, but of 11"):
         load_shop(options_of(layout))
     shutil.copy(layout / "kept.jpg", images / "5.png.jpg")
     with pytest.raises(UserError, match=r"5.png.jpg: its name is no item"):
@@ -262,23 +262,23 @@ def test_pictures_that_do_not_do_are_named(layout):
     (images / "5.jpg").write_bytes((layout / "kept.jpg").read_bytes()[:200])
     shop = load_shop(options_of(layout))
     with pytest.raises(UserError, match=r"5.jpg"):
-        shop.pictures.read(np.array([5]))
+        shop.images.read(np.array([5]))
     shutil.copy(layout / "kept.jpg", images / "5.png")
-    with pytest.raises(UserError, match="item 5 has a second picture"):
+    with pytest.raises(UserError, match="item 5 has a second image"):
         load_shop(options_of(layout))
 
 
-def test_an_item_without_a_picture_names_its_line(layout):
+def test_an_item_without_a_image_names_its_line(layout):
     (layout / "pos.txt").write_text("0\t1\n0\t12\n")
-    with pytest.raises(UserError, match=r"pos.txt:2: item 12; there are pictures of 0 to 11"):
+    with pytest.raises(UserError, match=r"pos.txt:2: item 12; there are images of 0 to 11"):
         load_shop(options_of(layout))
 
 
 def test_names_from_data_cannot_leave_the_folder(tmp_path):
     honest = shop()
     for name in ("../../out.jpg", "/etc/out.jpg"):
-        evil = honest.__class__(honest.name, honest.pictures, honest.feedback, (name,), "", None, ())
-        path = picture_paths(tmp_path, evil, np.array([0]))[0]
+        evil = honest.__class__(honest.name, honest.images, honest.feedback, (name,), "", None, ())
+        path = image_paths(tmp_path, evil, np.array([0]))[0]
         assert path.resolve().parent == tmp_path.resolve()
 
 
@@ -287,8 +287,8 @@ def test_an_image_folder_with_a_csv_is_a_shop(tmp_path):
     for kind in ("hat", "sock"):
         (tmp_path / "shop" / kind).mkdir(parents=True)
         for number in range(4):
-            picture = Image.fromarray(rng.integers(256, size=(16, 16, 3), dtype=np.uint8))
-            picture.save(tmp_path / "shop" / kind / f"{kind}{number}.png")
+            image = Image.fromarray(rng.integers(256, size=(16, 16, 3), dtype=np.uint8))
+            image.save(tmp_path / "shop" / kind / f"{kind}{number}.png")
     lines = [f"u{user},{kind}{number}" for user in range(4) for kind in ("hat", "sock") for number in range(3)]
     (tmp_path / "who.csv").write_text("user,item\n" + "\n".join(lines) + "\n")
     shop = load_shop(
@@ -322,6 +322,6 @@ def test_wrong_options_end_in_one_line(toys, monkeypatch, script, wrong, message
         wrong = {"model": network, **wrong}
     stub(monkeypatch, script)
     with pytest.raises(UserError, match=message) as refused:
-        script(script.options_class(**{**SHOP, "name": "tiny", "out": toys / "run"} | wrong))
+        script(script.parser.options_class(**{**SHOP, "name": "tiny", "out": toys / "run"} | wrong))
     assert "\n" not in str(refused.value)
     assert not (toys / "run/results.json").exists()

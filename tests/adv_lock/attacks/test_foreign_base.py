@@ -1,4 +1,4 @@
-"""Base classifiers of others: of any size of pictures, and in any range."""
+"""Base classifiers of others: of any size of images, and in any range."""
 
 import weakref
 
@@ -19,22 +19,22 @@ def convolutional(sides):
     return keras.Model(images, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
 
 
-def test_a_fully_convolutional_one_takes_pictures_as_they_are():
+def test_a_fully_convolutional_one_takes_images_as_they_are():
     base = convolutional((None, None))
     attack = targeted_attack(base, eps=0.5, alpha=0.2, steps=3)
     for height, width in ((8, 8), (12, 9)):
-        pictures = RNG.integers(256, size=(2, height, width, 3), dtype=np.uint8)
-        shift = attack.towards(pictures, np.array([0, 1]))
-        assert shift.shape == pictures.shape and np.abs(shift).max() > 0
-        assert (attack.answers(pictures) == np.asarray(base(pictures / np.float32(255))).argmax(1)).all()
+        images = RNG.integers(256, size=(2, height, width, 3), dtype=np.uint8)
+        shift = attack.towards(images, np.array([0, 1]))
+        assert shift.shape == images.shape and np.abs(shift).max() > 0
+        assert (attack.answers(images) == np.asarray(base(images / np.float32(255))).argmax(1)).all()
 
 
-def test_pictures_of_another_size_are_seen_at_that_of_the_network():
-    pictures = [RNG.integers(256, size=(side, side, 3), dtype=np.uint8) for side in (8, 16)]
-    seen = at_size(pictures, convolutional((8, 8)))
+def test_images_of_another_size_are_seen_at_that_of_the_network():
+    images = [RNG.integers(256, size=(side, side, 3), dtype=np.uint8) for side in (8, 16)]
+    seen = at_size(images, convolutional((8, 8)))
     assert seen.shape == (2, 8, 8, 3) and seen.dtype == np.float32
-    assert (seen[0] == pictures[0] / np.float32(255)).all() and seen.min() >= 0 and seen.max() <= 1
-    assert at_size(pictures, convolutional((None, None))).shape == (2, 8, 8, 3)
+    assert (seen[0] == images[0] / np.float32(255)).all() and seen.min() >= 0 and seen.max() <= 1
+    assert at_size(images, convolutional((None, None))).shape == (2, 8, 8, 3)
 
 
 def test_kept_attacks_are_those_of_one_reading_and_one_network():
@@ -67,7 +67,7 @@ def test_photographs_are_looked_at_one_by_one():
 
 
 def test_infinite_slopes_at_black_pixels_give_finite_signals():
-    pictures = RNG.integers(256, size=(4, 8, 8, 3), dtype=np.uint8)
-    pictures[:3, :4] = 0
-    shift = targeted_attack(classifier((8, 8, 3), 3), eps=0.5, alpha=0.2, steps=4).towards(pictures, np.arange(4) % 3)
+    images = RNG.integers(256, size=(4, 8, 8, 3), dtype=np.uint8)
+    images[:3, :4] = 0
+    shift = targeted_attack(classifier((8, 8, 3), 3), eps=0.5, alpha=0.2, steps=4).towards(images, np.arange(4) % 3)
     assert np.isfinite(shift).all() and (np.abs(shift).max(axis=(1, 2, 3)) > 0).all()

@@ -51,8 +51,8 @@ def test_mixing_takes_the_columns_and_weights_of_the_paper():
 
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 10**6), radius=st.floats(0.001, 4.0), size=st.integers(1, 12))
-def test_stored_pictures_satisfy_the_budget(seed, radius, size):
-    """F4: the L2 distance of the stored 8-bit picture, not of the float one, is within the radius."""
+def test_stored_images_satisfy_the_budget(seed, radius, size):
+    """F4: the L2 distance of the stored 8-bit image, not of the float one, is within the radius."""
     random = np.random.default_rng(seed)
     original = random.integers(0, 256, (5, size, size, 3), np.uint8)
     shift = random.normal(size=original.shape)

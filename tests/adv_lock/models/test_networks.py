@@ -22,7 +22,7 @@ MEMBERS = {
 EACH = pytest.mark.parametrize(("builder", "shape"), MEMBERS.values(), ids=MEMBERS)
 
 
-def pictures(*shape: int) -> np.ndarray:
+def images(*shape: int) -> np.ndarray:
     return np.random.default_rng(3).random(shape, dtype=np.float32)
 
 
@@ -123,7 +123,7 @@ def test_the_dense_layer_starts_small(name):
 
 @EACH
 def test_logits_normalisation_and_gradient(builder, shape):
-    x = tf.constant(pictures(2, *shape))
+    x = tf.constant(images(2, *shape))
     mean, std = (0.49, 0.48, 0.45), (0.20, 0.21, 0.22)
     model, bare = builder(shape, 6, mean=mean, std=std), builder(shape, 6)
     with tf.GradientTape() as tape:
@@ -138,7 +138,7 @@ def test_logits_normalisation_and_gradient(builder, shape):
 
 @EACH
 def test_a_saved_model_answers_the_same_bits(builder, shape, tmp_path):
-    x = pictures(2, *shape)
+    x = images(2, *shape)
     model = builder(shape, 10, mean=(0.5,) * 3, std=(0.2,) * 3)
     model(x, training=True)
     model.save(tmp_path / "model.keras")
@@ -155,13 +155,13 @@ def test_the_seed_decides_every_weight_and_names_repeat(builder, shape):
     assert [layer.name for layer in first.layers] == [layer.name for layer in same.layers]
 
 
-def test_grey_pictures_of_another_size_work():
+def test_grey_images_of_another_size_work():
     for builder, shape in ((MEMBERS["preresnet8"][0], (8, 10, 1)), (MEMBERS["densenet10bc"][0], (9, 8, 1))):
-        assert builder(shape, 3)(pictures(2, *shape), training=False).shape == (2, 3)
+        assert builder(shape, 3)(images(2, *shape), training=False).shape == (2, 3)
 
 
 @pytest.mark.parametrize(("name", "side"), [("vgg19", 28), ("vgg11", 31), ("alexnet", 28), ("densenet100bc", 7)])
-def test_too_small_pictures_are_refused_in_one_line(name, side):
+def test_too_small_images_are_refused_in_one_line(name, side):
     with pytest.raises(UserError, match=rf"input_shape: {name} needs .* received {side} x {side}") as caught:
         build(name, (side, side, 3), 10, networks=NETWORKS)
     assert "\n" not in str(caught.value)

@@ -73,7 +73,7 @@ def test_restarts_never_do_worse(model, case):
     assert found[0].any() and (found[1] | ~found[0]).all()
 
 
-def test_what_a_picture_becomes_does_not_depend_on_its_neighbours(model, case):
+def test_what_a_image_becomes_does_not_depend_on_its_neighbours(model, case):
     x, y = case
     budget = {"eps": EPS, "alpha": EPS / 4, "steps": 3, "seed": 5}
     together = attention_attack(model, x, y, kind="adaptive", **budget, index=np.arange(10))
@@ -90,7 +90,7 @@ def test_the_adaptive_attack_beats_noise(model, case):
     assert fooled.mean() > (np.asarray(tf.argmax(model(noise), axis=1)) != y).mean()
 
 
-def test_rounded_to_8_bits_a_picture_stays_in_the_ball(model, case):
+def test_rounded_to_8_bits_a_image_stays_in_the_ball(model, case):
     """0.1 is 25.5 grey levels: rounded, a change of that size would be one of 26."""
     x, y = case
     x = np.rint(255 * x) / np.float32(255)
@@ -137,7 +137,7 @@ def test_the_layer_that_is_aimed_at_decides_and_no_other(model, case, kind):
 
 
 @pytest.mark.parametrize("kind", get_args(AttackName))
-def test_infinite_slopes_at_black_pixels_give_finite_pictures(kind):
+def test_infinite_slopes_at_black_pixels_give_finite_images(kind):
     model, x = classifier((12, 12, 3), 4), np.random.default_rng(0).random((4, 12, 12, 3), np.float32)
     x[:3, :6] = 0
     y = np.asarray(model(x)).argmax(axis=1).astype(np.int32)

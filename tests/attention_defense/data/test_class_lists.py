@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from attention_defense.data import images as pictures
+from attention_defense.data import images as images
 from attention_defense.data.boxes import masks_from
 from attention_defense.data.images import relabelled
 from common.errors import UserError
@@ -33,7 +33,7 @@ def test_a_class_that_is_listed_twice_names_its_line(tmp_path):
 
 
 def test_labels_for_a_model_that_knows_those_of_the_file():
-    tested = pictures.Tested(
+    tested = images.Tested(
         np.zeros((2, 4, 4, 1)), np.array([0, 1]), None, ("2", "5"), (np.array([2, 5]), tuple("012345"))
     )
     assert tested.for_outputs(2) is tested and tested.for_outputs(7) is tested
@@ -47,7 +47,7 @@ BOX = (
 )
 
 
-def test_an_annotation_of_two_pictures_is_refused(tmp_path):
+def test_an_annotation_of_two_images_is_refused(tmp_path):
     images = [tmp_path / "images" / name for name in ("cat/1.jpg", "dog/1.jpg", "dog/2.jpg")]
     boxes = tmp_path / "boxes"
     (boxes / "dog").mkdir(parents=True)

@@ -60,15 +60,15 @@ def test_logistic_regression_finds_the_cause_and_only_it(monkeypatch):
 
 
 def test_lime_names_the_superpixels_that_matter_and_repeats_itself():
-    picture = np.full((16, 16, 3), 0.5, np.float32)
-    picture[4:8, 4:8] = (1, 0, 0)
-    picture[10:14, 10:14] = (0, 0, 1)
+    image = np.full((16, 16, 3), 0.5, np.float32)
+    image[4:8, 4:8] = (1, 0, 0)
+    image[10:14, 10:14] = (0, 0, 1)
 
     def answer(batch):
         red = np.clip(batch[:, 4:8, 4:8, 0] - batch[:, 4:8, 4:8, 2], 0, 1).mean(axis=(1, 2))
         return np.stack([red, 1 - red], axis=1)
 
-    found = [lime_area(answer, picture, 0, segments=16, features=1, samples=200, seed=3) for _ in range(2)]
+    found = [lime_area(answer, image, 0, segments=16, features=1, samples=200, seed=3) for _ in range(2)]
     assert np.array_equal(*found)
     assert found[0][5, 5] and found[0][4:8, 4:8].mean() > 0.7
     assert not found[0][10:14, 10:14].any()
@@ -92,12 +92,12 @@ VOC = """<annotation><size><width>{width}</width><height>100</height></size>
 def test_boxes_become_masks(tmp_path):
     (tmp_path / "n01").mkdir()
     (tmp_path / "n01" / "a.xml").write_text(VOC.format(width=200))
-    masks = masks_from(tmp_path, [tmp_path / "pictures/n01/a.JPEG", tmp_path / "pictures/n01/b.JPEG"], (8, 8))
+    masks = masks_from(tmp_path, [tmp_path / "images/n01/a.JPEG", tmp_path / "images/n01/b.JPEG"], (8, 8))
     expected = np.zeros((8, 8), bool)
     expected[:4, 2:4] = expected[6:, :2] = True
     assert np.array_equal(masks[0], expected)
     assert not masks[1].any()
-    with pytest.raises(UserError, match="no annotation for any picture"):
+    with pytest.raises(UserError, match="no annotation for any image"):
         masks_from(tmp_path, [tmp_path / "c.png"], (8, 8))
 
 

@@ -1,4 +1,4 @@
-"""F8: maps that are what Grad-CAM says, each picture's its own, and differentiable."""
+"""F8: maps that are what Grad-CAM says, each image's its own, and differentiable."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ from common.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return np.random.default_rng(0).random((6, 16, 16, 3), np.float32)
 
 
@@ -36,25 +36,25 @@ def test_grad_cam_of_two_layers_by_hand():
         assert np.allclose(found, expected, atol=1e-4)
 
 
-def test_the_answer_is_the_models_own(model, pictures):
-    assert np.allclose(Attention(model)(pictures).logits, model(pictures), atol=1e-5)
+def test_the_answer_is_the_models_own(model, images):
+    assert np.allclose(Attention(model)(images).logits, model(images), atol=1e-5)
 
 
-def test_no_class_means_the_one_that_is_answered(model, pictures):
+def test_no_class_means_the_one_that_is_answered(model, images):
     attention = Attention(model)
-    answered = tf.argmax(model(pictures), axis=1, output_type=tf.int32)
-    assert np.array_equal(attention(pictures).cam, attention(pictures, answered).cam)
-    assert not np.allclose(attention(pictures).cam, attention(pictures, (answered + 1) % 4).cam)
+    answered = tf.argmax(model(images), axis=1, output_type=tf.int32)
+    assert np.array_equal(attention(images).cam, attention(images, answered).cam)
+    assert not np.allclose(attention(images).cam, attention(images, (answered + 1) % 4).cam)
 
 
 @pytest.mark.parametrize("arch", ["cifarnet", "cifarnet_bn", "small_cnn"])
-def test_a_map_does_not_depend_on_its_neighbours(pictures, arch):
+def test_a_map_does_not_depend_on_its_neighbours(images, arch):
     """The original normalised over the whole batch, so that results changed with the batch size."""
     model = NETWORKS[arch]((16, 16, 3), 4, seed=2)
     y = np.arange(6, dtype=np.int32) % 4
-    together = spread(Attention(model)(pictures, y).cam).numpy()
+    together = spread(Attention(model)(images, y).cam).numpy()
     for row in range(6):
-        alone = spread(Attention(model)(pictures[row : row + 1], y[row : row + 1]).cam).numpy()[0]
+        alone = spread(Attention(model)(images[row : row + 1], y[row : row + 1]).cam).numpy()[0]
         assert np.allclose(alone, together[row], atol=1e-3)
 
 
@@ -68,7 +68,7 @@ def smooth_network():
     return keras.Model(images, keras.layers.Dense(4, kernel_initializer=keras.initializers.GlorotUniform(3))(x))
 
 
-def test_f8_second_order_gradients_agree_with_finite_differences(pictures):
+def test_f8_second_order_gradients_agree_with_finite_differences(images):
     """F8: the slope of a function of the map, by the tape and by differences, along random directions."""
     y = np.arange(6, dtype=np.int32) % 4
     attention = Attention(smooth_network(), "map")
@@ -77,7 +77,7 @@ def test_f8_second_order_gradients_agree_with_finite_differences(pictures):
     def value(x):
         return tf.reduce_sum(pattern * resized(spread(attention(x, y).cam), (16, 16)), axis=(1, 2))
 
-    x = tf.constant(pictures)
+    x = tf.constant(images)
     with tf.GradientTape() as tape:
         tape.watch(x)
         total = tf.reduce_sum(value(x))
@@ -85,19 +85,19 @@ def test_f8_second_order_gradients_agree_with_finite_differences(pictures):
     by_tape, by_difference = [], []
     rng = np.random.default_rng(9)
     for _ in range(20):
-        direction = rng.normal(size=pictures.shape).astype(np.float32)
+        direction = rng.normal(size=images.shape).astype(np.float32)
         step = 2e-3
-        ahead, behind = value(pictures + step * direction), value(pictures - step * direction)
+        ahead, behind = value(images + step * direction), value(images - step * direction)
         by_difference.extend(((ahead - behind) / (2 * step)).numpy())
         by_tape.extend((gradient * direction).sum(axis=(1, 2, 3)))
     assert np.corrcoef(by_tape, by_difference)[0, 1] >= 0.95
     assert np.abs(by_tape).max() > 1e-2
 
 
-def test_weights_of_layers_below_the_map_get_gradients_through_it(model, pictures):
+def test_weights_of_layers_below_the_map_get_gradients_through_it(model, images):
     y = np.zeros(6, np.int32)
     with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(spread(Attention(model)(pictures, y).cam) ** 2)
+        loss = tf.reduce_mean(spread(Attention(model)(images, y).cam) ** 2)
     gradients = tape.gradient(loss, model.trainable_variables)
     by_name = {weight.path: g for weight, g in zip(model.trainable_variables, gradients, strict=True)}
     assert float(tf.reduce_max(tf.abs(by_name["conv1/kernel"]))) > 0
@@ -124,20 +124,20 @@ def test_overlap_equals_counting():
     assert np.allclose(overlap(tf.constant(a), tf.constant(b)), expected)
 
 
-def test_a_model_that_ends_in_softmax_is_looked_at_before_it(model, pictures):
+def test_a_model_that_ends_in_softmax_is_looked_at_before_it(model, images):
     ended = keras.Model(model.input, keras.layers.Softmax()(model.output))
-    assert np.allclose(Attention(ended)(pictures).cam, Attention(model)(pictures).cam, atol=1e-5)
+    assert np.allclose(Attention(ended)(images).cam, Attention(model)(images).cam, atol=1e-5)
 
 
-def test_a_sequential_model_is_looked_at(pictures):
+def test_a_sequential_model_is_looked_at(images):
     layers = [
         keras.layers.Conv2D(4, 3, activation="relu"),
         keras.layers.GlobalAveragePooling2D(),
         keras.layers.Dense(3),
     ]
     model = keras.Sequential([keras.Input((16, 16, 3)), *layers])
-    logits, cam = Attention(model)(pictures)
-    assert np.allclose(logits, model(pictures), atol=1e-5)
+    logits, cam = Attention(model)(images)
+    assert np.allclose(logits, model(images), atol=1e-5)
     assert cam.shape == (6, 14, 14)
 
 

@@ -30,8 +30,8 @@ def data():
     rng = np.random.default_rng(0)
     y = rng.integers(4, size=64).astype(np.int32)
     x = rng.integers(80, size=(64, 16, 16, 3), dtype=np.uint8)
-    for picture, label in zip(x, y, strict=True):
-        picture[4 * label : 4 * label + 4] += 150
+    for image, label in zip(x, y, strict=True):
+        image[4 * label : 4 * label + 4] += 150
     return x, y
 
 
@@ -54,7 +54,7 @@ def test_each_loss_equals_numpy():
 
 
 def test_the_originals_sum_is_twelve_and_a_half_times_our_mean():
-    """50 pictures of 32 x 32, maps of sum 1 on 8 x 8 cells, each cell 16 pixels."""
+    """50 images of 32 x 32, maps of sum 1 on 8 x 8 cells, each cell 16 pixels."""
     rng = np.random.default_rng(1)
     a, b = rng.dirichlet(np.ones(64), size=(2, 50)).reshape(2, 50, 8, 8).astype(np.float32)
     large_a, large_b = (np.kron(of, np.ones((1, 4, 4), np.float32)) for of in (a, b))
@@ -66,10 +66,10 @@ def test_with_batch_normalisation_answers_in_both_modes_are_classified(batch):
     """The terms of attention are in inference mode: left to them, that network goes where the other cannot see."""
     model = NETWORKS["cifarnet_bn"]((16, 16, 3), 4, width=8, seed=1)
     x, y = batch
-    pictures, labels = tf.concat([x, 0.9 * x], 0), tf.concat([y, y], 0)
+    images, labels = tf.concat([x, 0.9 * x], 0), tf.concat([y, y], 0)
 
     def entropy(training):
-        logits = model(pictures, training=training)
+        logits = model(images, training=training)
         return float(tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)))
 
     wanted = [entropy(False), entropy(True)]
@@ -90,13 +90,13 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(model, batch):
     terms, _ = defence.aad_loss(losses.Weights(8.0, 4.0, 1.0), None, 10.0)(model, (x, y, moved))
     expected = {"classification": 0.0, "rectification": 0.0}
     maps = []
-    for pictures in (x, moved):
-        logits, cam = Attention(model)(pictures, y)
+    for images in (x, moved):
+        logits, cam = Attention(model)(images, y)
         expected["classification"] += 8 * keras.ops.mean(
             keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
         )
         attention = resized(spread(cam), (16, 16))
-        blank = losses.hidden(pictures, losses.hiding(attention, 10.0))
+        blank = losses.hidden(images, losses.hiding(attention, 10.0))
         change = losses.rectification(tf.nn.softmax(logits), tf.nn.softmax(model(blank)))
         expected["rectification"] += 4 * change
         maps.append(attention)
@@ -130,7 +130,7 @@ def test_nothing_hidden_changes_nothing(batch, monkeypatch, arch):
     assert float(terms["preservation"]) == pytest.approx(0, abs=1e-12)
 
 
-def test_what_the_terms_see_of_a_picture_does_not_depend_on_its_neighbours(batch):
+def test_what_the_terms_see_of_a_image_does_not_depend_on_its_neighbours(batch):
     """In a training step too, and with batch normalisation."""
     model = NETWORKS["small_cnn"]((16, 16, 3), 4)
     x, y = batch
@@ -146,7 +146,7 @@ def test_what_the_terms_see_of_a_picture_does_not_depend_on_its_neighbours(batch
 
 
 def test_the_adaptive_attack_raises_this_very_loss(model, batch):
-    """Its score at the attacked picture, with what the clean one adds, is AAD's loss of one picture."""
+    """Its score at the attacked image, with what the clean one adds, is AAD's loss of one image."""
     weights = losses.Weights(8.0, 4.0, 3.0)
     x, y = batch[0][:1], batch[1][:1]
     moved = tf.clip_by_value(x + EPS * tf.sign(tf.random.stateless_normal(x.shape, (1, 2))), 0, 1)
@@ -191,7 +191,7 @@ def test_the_second_turn_is_one_step_further(model, batch):
 
 
 def test_the_gate_stops_where_attention_has_moved(model, batch):
-    """C: no picture moves on once its areas overlap by no more than the key; one that never does takes all steps."""
+    """C: no image moves on once its areas overlap by no more than the key; one that never does takes all steps."""
     x, y = batch
     always = defence.method("aad_iou", eps=EPS, iou_key=1.0).adversary(model, batch, tf.zeros([2], tf.int32))[2]
     assert np.array_equal(always, x)

@@ -1,4 +1,4 @@
-"""Data sets: scenes, named sets, `.npz`, folders and tars of pictures, and what each of them refuses."""
+"""Data sets: scenes, named sets, `.npz`, folders and tars of images, and what each of them refuses."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from common.datasets import NAMES, downloads, load
 from common.datasets.downloads import Source, fetch, parse_cifar10, parse_idx, read_cifar10, read_idx
-from common.datasets.images import PicturePath, iterate_tar, list_pictures, list_tar, read_picture, split, write_png
+from common.datasets.images import ImagePath, iterate_tar, list_images, list_tar, read_image, split, write_png
 from common.datasets.npz import NpzStream, NpzWriter
 from common.datasets.scenes import CLASS_NAMES, boxes_of, scenes
 from common.errors import UserError
@@ -55,7 +55,7 @@ def refused(call, *words):
     return message
 
 
-def picture(path, colour=(200, 40, 40), size=(8, 8), **options):
+def image(path, colour=(200, 40, 40), size=(8, 8), **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, colour).save(path, **options)
     return path
@@ -66,7 +66,7 @@ def photos(tmp_path):
     """Ten cats and twenty dogs, each of a colour of its own."""
     for kind, count in (("cat", 10), ("dog", 20)):
         for index in range(count):
-            picture(tmp_path / "photos" / kind / f"{index:02}.png", (index * 10, 30 if kind == "cat" else 90, index))
+            image(tmp_path / "photos" / kind / f"{index:02}.png", (index * 10, 30 if kind == "cat" else 90, index))
     return tmp_path / "photos"
 
 
@@ -433,34 +433,32 @@ def test_stream_and_writer_never_hold_the_whole(tmp_path):
     assert peak < 12e6 < 20_000 * 4096
 
 
-def test_list_pictures(photos):
+def test_list_images(photos):
     (photos / "cat" / ".hidden.png").write_bytes(b"")
     (photos / "cat" / "notes.txt").write_text("three legs")
     (photos / "labels.csv").write_text("")
-    picture(photos / "cat" / "wide.JPG", size=(12, 5))
-    pictures, names = list_pictures(photos)
-    assert names == ("cat", "dog") and len(pictures) == 31
-    assert [p.path.name for p in pictures[:11]] == [f"{index:02}.png" for index in range(10)] + ["wide.JPG"]
-    assert pictures[10] == PicturePath(photos / "cat" / "wide.JPG", 0, "cat", 12, 5)
-    assert pictures[-1].label == 1
+    image(photos / "cat" / "wide.JPG", size=(12, 5))
+    images, names = list_images(photos)
+    assert names == ("cat", "dog") and len(images) == 31
+    assert [p.path.name for p in images[:11]] == [f"{index:02}.png" for index in range(10)] + ["wide.JPG"]
+    assert images[10] == ImagePath(photos / "cat" / "wide.JPG", 0, "cat", 12, 5)
+    assert images[-1].label == 1
 
 
-def test_list_pictures_refuses(photos, tmp_path):
-    refused(lambda: list_pictures(tmp_path / "none"), "none", "no such folder")
+def test_list_images_refuses(photos, tmp_path):
+    refused(lambda: list_images(tmp_path / "none"), "none", "no such folder")
     (tmp_path / "empty").mkdir()
-    refused(lambda: list_pictures(tmp_path / "empty"), "empty", "class folders")
+    refused(lambda: list_images(tmp_path / "empty"), "empty", "class folders")
     (photos / "bird").mkdir()
-    refused(lambda: list_pictures(photos), "bird", "no pictures")
+    refused(lambda: list_images(photos), "bird", "no images")
     (photos / "bird" / "sub").mkdir()
-    refused(lambda: list_pictures(photos), "sub")
+    refused(lambda: list_images(photos), "sub")
     (photos / "bird" / "sub").rmdir()
     (photos / "bird" / "a.gif").write_bytes(b"GIF89a")
-    refused(lambda: list_pictures(photos), "a.gif", "convert")
+    refused(lambda: list_images(photos), "a.gif", "convert")
     (photos / "bird" / "a.gif").unlink()
     (photos / "bird" / "a.png").write_text("this is text")
-    refused(
-        lambda: list_pictures(photos), str(photos / "bird" / "a.png"), "not a readable picture", "remove or replace"
-    )
+    refused(lambda: list_images(photos), str(photos / "bird" / "a.png"), "not a readable image", "remove or replace")
 
 
 def exif_with_orientation(value):
@@ -484,35 +482,35 @@ def test_exif_rotation(tmp_path, orientation):
     path.parent.mkdir(parents=True)
     Image.fromarray(pixels).save(path, exif=exif_with_orientation(orientation))
     expected = upright_by_hand(pixels, orientation)
-    read = read_picture(path)
+    read = read_image(path)
     np.testing.assert_array_equal(read.rgb, expected)
-    listed = list_pictures(tmp_path / "photos")[0][0]
+    listed = list_images(tmp_path / "photos")[0][0]
     assert (listed.height, listed.width) == expected.shape[:2]
     exif = Image.Exif()
     exif.load(read.metadata["exif"])
     assert dict(exif) == {0x010F: "Maker"}
 
     write_png(tmp_path / "b.png", read.rgb, read.alpha, read.metadata)
-    np.testing.assert_array_equal(read_picture(tmp_path / "b.png").rgb, expected)
+    np.testing.assert_array_equal(read_image(tmp_path / "b.png").rgb, expected)
 
 
 def test_exif_rotation_of_a_jpeg(tmp_path):
-    path = picture(tmp_path / "photos" / "cat" / "a.jpg", size=(16, 8), exif=exif_with_orientation(6))
-    listed = list_pictures(tmp_path / "photos")[0][0]
+    path = image(tmp_path / "photos" / "cat" / "a.jpg", size=(16, 8), exif=exif_with_orientation(6))
+    listed = list_images(tmp_path / "photos")[0][0]
     assert (listed.width, listed.height) == (8, 16)
-    assert read_picture(path).rgb.shape == (16, 8, 3)
+    assert read_image(path).rgb.shape == (16, 8, 3)
 
 
 def test_exif_behind_the_pixels_of_a_png(tmp_path):
     """Some tools append EXIF to a PNG, where only a reader of the whole file finds it."""
-    path = picture(tmp_path / "photos" / "cat" / "a.png", size=(16, 8), exif=exif_with_orientation(6))
+    path = image(tmp_path / "photos" / "cat" / "a.png", size=(16, 8), exif=exif_with_orientation(6))
     data = path.read_bytes()
     start = data.index(b"eXIf") - 4
     stop = start + 12 + struct.unpack_from(">I", data, start)[0]
     end = data.index(b"IEND") - 4
     path.write_bytes(data[:start] + data[stop:end] + data[start:stop] + data[end:])
-    listed = list_pictures(tmp_path / "photos")[0][0]
-    assert (listed.height, listed.width) == read_picture(path).rgb.shape[:2] == (16, 8)
+    listed = list_images(tmp_path / "photos")[0][0]
+    assert (listed.height, listed.width) == read_image(path).rgb.shape[:2] == (16, 8)
 
 
 def test_alpha_of_every_kind(tmp_path):
@@ -520,24 +518,24 @@ def test_alpha_of_every_kind(tmp_path):
     rgba = rng.integers(0, 256, (6, 5, 4), np.uint8)
     for name in ("a.png", "a.webp"):
         Image.fromarray(rgba).save(tmp_path / name, **({"lossless": True, "exact": True} if "webp" in name else {}))
-        read = read_picture(tmp_path / name)
+        read = read_image(tmp_path / name)
         np.testing.assert_array_equal(read.rgb, rgba[..., :3])
         np.testing.assert_array_equal(read.alpha, rgba[..., 3])
 
     Image.fromarray(rgba[..., :2], "LA").save(tmp_path / "la.png")
-    read = read_picture(tmp_path / "la.png")
+    read = read_image(tmp_path / "la.png")
     np.testing.assert_array_equal(read.rgb, np.repeat(rgba[..., :1], 3, 2))
     np.testing.assert_array_equal(read.alpha, rgba[..., 1])
 
     palette = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8), "P")
     palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     palette.save(tmp_path / "p.png", transparency=bytes([255, 0, 128]))
-    read = read_picture(tmp_path / "p.png")
+    read = read_image(tmp_path / "p.png")
     assert read.alpha.tolist() == [[255, 0], [128, 0]]
     assert read.rgb[0, 0].tolist() == [10, 20, 30] and read.rgb[1, 0].tolist() == [70, 80, 90]
 
     Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8)).save(tmp_path / "k.png", transparency=(4, 5, 6))
-    assert read_picture(tmp_path / "k.png").alpha.tolist() == [[255, 0]]
+    assert read_image(tmp_path / "k.png").alpha.tolist() == [[255, 0]]
 
 
 @pytest.mark.parametrize(("colour", "values"), [(0, [1000, 40_000]), (2, [1000, 2, 3, 40_000, 65_535, 257])])
@@ -553,7 +551,7 @@ def test_colour_key_of_16_bits(tmp_path, colour, values):
         b"IEND": b"",
     }
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*item) for item in chunks.items()))
-    read = read_picture(tmp_path / "a.png")
+    read = read_image(tmp_path / "a.png")
     assert read.alpha.tolist() == [[255, 0]] and read.rgb[0, 1, 0] == 156
 
 
@@ -563,7 +561,7 @@ def test_opaque_modes_become_rgb(tmp_path):
     Image.fromarray(grey > 150).save(tmp_path / "1.png")
     Image.fromarray((grey * 257.0 + 100).clip(0, 65535).astype(np.uint16)).save(tmp_path / "16.png")
     for name, expected in (("l.png", grey), ("1.png", (grey > 150) * 255), ("16.png", grey)):
-        rgb, alpha, _ = read_picture(tmp_path / name)
+        rgb, alpha, _ = read_image(tmp_path / name)
         assert rgb.dtype == np.uint8 and alpha is None
         np.testing.assert_array_equal(rgb, np.repeat(np.asarray(expected)[..., None], 3, 2))
 
@@ -572,7 +570,7 @@ def test_cmyk(tmp_path):
     cmyk = np.zeros((16, 16, 4), np.uint8)
     cmyk[..., 0] = 255
     Image.fromarray(cmyk, "CMYK").save(tmp_path / "a.jpg", quality=100, icc_profile=b"\0" * 16 + b"CMYK" + b"\0" * 108)
-    read = read_picture(tmp_path / "a.jpg")
+    read = read_image(tmp_path / "a.jpg")
     assert np.abs(read.rgb.astype(int) - [0, 255, 255]).max() <= 3
     assert "icc_profile" not in read.metadata
 
@@ -586,9 +584,9 @@ def test_png_keeps_pixels_alpha_and_metadata(tmp_path):
     Image.fromarray(rgba).save(
         tmp_path / "a.png", exif=exif_with_orientation(1), icc_profile=profile, dpi=(300, 150), pnginfo=text
     )
-    first = read_picture(tmp_path / "a.png")
+    first = read_image(tmp_path / "a.png")
     write_png(tmp_path / "b.png", *first)
-    second = read_picture(tmp_path / "b.png")
+    second = read_image(tmp_path / "b.png")
     np.testing.assert_array_equal(second.rgb, rgba[..., :3])
     np.testing.assert_array_equal(second.alpha, rgba[..., 3])
     assert second.metadata["icc_profile"] == profile
@@ -598,9 +596,9 @@ def test_png_keeps_pixels_alpha_and_metadata(tmp_path):
 
 
 def test_comment_of_a_jpeg_is_kept(tmp_path):
-    picture(tmp_path / "a.jpg", comment="by hand")
-    write_png(tmp_path / "b.png", *read_picture(tmp_path / "a.jpg"))
-    assert read_picture(tmp_path / "b.png").metadata["text"] == {"Comment": "by hand"}
+    image(tmp_path / "a.jpg", comment="by hand")
+    write_png(tmp_path / "b.png", *read_image(tmp_path / "a.jpg"))
+    assert read_image(tmp_path / "b.png").metadata["text"] == {"Comment": "by hand"}
 
 
 def test_png_is_whole_or_absent(tmp_path):
@@ -615,28 +613,28 @@ def test_png_is_whole_or_absent(tmp_path):
         write_png(tmp_path / "a.png", rgb, np.zeros((3, 3), np.uint8))
 
 
-def test_unreadable_pictures(tmp_path):
-    whole = picture(tmp_path / "whole.jpg", size=(64, 64)).read_bytes()
+def test_unreadable_images(tmp_path):
+    whole = image(tmp_path / "whole.jpg", size=(64, 64)).read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) * 2 // 3])
     (tmp_path / "cut.png").write_bytes(png_bytes(size=(64, 64))[:60])
     (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty.webp").write_bytes(b"")
     for name in ("cut.jpg", "cut.png", "text.png", "empty.webp"):
-        refused(lambda name=name: read_picture(tmp_path / name), str(tmp_path / name), "not a readable picture")
-    refused(lambda: read_picture(tmp_path / "none.png"), "none.png", "No such file")
+        refused(lambda name=name: read_image(tmp_path / name), str(tmp_path / name), "not a readable image")
+    refused(lambda: read_image(tmp_path / "none.png"), "none.png", "No such file")
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp"])
 def test_animations_are_refused(tmp_path, suffix):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
-    refused(lambda: read_picture(tmp_path / f"a.{suffix}"), "animation", "2 frames")
+    refused(lambda: read_image(tmp_path / f"a.{suffix}"), "animation", "2 frames")
 
 
 def test_a_photograph_with_a_second_view_is_read(tmp_path):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=frames[1:])
-    assert read_picture(tmp_path / "a.jpg").rgb[0, 0, 0] > 200
+    assert read_image(tmp_path / "a.jpg").rgb[0, 0, 0] > 200
 
 
 def test_e3_decompression_bomb(tmp_path, recwarn):
@@ -648,28 +646,28 @@ def test_e3_decompression_bomb(tmp_path, recwarn):
     path.parent.mkdir(parents=True)
     path.write_bytes(data)
     tracemalloc.start()
-    refused(lambda: read_picture(path), "a.png")
-    refused(lambda: list_pictures(tmp_path / "photos"), "a.png")
+    refused(lambda: read_image(path), "a.png")
+    refused(lambda: list_images(tmp_path / "photos"), "a.png")
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
     struct.pack_into(">II", data, 16, 13_000, 13_000)
     struct.pack_into(">I", data, 29, zlib.crc32(bytes(data[12:29])))
     path.write_bytes(data)
-    refused(lambda: read_picture(path), "13000 x 13000", "scale it down")
+    refused(lambda: read_image(path), "13000 x 13000", "scale it down")
     assert not recwarn.list
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_split_is_stratified(seed):
     counts = [1, 2, 3, 15, 40, 101]
-    pictures = [PicturePath(Path(f"{i}"), c, str(c), 1, 1) for c, n in enumerate(counts) for i in range(n)]
-    labels = np.array([p.label for p in pictures])
-    is_test = split(pictures, 0.1, seed)
+    images = [ImagePath(Path(f"{i}"), c, str(c), 1, 1) for c, n in enumerate(counts) for i in range(n)]
+    labels = np.array([p.label for p in images])
+    is_test = split(images, 0.1, seed)
     assert is_test.dtype == bool and is_test.shape == labels.shape
     assert [int(is_test[labels == c].sum()) for c in range(6)] == [0, 1, 1, 2, 4, 10]
-    np.testing.assert_array_equal(is_test, split(pictures, 0.1, seed))
-    assert not np.array_equal(is_test, split(pictures, 0.1, seed + 1))
-    assert [int((~split(pictures, 0.99, seed))[labels == c].sum()) for c in range(6)] == [1] * 6
+    np.testing.assert_array_equal(is_test, split(images, 0.1, seed))
+    assert not np.array_equal(is_test, split(images, 0.1, seed + 1))
+    assert [int((~split(images, 0.99, seed))[labels == c].sum()) for c in range(6)] == [1] * 6
 
 
 def test_split_refuses():
@@ -704,10 +702,10 @@ def test_load_folder_with_parts(photos, tmp_path):
     (root / "train").mkdir(parents=True)
     os.rename(photos, root / "train2")
     os.rename(root / "train2", root / "train")
-    picture(root / "test" / "dog" / "a.png", (7, 7, 7))
+    image(root / "test" / "dog" / "a.png", (7, 7, 7))
     arrays = load(str(root))
     assert len(arrays.x_train) == 30 and arrays.y_test.tolist() == [1]
-    picture(root / "test" / "emu" / "a.png")
+    image(root / "test" / "emu" / "a.png")
     refused(lambda: load(str(root)), "emu")
 
 
@@ -719,12 +717,12 @@ def test_load_folder_sizes(photos):
     arrays = load(str(photos), image_size=4)
     assert arrays.x_train.shape[1:] == (4, 4, 3)
     bright = [x for x in np.concatenate([arrays.x_train, arrays.x_test]) if x.max() > 205 and x[1:3].min() > 150]
-    assert len(bright) == 1 and bright[0][[0, 3]].max() < 50, "the whole picture is scaled, nothing is cut off"
+    assert len(bright) == 1 and bright[0][[0, 3]].max() < 50, "the whole image is scaled, nothing is cut off"
     refused(lambda: load(str(photos), image_size=4, validation_share=1.5), "validation_share")
 
 
-def test_load_folder_without_a_test_picture(tmp_path):
-    picture(tmp_path / "photos" / "cat" / "a.png")
+def test_load_folder_without_a_test_image(tmp_path):
+    image(tmp_path / "photos" / "cat" / "a.png")
     refused(lambda: load(str(tmp_path / "photos")), "photos", "testing")
 
 
@@ -743,9 +741,9 @@ def test_tar_equals_the_folder(photos, tmp_path, suffix):
 
 def test_tar_with_parts(tmp_path):
     members = {f"root/{part}/{kind}/a.png": png_bytes() for part in ("train", "test") for kind in ("cat", "dog")}
-    pictures, names = list_tar(pack(tmp_path / "a.tar", members))
+    images, names = list_tar(pack(tmp_path / "a.tar", members))
     assert names == ("cat", "dog")
-    assert [(p.part, p.label) for p in pictures] == [("test", 0), ("test", 1), ("train", 0), ("train", 1)]
+    assert [(p.part, p.label) for p in images] == [("test", 0), ("test", 1), ("train", 0), ("train", 1)]
     assert len(load(str(tmp_path / "a.tar")).x_test) == 2
     members.pop("root/train/dog/a.png")
     refused(lambda: load(str(pack(tmp_path / "a.tar", members))), "dog", "training")
@@ -780,11 +778,11 @@ def test_e2_tar_refuses_what_leaves_its_folder(tmp_path, case):
 
 
 def test_tar_refuses(tmp_path):
-    refused(lambda: list_tar(pack(tmp_path / "a.tar", {"a.txt": b"x"})), "no pictures")
+    refused(lambda: list_tar(pack(tmp_path / "a.tar", {"a.txt": b"x"})), "no images")
     refused(lambda: list_tar(pack(tmp_path / "a.tar", {"a.png": png_bytes()})), "no class folder")
     refused(lambda: list_tar(pack(tmp_path / "a.tar", {"cat/a.png": b"", "x/dog/a.png": b""})), "differing depths")
     bad = pack(tmp_path / "a.tar", {"cat/a.png": png_bytes(), "cat/b.png": b"text"})
-    refused(lambda: load(str(bad)), "a.tar[cat/", "not a readable picture")
+    refused(lambda: load(str(bad)), "a.tar[cat/", "not a readable image")
     two = pack(tmp_path / "a.tar", {"cat/a.png": png_bytes(), "cat/b.png": png_bytes(size=(9, 9))})
     refused(lambda: load(str(two)), "differing sizes", "--image-size")
     pack(tmp_path / "a.tar", {"cat/a.png": png_bytes()})

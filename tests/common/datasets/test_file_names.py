@@ -77,8 +77,8 @@ def test_progress_and_figures_show_such_names(tmp_path, capsys):
     with progress.Progress(3, f"listing {NAMES[0]}", clock=lambda: next(clock)) as shown:
         shown.add()
     assert files.printable(NAMES[0]) in capsys.readouterr().out
-    picture = np.zeros((4, 4, 3), np.uint8)
-    plots.picture_rows({NAMES[0]: [picture]}, tmp_path / "a.png", title=NAMES[0], columns=[NAMES[1]])
+    image = np.zeros((4, 4, 3), np.uint8)
+    plots.image_rows({NAMES[0]: [image]}, tmp_path / "a.png", title=NAMES[0], columns=[NAMES[1]])
     plots.grouped_bars(NAMES, {"share": [0.1, 0.2, 0.3, 0.4]}, tmp_path / "b.png", title="shares")
     assert (tmp_path / "a.png").stat().st_size and (tmp_path / "b.png").stat().st_size
 

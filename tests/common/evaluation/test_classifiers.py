@@ -154,10 +154,10 @@ REFUSED = {
     "not finite": (not_finite, "answers with values that are not finite"),
     "no gradient": (rounding, "has no gradient with respect to its images"),
     "a softmax that is hidden": (hidden_softmax, "answers with probabilities"),
-    "grey": (grey, "takes pictures of 16 x 16 x 1, these are 16 x 16 x 3; bring images or model to the same channels"),
+    "grey": (grey, "takes images of 16 x 16 x 1, these are 16 x 16 x 3; bring images or model to the same channels"),
     "another size": (
         lambda: keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(4)]),
-        "takes pictures of 8 x 8 x 3, these are 16 x 16 x 3; give --image-size",
+        "takes images of 8 x 8 x 3, these are 16 x 16 x 3; give --image-size",
     ),
     "no images": (vectors, r"maps \(None, 8\) to \(None, 4\); expected an image classifier"),
     "an answer for each pixel": (maps, "expected an image classifier"),

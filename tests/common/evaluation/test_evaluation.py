@@ -1,4 +1,4 @@
-"""Accuracy, perturbation sizes and picture quality against plain formulas."""
+"""Accuracy, perturbation sizes and image quality against plain formulas."""
 
 from functools import partial
 

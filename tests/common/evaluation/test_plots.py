@@ -7,7 +7,7 @@ from common.evaluation import plots
 
 
 def drawn(path, colour):
-    """Share of the picture in `colour`, a hex string."""
+    """Share of the image in `colour`, a hex string."""
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     return float((abs(pixels - wanted).max(axis=-1) < 12).mean())
@@ -27,8 +27,8 @@ def test_bars_are_as_tall_as_their_values(tmp_path):
     assert 3.0 < ratio < 5.0
 
 
-def test_pictures_keep_their_colours_and_may_differ_in_size(tmp_path):
+def test_images_keep_their_colours_and_may_differ_in_size(tmp_path):
     red = np.full((8, 8, 3), (200, 16, 32), np.uint8)
     grey = np.full((40, 20, 1), 0.5)
-    plots.picture_rows({"one": [red, red], "two": [grey]}, tmp_path / "rows.png")
+    plots.image_rows({"one": [red, red], "two": [grey]}, tmp_path / "rows.png")
     assert drawn(tmp_path / "rows.png", "#C81020") > 0.1

@@ -11,9 +11,9 @@ from common.models import IMAGENET, build, halves, imagenet_classifier
 def test_inception_v3_has_its_preprocessing_inside():
     """[-1, 1]: what the layer hands on is what Keras's own function makes of 0..255."""
     model = imagenet_classifier("inception_v3", weights=None, size=75)
-    picture = np.random.default_rng(1).integers(256, size=(1, 75, 75, 3)).astype(np.float32)
-    prepared = keras.Model(model.input, model.get_layer("preprocessing").output)(picture / 255)
-    assert np.allclose(prepared, keras.applications.inception_v3.preprocess_input(picture.copy()), atol=1e-5)
+    image = np.random.default_rng(1).integers(256, size=(1, 75, 75, 3)).astype(np.float32)
+    prepared = keras.Model(model.input, model.get_layer("preprocessing").output)(image / 255)
+    assert np.allclose(prepared, keras.applications.inception_v3.preprocess_input(image.copy()), atol=1e-5)
     assert model.output_shape == (None, 1000)
 
 

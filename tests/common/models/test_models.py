@@ -40,7 +40,7 @@ def light(request):
     model.set_weights(before)
 
 
-def pictures(*shape: int) -> np.ndarray:
+def images(*shape: int) -> np.ndarray:
     return np.random.default_rng(3).random(shape, dtype=np.float32)
 
 
@@ -94,7 +94,7 @@ def test_wide_resnets_have_their_known_parameters(name, expected, known):
     assert trainable(built(name, (32, 32, 3), 10)) == expected == known
 
 
-def test_stages_halve_the_picture_and_double_the_channels():
+def test_stages_halve_the_image_and_double_the_channels():
     model = built("resnet20", (32, 32, 3), 10)
     shapes = [model.get_layer(f"stage{s}_block3_relu").output.shape[1:] for s in (1, 2, 3)]
     assert shapes == [(32, 32, 16), (16, 16, 32), (8, 8, 64)]
@@ -107,7 +107,7 @@ def test_stages_halve_the_picture_and_double_the_channels():
 @pytest.mark.parametrize("shape", [(8, 8, 1), (12, 17, 3)])
 def test_logits_are_float32_and_no_softmax(builder, shape):
     model = builder(shape, 7)
-    logits = model(pictures(2, *shape), training=False).numpy()
+    logits = model(images(2, *shape), training=False).numpy()
     assert logits.shape == (2, 7) and logits.dtype == np.float32
     assert np.isfinite(logits).all() and logits.min() < 0
     assert model.layers[-1].activation is keras.activations.linear
@@ -115,7 +115,7 @@ def test_logits_are_float32_and_no_softmax(builder, shape):
 
 @EACH
 def test_normalisation_is_inside_the_model(builder, request):
-    x = pictures(3, 16, 16, 3)
+    x = images(3, 16, 16, 3)
     inside = normalised(request.node.callspec.id)
     outside = builder((16, 16, 3), 10, seed=4)
     given = ((x - np.float32(MEAN)) / np.float32(STD)).astype(np.float32)
@@ -124,7 +124,7 @@ def test_normalisation_is_inside_the_model(builder, request):
 
 
 def test_a_saved_model_answers_the_same_bits(light, tmp_path):
-    x = pictures(2, 16, 16, 3)
+    x = images(2, 16, 16, 3)
     light(x, training=True)
     light.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
@@ -167,7 +167,7 @@ def test_building_leaves_the_global_random_state_alone():
 
 
 def test_inference_does_not_depend_on_the_batch(light):
-    x = pictures(4, 16, 16, 3)
+    x = images(4, 16, 16, 3)
     light(x, training=True)
     together = light(x, training=False)
     alone = np.concatenate([light(x[i : i + 1], training=False) for i in range(4)])
@@ -175,8 +175,8 @@ def test_inference_does_not_depend_on_the_batch(light):
     assert not np.allclose(together, light(x, training=True), atol=1e-3)
 
 
-def test_every_picture_gets_a_gradient(light):
-    x = tf.constant(pictures(3, 16, 16, 3))
+def test_every_image_gets_a_gradient(light):
+    x = tf.constant(images(3, 16, 16, 3))
     with tf.GradientTape() as tape:
         tape.watch(x)
         loss = keras.losses.sparse_categorical_crossentropy(
@@ -194,7 +194,7 @@ def test_under_mixed_precision_normalisation_and_logits_stay_float32():
         model = build("small_cnn", (16, 16, 3), 10, mean=MEAN, std=STD)
     finally:
         keras.config.set_dtype_policy(policy)
-    assert model(pictures(2, 16, 16, 3), training=False).dtype == tf.float32
+    assert model(images(2, 16, 16, 3), training=False).dtype == tf.float32
     assert model.get_layer("normalisation").output.dtype == "float32"
     assert model.get_layer("features").output.dtype == "bfloat16"
 
@@ -239,6 +239,6 @@ def test_a_depth_outside_the_family_is_refused(family, depth):
         family(depth, (32, 32, 3), 10)
 
 
-def test_small_cnn_refuses_more_blocks_than_the_picture_can_halve():
+def test_small_cnn_refuses_more_blocks_than_the_image_can_halve():
     with pytest.raises(UserError, match="at least 32 x 32"):
         small_cnn((16, 16, 3), 10, blocks=5)

@@ -263,12 +263,12 @@ def test_force_starts_anew_and_removes_only_what_a_run_wrote(tmp_path):
     (outside / "kept").touch()
 
     def body(run: Run) -> None:
-        killed_files = ("locked.npz", "pictures/one.png")
+        killed_files = ("locked.npz", "images/one.png")
         for name in killed_files:
             (run.folder / name).parent.mkdir(exist_ok=True)
             (run.folder / name).touch()
         run.artifact("locked", run.folder / "locked.npz")
-        run.artifact("pictures", run.folder / "pictures")
+        run.artifact("images", run.folder / "images")
         run.curve(epoch=1, loss=1.0)
         run.checkpoints.mkdir()
         run.metrics(done=1.0)
@@ -291,13 +291,13 @@ def test_force_starts_anew_and_removes_only_what_a_run_wrote(tmp_path):
 
 def test_force_removes_the_artifacts_of_the_last_results(tmp_path):
     def body(run: Run) -> None:
-        (run.folder / "pictures").mkdir()
-        (run.folder / "pictures" / "stale.png").touch()
-        run.artifact("pictures", run.folder / "pictures")
+        (run.folder / "images").mkdir()
+        (run.folder / "images" / "stale.png").touch()
+        run.artifact("images", run.folder / "images")
 
     execute(tmp_path / "x", body)
     execute(tmp_path / "x", force=True)
-    assert not (tmp_path / "x/pictures").exists()
+    assert not (tmp_path / "x/images").exists()
 
 
 @pytest.mark.parametrize("force", [True, False])

@@ -37,10 +37,10 @@ def foreign(tmp_path, monkeypatch):
         x = rng.integers(70, 101, (count, SIZE, SIZE, 3)) + 75 * y[:, None, None, None]
         arrays |= {f"x_{part}": x.astype(np.uint8), f"y_{part}": y}
     np.savez(tmp_path / "shades.npz", **arrays)
-    for row, (picture, label) in enumerate(zip(arrays["x_test"], arrays["y_test"], strict=True)):
+    for row, (image, label) in enumerate(zip(arrays["x_test"], arrays["y_test"], strict=True)):
         folder = tmp_path / "shop" / ("dark", "light")[label]
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(folder / f"{row:02d}.png")
+        Image.fromarray(image).save(folder / f"{row:02d}.png")
     bought = [f"u{user},{(user + 3 * k) % 40:02d}.png" for user in range(20) for k in range(4)]
     (tmp_path / "who.csv").write_text("user,item\n" + "\n".join(bought) + "\n")
     return tmp_path

@@ -25,6 +25,7 @@ from common.runs.options import (
     LinfBudget,
     RunOptions,
     ScriptOptions,
+    convert,
     option,
 )
 from common.runs.record import Run
@@ -174,6 +175,88 @@ def test_an_alias_answers_on_the_command_line_in_a_file_and_in_python():
     assert lock.parse(["--resume_path=m"]).model == Path("m")
     assert lock.parse(file("resume_path: m")).model == Path("m")
     assert lock.options(resume_path="m").model == Path("m")
+
+
+def test_a_run_under_the_earlier_names_of_its_options_is_recognised():
+    """Those of an alias that was the name when the run was made."""
+    Path("m").touch()
+    first = lock(lock.options(model="m"))
+    config = Path("runs/adv_lock/lock/demo/config.yaml")
+    config.write_text(config.read_text().replace("model: m", "resume_path: m"))
+    assert lock(lock.options(model="m")) == first and len(CALLS) == 1
+    with pytest.raises(UserError, match="was run with model m, now none"):
+        lock(lock.options())
+    assert lock.require(None, worker.options(model="m"), ("model",)) == config.parent
+    with pytest.raises(UserError, match="was run with model m, this run has n"):
+        lock.require(None, worker.options(model="n"), ("model",))
+    options = lock.parse(["--config", str(config)])
+    assert options.model == Path("m")
+
+
+def test_two_scripts_with_one_class_of_options_are_told_apart():
+    """What one of them finds in its section of a file must not be taken for the other's."""
+
+    @script(app="adv_lock", name="first_of_two")
+    def first_of_two(options: CommonOptions, run: Run) -> None:
+        pass
+
+    @script(app="adv_lock", name="second_of_two")
+    def second_of_two(options: CommonOptions, run: Run) -> None:
+        pass
+
+    argv = file("first_of_two: {n_test: 5}\nsecond_of_two: {n_test: 7}")
+    # Nothing was said on the command line: the producer keeps its own 5.
+    assert first_of_two.options_from(second_of_two.parse(argv)).n_test == 5
+    assert first_of_two.options_from(second_of_two.parse([*argv, "--n-test", "9"])).n_test == 9
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "converted"),
+    [
+        (Count, "7", 7),
+        (Budget, 1, 1.0),
+        (bool, "True", True),
+        (Path | None, "null", None),
+        (str | None, "null", None),
+        (Literal["keep"] | Count, "keep", "keep"),
+        (Literal["keep"] | Count, "12", 12),
+        (tuple[Count, ...], 3, (3,)),
+        (tuple[Count, ...], "", ()),
+        (tuple[Budget, ...], [0.5, "1/4"], (0.5, 0.25)),
+        (tuple[float, float], "-122.5,37", (-122.5, 37.0)),
+        (tuple[Path, ...], "a,b", (Path("a"), Path("b"))),
+    ],
+)
+def test_what_a_value_means_for_a_type(hint, value, converted):
+    found = convert(hint, value)
+    assert found == converted and type(found) is type(converted)
+
+
+@pytest.mark.parametrize(
+    ("hint", "value"),
+    [
+        (Count, True),
+        (Count, 2.0),
+        (int, None),
+        (float, "inf"),
+        (float, True),
+        (bool, 1),
+        (str, 7),
+        (Path, 7),
+        (str, None),
+        (tuple[float, float], "1,2,3"),
+        (tuple[Count, ...], "null"),
+        (Literal["a", "b"], "c"),
+        (Literal["a", "b"] | None, ["a"]),
+    ],
+)
+def test_what_no_value_of_a_type_is(hint, value):
+    with pytest.raises(ValueError):
+        convert(hint, value)
+
+
+def test_a_value_that_begins_with_a_minus_sign_is_a_value():
+    assert lock.parse(["--name", "-122.5,37.6"]).name == "-122.5,37.6"
 
 
 def test_python_callers_get_the_same_checks():

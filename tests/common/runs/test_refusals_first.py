@@ -135,7 +135,7 @@ OPTIONS = [
     ("adv_lock/lock.py", {"model": "two.keras", "input_scale": 0}, "--input-scale: must be above 0"),
     ("adv_lock/train.py", {"arch": "none"}, "network 'none': unknown"),
     ("adv_lock/train.py", {"reference": "empty"}, "empty/results.json: no such file"),
-    ("adv_lock/train.py", {"lock_data": "empty", "dataset": "mnist"}, "--dataset: the locked pictures come with"),
+    ("adv_lock/train.py", {"lock_data": "empty", "dataset": "mnist"}, "--dataset: the locked images come with"),
     ("adv_lock/unlock.py", {"key": "zip.npz"}, "zip.npz"),
     ("adv_lock/run_all.py", {"more_seeds": (0,)}, "--more-seeds: 0 is --seed already"),
     ("attention_defense/train.py", {"arch": "none"}, "network 'none': unknown"),

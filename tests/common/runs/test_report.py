@@ -14,7 +14,7 @@ from scipy.stats import ttest_1samp
 from common.errors import UserError
 from common.runs import report
 from common.runs.folder import execute
-from common.runs.record import Identity
+from common.runs.record import COLUMNS, Identity, read_table
 from common.runs.report import Value, by_seed, console, interval, lookup, over_seeds, percent, wilson
 
 ROWS = [
@@ -195,6 +195,35 @@ def test_a_template_may_include_another_beside_it(root):
     assert (root / "adv_lock/README.md").read_text() == MARKED.format(RENDERED)
     (results / "demo.md.j2").write_text('{% include "../published.yaml" %}')
     assert report.main(["--readme"], root) == 2
+
+
+def test_a_marker_may_name_a_template_that_several_tables_share(root, capsys):
+    results, readme = root / "adv_lock/results", root / "adv_lock/README.md"
+    (results / "demo.md.j2").rename(results / "_shared.md.j2")
+    marked = MARKED.replace("results/demo -->", "results/demo using _shared -->")
+    readme.write_text(marked.format("old\n"))
+    assert report.main(["--readme"], root) == 0 and readme.read_text() == marked.format(RENDERED)
+    assert report.main(["--check"], root) == 0
+    readme.write_text(marked.replace("_shared", "_absent").format("old\n"))
+    assert "_absent.md.j2: no such template" in refused(["--readme"], root, capsys)
+
+
+def test_key_columns_of_a_script_are_columns_like_any_other(tmp_path):
+    def body(run):
+        for compared in ("noise", "base"):
+            run.row(attack="pgd", compared=compared, metric="gain", value=0.5)
+        with pytest.raises(ValueError, match="no column 'other'"):
+            run.row(other="x", metric="gain", value=0.5)
+
+    identity = Identity("app", "script", "python app/script.py", ("compared",))
+    execute(tmp_path / "x", identity, {"seed": 0}, body)
+    table = read_table(tmp_path / "x")
+    assert list(table[0]) == [*COLUMNS[:6], "compared", *COLUMNS[6:]]
+    value = lookup(table)
+    assert value(compared="noise") == 0.5 and value(compared="clean") == "-"
+    with pytest.raises(UserError, match="no column 'other'"):
+        value(other="x")
+    assert "compared" in console(tmp_path, results(), table)
 
 
 def refused(argv, root, capsys):

@@ -33,13 +33,13 @@ def cosine_of(a, moved, targets):
     return cosines(a.embeddings(np.asarray(moved, np.float32)), targets)
 
 
-def pictures(count=20, seed=0):
+def images(count=20, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (2, count, 12, 12, 3), np.uint8)
 
 
 @pytest.mark.parametrize("name", ["fftgsm", "iftgsm", "itgsm", "pgd", "noise"])
-def test_pictures_stay_in_the_budget_and_cosines_are_theirs(name):
-    a, (sources, victims) = attacker(), pictures()
+def test_images_stay_in_the_budget_and_cosines_are_theirs(name):
+    a, (sources, victims) = attacker(), images()
     targets = a.embeddings(victims)
     found = impersonate(a, name, sources, targets, (np.arange(20) % 6).astype(np.int32) if name == "itgsm" else None)
     clean = sources.astype(np.float32) / 255
@@ -47,18 +47,18 @@ def test_pictures_stay_in_the_budget_and_cosines_are_theirs(name):
     assert np.abs(found.x - clean).max(axis=(1, 2, 3)).min() > 0
     # As a file holds them.
     np.testing.assert_allclose(found.x * 255, np.rint(found.x * 255), atol=1e-3)
-    for images, cosine in ((clean, found.before), (np.rint(found.x * 255).astype(np.uint8), found.after)):
-        z = a.embeddings(images)
+    for shown, cosine in ((clean, found.before), (np.rint(found.x * 255).astype(np.uint8), found.after)):
+        z = a.embeddings(shown)
         wanted = (z * targets).sum(1) / np.linalg.norm(z, axis=1) / np.linalg.norm(targets, axis=1)
         np.testing.assert_allclose(cosine, wanted, atol=1e-5)
     if name in ("fftgsm", "iftgsm", "itgsm"):
-        # Steps of 1/255 from 8-bit pictures end on 8-bit pictures.
+        # Steps of 1/255 from 8-bit images end on 8-bit images.
         np.testing.assert_allclose(found.found, found.after, atol=1e-4)
     assert found.entry.control == (name == "noise")
 
 
 def test_stronger_attacks_come_nearer():
-    a, (sources, victims) = attacker(pgd_steps=40, restarts=3), pictures()
+    a, (sources, victims) = attacker(pgd_steps=40, restarts=3), images()
     targets = a.embeddings(victims)
     mean = {
         name: impersonate(a, name, sources, targets).found.mean()
@@ -71,7 +71,7 @@ def test_stronger_attacks_come_nearer():
 
 
 def test_dodging_goes_away_from_oneself():
-    a, (sources, others) = attacker(), pictures()
+    a, (sources, others) = attacker(), images()
     own = a.embeddings(others)
     found = impersonate(a, "dodge", sources, own, -own)
     assert (found.after < found.before).all()
@@ -84,7 +84,7 @@ def test_steps_are_kurakins(eps, steps):
 
 
 def test_feature_pgd_keeps_the_nearest_of_its_restarts():
-    a, (sources, victims) = attacker(), pictures(6)
+    a, (sources, victims) = attacker(), images(6)
     x, targets = sources.astype(np.float32) / 255, a.embeddings(victims)
 
     def cosine(moved):
@@ -100,7 +100,7 @@ def test_feature_pgd_keeps_the_nearest_of_its_restarts():
 
 
 def test_an_example_rests_above_its_threshold():
-    a, (sources, victims) = attacker(), pictures(6)
+    a, (sources, victims) = attacker(), images(6)
     x, targets = sources.astype(np.float32) / 255, a.embeddings(victims)
     before = cosine_of(a, x, targets)
     for attack, more in ((iftgsm, {}), (feature_pgd, {"seed": 0})):
@@ -119,8 +119,8 @@ def test_unknown_attacks_and_missing_classifiers_are_refused():
 
 
 @pytest.mark.parametrize("name", ["fftgsm", "iftgsm", "itgsm", "pgd", "dodge"])
-def test_infinite_slopes_at_black_pixels_give_finite_pictures(name):
-    a, (sources, victims) = Attacker(classifier((12, 12, 3), 6), pgd_steps=4, restarts=2), pictures(4)
+def test_infinite_slopes_at_black_pixels_give_finite_images(name):
+    a, (sources, victims) = Attacker(classifier((12, 12, 3), 6), pgd_steps=4, restarts=2), images(4)
     sources[:3, :6] = 0
     targets = a.embeddings(victims)
     found = impersonate(a, name, sources, targets, {"itgsm": np.arange(4, dtype=np.int32), "dodge": -targets}.get(name))

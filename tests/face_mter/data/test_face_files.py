@@ -1,4 +1,4 @@
-"""Files of faces in lists of pairs: byte by byte, one picture for a name, and refusals that say what to do."""
+"""Files of faces in lists of pairs: byte by byte, one image for a name, and refusals that say what to do."""
 
 import dataclasses
 import os
@@ -44,13 +44,13 @@ def test_pairs_to_verify_name_people_byte_by_byte(folder):
     assert listed == [[b"anna"] * 2, [b"Jos\xe9"] * 2, [b"Jos\xe9", b"Jos\xe8"], [b"anna", "José".encode()]]
 
 
-def test_a_name_of_two_pictures_is_refused(tmp_path):
+def test_a_name_of_two_images_is_refused(tmp_path):
     """The list leaves the ending out."""
     faces = faces_of([2, 2, 2])
     faces = dataclasses.replace(faces, files=(*faces.files[:1], "A_000/A_000_0001.png", *faces.files[2:]))
     path = tmp_path / "pairs.txt"
     path.write_text("1\t1\nA_001\t1\t2\nA_000\t1\tA_002\t1\n")
-    with pytest.raises(UserError, match=r"pairs.txt: line 3: toys has two pictures 'A_000/A_000_0001'"):
+    with pytest.raises(UserError, match=r"pairs.txt: line 3: toys has two images 'A_000/A_000_0001'"):
         read_pairs(path, faces)
     path.write_text("1\t1\nA_001\t1\t2\nA_001\t1\tA_002\t1\n")
     assert len(read_pairs(path, faces).pairs) == 2
@@ -68,5 +68,5 @@ def test_too_few_people_for_ten_folds_are_told_what_there_is_to_do():
     """Ten is no option, so nobody can ask for fewer."""
     with pytest.raises(UserError, match=r"3 people for 10 folds; expected 20: bring more people, .*evaluation_share"):
         make_folds(faces_of([2] * 3), np.arange(3), 1, seed=0)
-    with pytest.raises(UserError, match=r"expected 9: ask for fewer pairs by n_folded, or bring more pictures"):
+    with pytest.raises(UserError, match=r"expected 9: ask for fewer pairs by n_folded, or bring more images"):
         make_folds(faces_of([2] * 20), np.arange(20), 9, seed=0)

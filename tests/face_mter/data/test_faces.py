@@ -40,7 +40,7 @@ def refused(call, *words):
 
 
 def write_folder(root, counts, *, seed=0, size=(6, 5)):
-    """Pictures of `size` (height, width): what was written, by file, in the order of people and files."""
+    """Images of `size` (height, width): what was written, by file, in the order of people and files."""
     rng, written = np.random.default_rng(seed), {}
     for name in sorted(counts):
         for number in range(1, counts[name] + 1):
@@ -196,7 +196,7 @@ def parts_of(split, faces):
     return train, calibration, attack
 
 
-def test_people_with_few_pictures_are_held_back():
+def test_people_with_few_images_are_held_back():
     faces = faces_of([1] * 50 + [5] * 20 + [3] * 30)
     train, calibration, attack = parts_of(split_people(faces, seed=0), faces)
     assert train == set(range(50, 70))
@@ -215,7 +215,7 @@ def test_a_share_is_held_back_where_all_have_enough():
     assert (len(train), len(calibration), len(attack)) == (28, 6, 6)
     assert train != set(split_people(faces, seed=1).train.tolist())
     assert len(split_people(faces, seed=0, evaluation_share=0.5).train) == 20
-    # Those with too few pictures count towards the share.
+    # Those with too few images count towards the share.
     mixed = faces_of([6] * 30 + [2] * 10)
     train, *_ = parts_of(split_people(mixed, seed=0), mixed)
     assert len(train) == 28 and max(train) < 30
@@ -234,7 +234,7 @@ def test_too_few_people_are_refused():
     refused(lambda: split_people(faces_of([5] + [1] * 20), seed=0), "toys", "1 of 21 people", "min_images")
     refused(lambda: split_people(faces_of([5] * 6), seed=0), "2 of 6 people are held back", "evaluation_share")
     refused(lambda: split_people(faces_of([5] * 10), seed=0), "3 of 10 people are held back")
-    refused(lambda: split_people(faces_of([5] * 9 + [1] * 8), seed=0), "0 of 8 people held back", "two pictures")
+    refused(lambda: split_people(faces_of([5] * 9 + [1] * 8), seed=0), "0 of 8 people held back", "two images")
     refused(lambda: split_people(faces_of([5] * 9 + [1] * 8 + [2]), seed=0), "1 of 9 people held back")
     assert len(split_people(faces_of([5] * 9 + [1] * 8 + [2, 2]), seed=0).train) == 9
     faces = faces_of([6] * 40)
@@ -261,7 +261,7 @@ def test_attack_pairs_are_distinct_and_everyone_has_an_equal_part():
         assert times.sum() == 160 and times.min() >= 18 and times.max() <= 22
     # The first ones are a list of their own.
     assert (np.bincount(who[:16, 0], minlength=10)[people] == 2).all()
-    # Nobody is set upon the same victim over and over, and pictures vary.
+    # Nobody is set upon the same victim over and over, and images vary.
     table = np.zeros((10, 10), int)
     np.add.at(table, tuple(who.T), 1)
     assert (table[np.ix_(people, people)][~np.eye(8, dtype=bool)] > 0).mean() > 0.8
@@ -305,7 +305,7 @@ def test_a_pair_and_its_reverse_are_one_without_order():
 
 def test_pairs_of_nobody_are_refused():
     faces = faces_of([2] * 3)
-    refused(lambda: attack_pairs(faces, [1], 1, seed=0), "1 people with 2 pictures", "have 0")
+    refused(lambda: attack_pairs(faces, [1], 1, seed=0), "1 people with 2 images", "have 0")
     refused(lambda: attack_pairs(faces, [], 1, seed=0), "0 people")
     refused(lambda: attack_pairs(faces, [0, 1], 0, seed=0), "0 pairs")
 
@@ -320,7 +320,7 @@ def test_pairs_are_kept_by_file_name(tmp_path):
     loaded = load_pairs(tmp_path / "pairs.csv", faces)
     assert loaded.dtype == np.int32
     np.testing.assert_array_equal(loaded, pairs)
-    # The same pictures, wherever they stand.
+    # The same images, wherever they stand.
     more = write_folder(tmp_path / "in", {"Aaron": 3})
     moved = load_faces(str(tmp_path / "in"))
     assert len(moved.files) == len(written) + len(more)
@@ -338,7 +338,7 @@ def test_pairs_are_kept_by_file_name(tmp_path):
         ("attacker,victim\n{0},{2}\n{0}\n", ["line 3", "1 fields"]),
         ("attacker,victim\n{0},{2},{2}\n", ["line 2", "3 fields"]),
         ("attacker,victim\n{0},A_009/x.jpg\n", ["line 2", "'A_009/x.jpg'", "toys"]),
-        ("attacker,victim\n{0},{2}\n\n{0},{1}\n", ["line 4", "both pictures are of 'A_000'"]),
+        ("attacker,victim\n{0},{2}\n\n{0},{1}\n", ["line 4", "both images are of 'A_000'"]),
         ('attacker,victim\n"{0},{2}\n', ["not a table"]),
     ],
 )
@@ -352,9 +352,7 @@ def test_lists_of_pairs_that_are_refused(tmp_path, text, words):
 def test_a_list_that_cannot_be_read_is_refused(tmp_path):
     refused(lambda: load_pairs(tmp_path / "none.csv", faces_of([2, 2])), "none.csv", "cannot be read")
     (tmp_path / "bytes.csv").write_bytes(b"attacker,victim\n\xff\xfe,a\n")
-    refused(
-        lambda: load_pairs(tmp_path / "bytes.csv", faces_of([2, 2])), "bytes.csv", "line 2", "is no picture of toys"
-    )
+    refused(lambda: load_pairs(tmp_path / "bytes.csv", faces_of([2, 2])), "bytes.csv", "line 2", "is no image of toys")
 
 
 @pytest.mark.realdata

@@ -1,4 +1,4 @@
-"""The drawn people: repeatable picture by picture, the same whoever else is drawn, and told apart by their faces."""
+"""The drawn people: repeatable image by image, the same whoever else is drawn, and told apart by their faces."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_shapes_types_and_ranges(drawn):
     assert drawn.images.shape == (PEOPLE * EACH, 48, 48, 3) and drawn.images.dtype == np.uint8
     assert drawn.person.dtype == np.int32
     np.testing.assert_array_equal(drawn.person, np.arange(PEOPLE).repeat(EACH))
-    # Neither too dark nor burnt out, and no picture is one grey.
+    # Neither too dark nor burnt out, and no image is one grey.
     assert drawn.images.min() < 20 and drawn.images.max() > 235
     assert 80 < drawn.images.mean() < 170
     assert drawn.images.std(axis=(1, 2, 3)).min() > 10
@@ -63,7 +63,7 @@ def test_portraits_do_not_follow_numpys_global_state(drawn):
 
 
 @pytest.mark.parametrize(("people", "per_person", "first"), [(3, 5, 0), (4, 16, 7), (1, 20, 11), (14, 1, 0)])
-def test_a_picture_depends_on_its_person_and_number_alone(drawn, people, per_person, first):
+def test_a_image_depends_on_its_person_and_number_alone(drawn, people, per_person, first):
     other = portraits(people, per_person, seed=3, first=first)
     assert other.person.tolist() == [first + k for k in range(people) for _ in range(per_person)]
     common = min(PEOPLE - first, people), min(EACH, per_person)
@@ -73,13 +73,13 @@ def test_a_picture_depends_on_its_person_and_number_alone(drawn, people, per_per
 
 @pytest.mark.parametrize("block", [1, 7, 1000])
 def test_blocks_leave_no_trace(drawn, monkeypatch, block):
-    # The fixture's 16 pictures a person and blocks of 32 meet; these cut people in the middle.
+    # The fixture's 16 images a person and blocks of 32 meet; these cut people in the middle.
     assert simulator.BLOCK < PEOPLE * EACH and block != simulator.BLOCK
     monkeypatch.setattr(simulator, "BLOCK", block)
     np.testing.assert_array_equal(portraits(5, EACH, seed=3).images, drawn.images[: 5 * EACH])
 
 
-def test_no_picture_is_drawn_twice(drawn):
+def test_no_image_is_drawn_twice(drawn):
     assert len(np.unique(drawn.images.reshape(len(drawn.images), -1), axis=0)) == PEOPLE * EACH
     # Not by the noise alone.
     blurred = by_person(drawn.images).reshape(PEOPLE, EACH, 12, 4, 12, 4, 3).mean(axis=(3, 5))
@@ -98,14 +98,14 @@ def test_people_have_faces_of_their_own_and_keep_them():
     np.testing.assert_array_equal(simulator._identities(3, person[7:9]), shares[7:9])
     nearest = np.abs(shares[:, None] - shares).mean(axis=2) + np.eye(60)
     assert nearest.min() > 0.15
-    # What differs between one person's pictures is drawn apart from who they are.
+    # What differs between one person's images is drawn apart from who they are.
     views = simulator._views(3, person, 4).reshape(60, 4, -1)
     assert np.abs(views[:, :1] - views[:, 1:]).mean(axis=2).min() > 0.1
     both = np.concatenate([shares, views[:, 0]], axis=1)
     assert np.abs(np.corrcoef(both.T) - np.eye(both.shape[1])).max() < 0.65
 
 
-def test_the_mean_picture_of_a_person_says_who_it_is(drawn):
+def test_the_mean_image_of_a_person_says_who_it_is(drawn):
     # Pose and background average out, and what is left must be the person.
     faces = by_person(drawn.images)[:, :, 10:40, 12:36].astype(np.float32)
     odd, even = (half.mean(axis=1).reshape(PEOPLE, -1) for half in (faces[:, ::2], faces[:, 1::2]))
@@ -113,7 +113,7 @@ def test_the_mean_picture_of_a_person_says_who_it_is(drawn):
     own, others = np.diag(apart), apart[~np.eye(PEOPLE, dtype=bool)]
     assert (apart.argmin(axis=1) == np.arange(PEOPLE)).mean() >= 0.8
     assert own.mean() < 0.6 * others.mean()
-    # A single picture says much less: its pose, light and background weigh as much as the person.
+    # A single image says much less: its pose, light and background weigh as much as the person.
     single = np.sqrt(((faces[:, 0].reshape(PEOPLE, 1, -1) - faces[:, 1].reshape(PEOPLE, -1)) ** 2).mean(axis=2))
     assert np.diag(single).mean() > 0.6 * single[~np.eye(PEOPLE, dtype=bool)].mean()
 
@@ -121,8 +121,8 @@ def test_the_mean_picture_of_a_person_says_who_it_is(drawn):
 def unseen(names, bounds, present, prefix=""):
     """Of `names`, those that change fewer than two pixels when they go from one of `bounds` to the other."""
     shares = [middles(2, **present | {f"{prefix}{name}": bounds}) for name in names]
-    pictures = rendered(*map(np.concatenate, zip(*shares, strict=True))).astype(int)
-    changed = (np.abs(pictures[::2] - pictures[1::2]).max(axis=3) > 5).sum(axis=(1, 2))
+    images = rendered(*map(np.concatenate, zip(*shares, strict=True))).astype(int)
+    changed = (np.abs(images[::2] - images[1::2]).max(axis=3) > 5).sum(axis=(1, 2))
     return [name for name, count in zip(names, changed, strict=True) if count < 2]
 
 
@@ -147,10 +147,10 @@ def test_everything_about_a_view_shows():
 def test_features_go_where_the_head_does(name, axis, pixels):
     bounds = simulator.VIEW[name]
     assert bounds[0] == -bounds[1]
-    # Eyes are where pictures differ that differ in eyes.
+    # Eyes are where images differ that differ in eyes.
     identities, views = middles(6, eye_open=(0.1, 0.9) * 3, **{f"its_{name}": np.repeat((0.0, 0.5, 1.0), 2)})
-    pictures = rendered(identities, views, 96).astype(float).reshape(3, 2, 96, 96, 3)
-    change = np.abs(pictures[:, 0] - pictures[:, 1]).sum(axis=(3, 2 - axis))
+    images = rendered(identities, views, 96).astype(float).reshape(3, 2, 96, 96, 3)
+    change = np.abs(images[:, 0] - images[:, 1]).sum(axis=(3, 2 - axis))
     before, ahead, after = change @ np.arange(96) / change.sum(axis=1)
     assert after - ahead == pytest.approx(pixels, rel=0.2)
     assert ahead - before == pytest.approx(pixels, rel=0.2)
@@ -164,7 +164,7 @@ def test_a_thing_before_the_face_is_rare_and_covers_it():
     assert changed.sum() == 200 * simulator.COVERED and changed[0] and not changed[-1]
 
 
-def test_noise_is_the_pictures_own():
+def test_noise_is_the_images_own():
     identities, views = middles(3, its_noise=(0.0, 1.0, 1.0), its_grain=(0.3, 0.3, 0.6))
     grain = np.random.default_rng(0).standard_normal(simulator._GRAIN + 3 * 48**2).astype(np.float32)
     little, much, other = simulator._render(identities, views, grain, 48).astype(float)

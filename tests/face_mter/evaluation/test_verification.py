@@ -50,7 +50,7 @@ def refused(call, *words):
 
 
 def some_faces(rng, counts, dims=5, spread=0.6):
-    """Embeddings of any length of people with `counts` pictures, and who they are."""
+    """Embeddings of any length of people with `counts` images, and who they are."""
     person = np.repeat(np.arange(len(counts)), counts)
     return rng.normal(size=(len(counts), dims))[person] + spread * rng.normal(size=(len(person), dims)), person
 
@@ -110,7 +110,7 @@ def test_scores_stay_cosines():
 
 
 def test_all_negatives_in_bounded_memory():
-    """3,000 pictures are 4.5 million pairs; a whole table of them would be 36 MB, its mask 9 MB, its indices 72 MB."""
+    """3,000 images are 4.5 million pairs; a whole table of them would be 36 MB, its mask 9 MB, its indices 72 MB."""
     rng = np.random.default_rng(2)
     e, person = rng.normal(size=(3000, 64)).astype(np.float32), np.repeat(np.arange(1000), 3)
     tracemalloc.start()
@@ -224,7 +224,7 @@ def test_tar_at_far_finds_the_threshold_of_every_draw(ties, monkeypatch):
     if ties:
         scores = Scores(np.round(scores.positives, 1), np.round(scores.negatives, 1), scores.person)
     times = rng.multinomial(6, np.full(6, 1 / 6), 40)
-    # One who is drawn alone has no negatives, one with a single picture no positives.
+    # One who is drawn alone has no negatives, one with a single image no positives.
     times = np.concatenate([times, [[1] * 6, [6, 0, 0, 0, 0, 0], [0, 6, 0, 0, 0, 0]]])
     for far in (0.05, 0.3):
         found = weighted_tar(scores, far)(times.astype(float))
@@ -368,7 +368,7 @@ def test_pairs_of_lfw(tmp_path, separator, ending):
     assert found.pairs.tolist() == [[0, 1], [4, 3], [0, 4], [5, 1], [5, 6], [0, 2], [3, 6], [0, 7]]
     assert found.same.tolist() == [1, 1, 0, 0] * 2 and found.fold.tolist() == [0] * 4 + [1] * 4 and found.left_out == 0
     assert {array.dtype for array in found[:3]} == {np.dtype(np.int32)}
-    # A picture and a person who are not there.
+    # An image and a person who are not there.
     some = read_pairs(path, faces_of([2, 2, 2]))
     assert some.pairs.tolist() == [[0, 1], [3, 2], [0, 3], [4, 1], [4, 5], [2, 5]] and some.left_out == 2
     assert some.same.tolist() == [1, 1, 0, 0, 1, 0] and some.fold.tolist() == [0, 0, 0, 0, 1, 1]
@@ -388,7 +388,7 @@ def test_pairs_of_lfw(tmp_path, separator, ending):
         (6, "A_002\t0\t2", ["line 6", "numbers from 1"]),
         (6, "A_002\t-1\t2", ["line 6", "numbers from 1"]),
         (7, "A_000\t2\t02", ["line 7", "'A_000' with itself"]),
-        (7, "A_000\t2\t2", ["line 7", "'A_000' with itself", "two pictures"]),
+        (7, "A_000\t2\t2", ["line 7", "'A_000' with itself", "two images"]),
         (8, "A_001\t1\tA_001\t2", ["line 8", "'A_001' with itself", "two people"]),
         (9, "", ["7 pairs"]),
         (8, "", ["line 8", "0 fields"]),
@@ -445,7 +445,7 @@ def test_folds_that_cannot_be_filled_are_refused():
     assert len(make_folds(faces, range(20), 6, seed=0).pairs) == 120
     refused(lambda: make_folds(faces, range(20), 7, seed=0), "6 pairs of one person", "expected 7")
     refused(lambda: make_folds(faces, range(19), 6, seed=0), "19 people for 10 folds")
-    # Two people of three pictures have nine pairs of different people, which three people of one picture have not.
+    # Two people of three images have nine pairs of different people, which three people of one image have not.
     refused(lambda: make_folds(faces_of([6, 1, 6, 1]), range(4), 7, seed=0, folds=2), "7 pairs of different people")
 
 

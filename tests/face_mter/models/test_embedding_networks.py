@@ -17,7 +17,7 @@ def tiny(name="small", shape=(12, 12, 1), classes=4, loss_type="arcface", **opti
 
 @pytest.mark.parametrize("name, shape", [("o18", (28, 28, 1)), ("r50", (112, 112, 3))])
 def test_the_sizes_of_the_paper(name, shape):
-    """Fact sheet, section 3: where the strides fall, and 512 numbers a picture."""
+    """Fact sheet, section 3: where the strides fall, and 512 numbers an image."""
     model = build(name, shape, 10, emb_size=512, loss_type="softmax", scale=1.0)
     assert embedder(model).output_shape == (None, 512)
     units = {"o18": (2, 2, 2, 2), "r50": (3, 4, 14, 3)}[name]
@@ -122,11 +122,11 @@ def test_a_model_without_that_layer_is_an_embedding():
     inputs = keras.Input((4, 4, 1))
     model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(inputs)))
     assert embedder(model) is model
-    with pytest.raises(UserError, match="one vector a picture"):
+    with pytest.raises(UserError, match="one vector an image"):
         embedder(keras.Model(inputs, keras.layers.Conv2D(2, 3)(inputs)))
 
 
-def test_unknown_networks_and_small_pictures_are_refused():
+def test_unknown_networks_and_small_images_are_refused():
     with pytest.raises(UserError, match="--network: 'r18' is unknown; choose one of small, o18, r50"):
         tiny("r18")
     with pytest.raises(UserError, match="at least 16 x 16"):

@@ -114,7 +114,7 @@ FACES = people()
 CAST = Cast(FACES, split_people(FACES, seed=0, n_train=4, min_images=1))
 
 
-def test_the_range_of_pictures_shows_in_who_is_told_apart(tmp_path):
+def test_the_range_of_images_shows_in_who_is_told_apart(tmp_path):
     path, said = tmp_path / "net.keras", []
     checkpoints.save_model(colour_network(1.0), path)
     load_checked(path, CAST, options(), log=said.append)
@@ -125,7 +125,7 @@ def test_the_range_of_pictures_shows_in_who_is_told_apart(tmp_path):
     model = load_checked(path, CAST, options(input_scale=255.0), log=said.append)
     x = FACES.images[:2] / np.float32(255)
     assert np.allclose(model(x), colour_network(255.0)(FACES.images[:2].astype(np.float32)), atol=1e-5)
-    with pytest.raises(UserError, match=r"on pictures in .*, so that is what it takes: give --input-scale 255"):
+    with pytest.raises(UserError, match=r"on images in .*, so that is what it takes: give --input-scale 255"):
         load_checked(path, CAST, options(input_scale=2.0, input_offset=-1.0), log=said.append)
 
 
@@ -142,7 +142,7 @@ def test_everybody_is_judged_when_nobody_trains(tmp_path):
     assert len(found.pairs) == 12 and found.left_out == 0
     # Of those who train no pair is judged.
     assert len(folded_pairs(listed, Cast(faces, CAST.people)).pairs) < 12
-    with pytest.raises(UserError, match="bring more pictures"):
+    with pytest.raises(UserError, match="bring more images"):
         hold_all_back(people(each=1), seed=0)
 
 

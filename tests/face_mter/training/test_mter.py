@@ -87,7 +87,7 @@ def test_slopes_are_finite_where_embeddings_coincide():
 
 @pytest.mark.parametrize("loss_type", ["softmax", "arcface"])
 def test_what_each_method_adds_up(loss_type):
-    """Fact sheet 1.5: moved pictures are classified by `adv` alone, and only `mter` has the regulariser."""
+    """Fact sheet 1.5: moved images are classified by `adv` alone, and only `mter` has the regulariser."""
     model, batch = tiny(loss_type), pairs()
     moved = tf.clip_by_value(batch[0] + 0.1, 0, 1)
     whole = {
@@ -141,7 +141,7 @@ def test_pairs_never_share_a_person_and_change_with_the_epoch():
     assert all(set(np.concatenate([y[rows[side]] for rows in first])) == set(range(7)) for side in range(2))
 
 
-def test_epochs_hold_those_pictures_and_repeat():
+def test_epochs_hold_those_images_and_repeat():
     y = np.repeat(np.arange(6), 5)
     x = np.arange(30 * 4, dtype=np.uint8).reshape(30, 2, 2, 1)
     epochs = pair_epochs(x, y, batch_size=4, seed=1)
@@ -157,16 +157,16 @@ def test_epochs_hold_those_pictures_and_repeat():
     assert all((a == b).all() for u, v in zip(batches, again, strict=True) for a, b in zip(u, v, strict=True))
 
 
-def test_too_few_people_or_pictures_are_refused():
+def test_too_few_people_or_images_are_refused():
     x = np.zeros((6, 8, 8, 1), np.uint8)
     with pytest.raises(UserError, match="two people"):
         pair_epochs(x, np.zeros(6, int), batch_size=1, seed=0)
-    with pytest.raises(UserError, match="--batch-size: 4 pairs; half of the people have 3 pictures only"):
+    with pytest.raises(UserError, match="--batch-size: 4 pairs; half of the people have 3 images only"):
         pair_epochs(x, np.repeat([0, 1], 3), batch_size=4, seed=0)(0)
 
 
 def training_of(name):
-    """A way to train, and people whose pictures tell them apart."""
+    """A way to train, and people whose images tell them apart."""
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(4), 12)
     x = np.clip(y[:, None, None, None] * 50 + rng.integers(0, 30, (48, 8, 8, 1)), 0, 255).astype(np.uint8)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from common.errors import UserError
 from multimedia_recsys.data import attack_folders
-from multimedia_recsys.data.catalogues import Pictures, Shop
+from multimedia_recsys.data.catalogues import Images, Shop
 from multimedia_recsys.data.categories import named as parse_class
 from multimedia_recsys.data.interactions import interactions, leave_one_out, read_feedback, read_named
 from multimedia_recsys.data.looks import read_looks, write_looks
@@ -49,13 +49,13 @@ def test_the_order_of_rows_changes_nothing():
     assert pairs_of(found[0]) == pairs_of(found[1])
 
 
-def test_a_name_without_its_ending_must_mean_one_picture(tmp_path):
+def test_a_name_without_its_ending_must_mean_one_image(tmp_path):
     names = ["a.jpg", "b.jpg", "a.png"]
-    with pytest.raises(UserError, match=r"who.csv:3: item 'a' is the name of two pictures; write the ending too"):
+    with pytest.raises(UserError, match=r"who.csv:3: item 'a' is the name of two images; write the ending too"):
         named(tmp_path, "user,item\nu1,b\nu1,a\nu2,a\n", names)
     found = named(tmp_path, "user,item\nu1,a.png\nu1,b\nu2,a.jpg\nu2,b\nu3,b\nu3,a.png\n", names)
     assert sorted({*found.item.tolist(), *found.test[found.test >= 0].tolist()}) == [0, 1, 2]
-    # A whole name is that picture, though it is another's without the ending, too.
+    # A whole name is that image, though it is another's without the ending, too.
     found = named(tmp_path, "user,item\nu1,a.jpg\nu1,b\nu2,a.jpg\nu2,b\n", ["a.jpg.png", "b.png", "a.jpg"])
     assert 0 not in found.item
 
@@ -120,7 +120,7 @@ def test_the_dialects_of_csv_say_the_same(tmp_path, dress):
         ("user,item\nu1,a\nu1,b,7\n", r"who.csv:3: '7' stands behind the last column"),
         ("user;item\nu1;a\n", r"no column 'user'; its first line is 'user;item', expected user,item"),
         ("user,item,timestamp\nu1,a,1\nu1,b,01.05.2014\n", r"who.csv:3: timestamp '01.05.2014'; expected a number"),
-        ("user,item\nu1,a\nu2\n", r"who.csv:3: item '' has no picture"),
+        ("user,item\nu1,a\nu2\n", r"who.csv:3: item '' has no image"),
         (GOOD.encode("utf-16"), r"who.csv: is no text in UTF-8 but in UTF-16"),
         (b"user,item\nu1\0,a\n", r"who.csv: holds NUL bytes"),
         ("user,item\n", r"who.csv: is empty"),
@@ -143,7 +143,7 @@ def shop_of(names):
     count = len(names)
     images = np.arange(count * 48, dtype=np.uint8).reshape(count, 4, 4, 3)
     feedback = interactions(np.arange(count), np.arange(count), np.full(count, -1), items=count)
-    return Shop("toys", Pictures(images), feedback, tuple(names), "0" * 64)
+    return Shop("toys", Images(images), feedback, tuple(names), "0" * 64)
 
 
 def seen_of(count):
@@ -171,7 +171,7 @@ def test_classes_in_another_order_than_the_items_are_refused(tmp_path):
         read_looks(tmp_path, ["x.jpg", *names[1:]])
 
 
-def test_features_of_attacked_pictures_are_scaled_as_the_clean_ones(tmp_path):
+def test_features_of_attacked_images_are_scaled_as_the_clean_ones(tmp_path):
     """Or one attacked item with a large feature would bring all others nearer to zero."""
     names = ["a.jpg", "b.jpg", "c.jpg"]
     write_looks(tmp_path / "clean", shop_of(names), seen_of(3), ["hat", "sock"])
@@ -186,14 +186,14 @@ def test_features_of_attacked_pictures_are_scaled_as_the_clean_ones(tmp_path):
         read_looks(tmp_path / "attacked", names)
 
 
-def test_attacked_pictures_of_one_name_but_for_the_ending_are_two_files(tmp_path):
+def test_attacked_images_of_one_name_but_for_the_ending_are_two_files(tmp_path):
     shop = shop_of(["a.jpg", "b.jpg", "a.png", "a_png.jpg", "../a.jpg"])
     items = np.arange(5)
-    attack_folders.write_pictures(tmp_path / "images", shop, items, lambda pictures, _: 255 - pictures)
+    attack_folders.write_images(tmp_path / "images", shop, items, lambda images, _: 255 - images)
     assert len(list((tmp_path / "images").iterdir())) == 5
     assert (tmp_path / "images" / "b.png").is_file()
-    found = attack_folders.read_pictures(tmp_path / "images", shop, items)
-    np.testing.assert_array_equal(found, 255 - shop.pictures.read(items))
+    found = attack_folders.read_images(tmp_path / "images", shop, items)
+    np.testing.assert_array_equal(found, 255 - shop.images.read(items))
     assert np.asarray(Image.open(tmp_path / "images" / "b.png")).shape == (4, 4, 3)
 
 

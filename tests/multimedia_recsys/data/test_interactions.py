@@ -75,7 +75,7 @@ def test_pos_txt_and_the_split_files_are_read(tmp_path):
         ("0\t0\n0\tx\n", r"pos.txt:2: item 'x'; expected a whole number"),
         ("0\t0\n-1\t1\n", r"pos.txt:2: user '-1'; expected a whole number"),
         ("0\t0\n\n1\t1\n", r"pos.txt:2: user ''; expected"),
-        ("0\t0\n0\t7\n", r"pos.txt:2: item 7; there are pictures of 0 to 2"),
+        ("0\t0\n0\t7\n", r"pos.txt:2: item 7; there are images of 0 to 2"),
         ("0\t0\n0\t1\n2\t0\n", r"user 1 has no line, but user 2 has"),
         ("0\t1.5\n", r"pos.txt:1: item '1.5'"),
         ("", r"pos.txt: .*(empty|No columns)"),
@@ -98,13 +98,13 @@ def test_split_files_must_agree(tmp_path):
         feedback.read_feedback(tmp_path / "nowhere", 3, seed=0)
 
 
-def test_a_csv_names_pictures(tmp_path):
+def test_a_csv_names_images(tmp_path):
     write(tmp_path, "who.csv", "user,item,timestamp\nann,red,1\nann,blue.png,3\nbob,blue,1\nbob,red,2\n")
     found = feedback.read_named(tmp_path / "who.csv", ["blue.png", "red.jpg"], seed=0)
     assert pairs_of(found) == {(0, 1), (1, 0)}
     assert found.test.tolist() == [0, 1]
     write(tmp_path, "who.csv", "user,item\nann,red\nann,green\n")
-    with pytest.raises(UserError, match=r"who.csv:3: item 'green' has no picture"):
+    with pytest.raises(UserError, match=r"who.csv:3: item 'green' has no image"):
         feedback.read_named(tmp_path / "who.csv", ["blue.png", "red.jpg"], seed=0)
     write(tmp_path, "who.csv", "ann,red\nbob,red\n")
     with pytest.raises(UserError, match="no column 'user'"):

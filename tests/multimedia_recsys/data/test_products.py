@@ -28,7 +28,7 @@ def test_products_have_all_traits_and_stand_on_pale_ground(drawn):
         assert np.array_equal(np.unique(values), np.arange(len(names)))
     corners = drawn.images[:, [0, 0, -1, -1], [0, -1, 0, -1]]
     assert np.median(corners) > 200
-    # Every product covers a part of the picture.
+    # Every product covers a part of the image.
     dark = (drawn.images.astype(int).min(axis=3) < 150).mean(axis=(1, 2))
     assert (dark > 0.01).mean() > 0.95
     assert dark.max() < 0.8

@@ -189,7 +189,7 @@ def test_one_step_lowers_the_loss_and_repeats_itself(uncompiled, kind):
 @pytest.mark.parametrize("kind", ["bprmf", "vbpr", "amr"])
 def test_training_ranks_what_users_have_and_repeats_itself(kind):
     rng = np.random.default_rng(0)
-    # Users 0-24 like items 0-14, the others 15-29; pictures show which half an item is of.
+    # Users 0-24 like items 0-14, the others 15-29; images show which half an item is of.
     user = rng.integers(50, size=600)
     item = rng.integers(15, size=600) + 15 * (user >= 25)
     found = interactions(user, item, np.full(50, -1), items=30)

@@ -1,4 +1,4 @@
-"""Networks that look at pictures, and attacks through them."""
+"""Networks that look at images, and attacks through them."""
 
 import keras
 import numpy as np
@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from common.errors import UserError
 from common.models import imagenet_classifier
-from multimedia_recsys.attacks.images import PictureAttack, stand_ins
+from multimedia_recsys.attacks.images import ImageAttack, stand_ins
 from multimedia_recsys.models import cnn
 from tests.helpers.steep import classifier
 
@@ -15,11 +15,11 @@ from tests.helpers.steep import classifier
 def blobs(count, seed):
     """Noise with a brighter quarter, whose place is the class."""
     rng = np.random.default_rng(seed)
-    pictures, label = rng.integers(0, 160, size=(count, 16, 16, 3)), rng.integers(4, size=count)
-    for picture, quarter in zip(pictures, label, strict=True):
+    images, label = rng.integers(0, 160, size=(count, 16, 16, 3)), rng.integers(4, size=count)
+    for image, quarter in zip(images, label, strict=True):
         across, down = 8 * (quarter % 2), 8 * (quarter // 2)
-        picture[down : down + 8, across : across + 8] += 40
-    return pictures.astype(np.uint8), label
+        image[down : down + 8, across : across + 8] += 40
+    return images.astype(np.uint8), label
 
 
 @pytest.fixture(scope="module")
@@ -48,22 +48,22 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return blobs(70, 2)[0]
 
 
-def test_look_gives_class_probability_and_the_pooled_layer(model, pictures):
-    seen = cnn.look(model, pictures, batch_size=32)
-    logits = model(pictures / np.float32(255), training=False).numpy()
+def test_look_gives_class_probability_and_the_pooled_layer(model, images):
+    seen = cnn.look(model, images, batch_size=32)
+    logits = model(images / np.float32(255), training=False).numpy()
     assert np.array_equal(seen.label, logits.argmax(axis=1))
     assert np.allclose(seen.prob, tf.nn.softmax(logits).numpy().max(axis=1), atol=1e-6)
-    pooled = keras.Model(model.input, model.layers[-1].input)(pictures / np.float32(255), training=False)
+    pooled = keras.Model(model.input, model.layers[-1].input)(images / np.float32(255), training=False)
     assert np.allclose(seen.features, pooled, rtol=1e-4, atol=1e-5)
 
 
-def test_look_through_a_softmax_is_the_same(model, pictures):
+def test_look_through_a_softmax_is_the_same(model, images):
     ended = keras.Model(model.input, keras.layers.Softmax()(model.output))
-    for one, other in zip(cnn.look(model, pictures), cnn.look(ended, pictures), strict=True):
+    for one, other in zip(cnn.look(model, images), cnn.look(ended, images), strict=True):
         assert np.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
@@ -75,7 +75,7 @@ def test_a_model_without_pooled_features_is_refused():
 
 
 def test_resnet50_has_its_preprocessing_inside():
-    """Caffe's: BGR in 0..255 less the mean; with given weights one picture keeps its answer."""
+    """Caffe's: BGR in 0..255 less the mean; with given weights one image keeps its answer."""
     model = imagenet_classifier("resnet50", weights=None, size=64)
     rng = np.random.default_rng(7)
     for weight in model.weights:
@@ -83,60 +83,60 @@ def test_resnet50_has_its_preprocessing_inside():
             weight.assign(np.ones(weight.shape))
         elif len(weight.shape) > 1:
             weight.assign(rng.normal(scale=(2 / np.prod(weight.shape[:-1])) ** 0.5, size=weight.shape))
-    picture = np.random.default_rng(1).integers(256, size=(1, 64, 64, 3)).astype(np.float32)
+    image = np.random.default_rng(1).integers(256, size=(1, 64, 64, 3)).astype(np.float32)
     bare = keras.Model(model.get_layer("conv1_pad").input, model.output)
-    expected = bare(keras.applications.resnet50.preprocess_input(picture.copy()), training=False).numpy()
-    found = model(picture / 255, training=False).numpy()
+    expected = bare(keras.applications.resnet50.preprocess_input(image.copy()), training=False).numpy()
+    found = model(image / 255, training=False).numpy()
     assert np.allclose(found, expected, atol=1e-3 * np.abs(expected).max())
     assert np.argmax(found) == np.argmax(expected)
-    # Pictures taken for RGB in [0, 1] or for BGR are answered otherwise: the layer matters.
-    assert not np.allclose(bare(picture / 255, training=False).numpy(), expected, atol=1e-2 * np.abs(expected).max())
+    # Images taken for RGB in [0, 1] or for BGR are answered otherwise: the layer matters.
+    assert not np.allclose(bare(image / 255, training=False).numpy(), expected, atol=1e-2 * np.abs(expected).max())
     assert cnn.feature_model(model).output_shape == (None, 2048)
 
 
 @pytest.mark.parametrize("kind", ["fgsm", "pgd", "insa", "noise"])
-def test_budgets_hold_in_eight_bits_and_change_something(model, pictures, kind):
-    attack = PictureAttack(kind, model, eps=8 / 255, steps=5, direction=np.ones(8, np.float32))
-    changed = attack(pictures, 2, np.arange(70))
+def test_budgets_hold_in_eight_bits_and_change_something(model, images, kind):
+    attack = ImageAttack(kind, model, eps=8 / 255, steps=5, direction=np.ones(8, np.float32))
+    changed = attack(images, 2, np.arange(70))
     assert changed.dtype == np.uint8
-    size = np.abs(changed.astype(int) - pictures).max(axis=(1, 2, 3))
+    size = np.abs(changed.astype(int) - images).max(axis=(1, 2, 3))
     assert size.max() <= 8
     assert size.min() >= 6
 
 
 @pytest.mark.parametrize("kind", ["pgd", "noise"])
-def test_what_an_item_becomes_does_not_depend_on_its_neighbours(model, pictures, kind):
-    attack = PictureAttack(kind, model, eps=8 / 255, steps=3)
-    together = attack(pictures, 2, np.arange(70))
-    alone = attack(pictures[33:35], 2, np.array([33, 34]))
+def test_what_an_item_becomes_does_not_depend_on_its_neighbours(model, images, kind):
+    attack = ImageAttack(kind, model, eps=8 / 255, steps=3)
+    together = attack(images, 2, np.arange(70))
+    alone = attack(images[33:35], 2, np.array([33, 34]))
     assert (together[33:35] != alone).mean() < 0.01
 
 
-def test_steps_along_the_gradient_lead_to_the_class(model, pictures):
+def test_steps_along_the_gradient_lead_to_the_class(model, images):
     some, label = blobs(40, 3)
     assert (cnn.look(model, some).label == label).mean() > 0.9
     some, success = some[label != 2], {}
     for kind in ("noise", "fgsm", "pgd", "cw"):
-        attack = PictureAttack(kind, model, eps=24 / 255, steps=20, confidence=1.0, cw_steps=100, cw_learning_rate=0.02)
+        attack = ImageAttack(kind, model, eps=24 / 255, steps=20, confidence=1.0, cw_steps=100, cw_learning_rate=0.02)
         success[kind] = (cnn.look(model, attack(some, 2, np.arange(len(some)))).label == 2).mean()
     assert success["noise"] < 0.1
     assert success["pgd"] >= success["fgsm"]
     assert min(success["pgd"], success["cw"]) > 0.9
 
 
-def test_insa_raises_the_score_more_than_noise(model, pictures):
+def test_insa_raises_the_score_more_than_noise(model, images):
     direction = np.random.default_rng(3).normal(size=8).astype(np.float32)
     gain = {}
     for kind in ("noise", "insa"):
-        changed = PictureAttack(kind, model, eps=8 / 255, direction=direction)(pictures, 0, np.arange(70))
-        gain[kind] = (cnn.look(model, changed).features - cnn.look(model, pictures).features) @ direction
+        changed = ImageAttack(kind, model, eps=8 / 255, direction=direction)(images, 0, np.arange(70))
+        gain[kind] = (cnn.look(model, changed).features - cnn.look(model, images).features) @ direction
     assert (gain["insa"] > 0).all()
     assert gain["insa"].mean() > 3 * np.abs(gain["noise"]).mean()
 
 
-def test_a_budget_for_each_channel_holds_for_each(model, pictures):
-    changed = PictureAttack("pgd", model, eps=[2 / 255, 4 / 255, 8 / 255])(pictures[:8], 1, np.arange(8))
-    assert np.abs(changed.astype(int) - pictures[:8]).max(axis=(0, 1, 2)).tolist() == [2, 4, 8]
+def test_a_budget_for_each_channel_holds_for_each(model, images):
+    changed = ImageAttack("pgd", model, eps=[2 / 255, 4 / 255, 8 / 255])(images[:8], 1, np.arange(8))
+    assert np.abs(changed.astype(int) - images[:8]).max(axis=(0, 1, 2)).tolist() == [2, 4, 8]
 
 
 def test_stand_ins_are_candidates_and_each_items_own():
@@ -149,13 +149,13 @@ def test_stand_ins_are_candidates_and_each_items_own():
 def test_a_look_follows_the_model():
     inner = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(6, activation="relu")])
     net = keras.Sequential([keras.Input((4, 4, 3)), inner, keras.layers.Dense(3)])
-    pictures = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3)).astype(np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3)).astype(np.uint8)
 
     def agrees():
-        answer, found = keras.ops.softmax(net(pictures / np.float32(255))), cnn.look(net, pictures)
+        answer, found = keras.ops.softmax(net(images / np.float32(255))), cnn.look(net, images)
         np.testing.assert_allclose(found.prob, np.max(answer, axis=1), atol=1e-5)
         np.testing.assert_array_equal(found.label, np.argmax(answer, axis=1))
-        np.testing.assert_allclose(found.features, cnn.feature_model(net)(pictures / np.float32(255)), atol=1e-5)
+        np.testing.assert_allclose(found.features, cnn.feature_model(net)(images / np.float32(255)), atol=1e-5)
 
     agrees()
     for change in (lambda: net.add(keras.layers.Dense(2)), net.pop, net.pop, lambda: net.add(keras.layers.Dense(4))):
@@ -164,13 +164,13 @@ def test_a_look_follows_the_model():
 
 
 @pytest.mark.parametrize("kind", ["fgsm", "pgd", "cw", "insa"])
-def test_infinite_slopes_at_black_pixels_move_pictures_within_the_budget(kind):
-    """A picture that is not a number would be written as black."""
-    model, (pictures, _) = classifier((16, 16, 3), 4), blobs(4, seed=3)
-    pictures[:3, :8] = 0
+def test_infinite_slopes_at_black_pixels_move_images_within_the_budget(kind):
+    """An image that is not a number would be written as black."""
+    model, (images, _) = classifier((16, 16, 3), 4), blobs(4, seed=3)
+    images[:3, :8] = 0
     direction = np.linspace(-1, 1, 6).astype(np.float32)
-    attack = PictureAttack(kind, model, eps=8 / 255, steps=3, cw_steps=5, cw_rounds=2, direction=direction)
-    changed = attack(pictures, 1, np.arange(4)).astype(int)
-    shift = np.abs(changed - pictures)
+    attack = ImageAttack(kind, model, eps=8 / 255, steps=3, cw_steps=5, cw_rounds=2, direction=direction)
+    changed = attack(images, 1, np.arange(4)).astype(int)
+    shift = np.abs(changed - images)
     assert shift.max() <= 8 if kind != "cw" else shift.max() < 200
     assert kind == "cw" or (shift.max(axis=(1, 2, 3)) > 0).all()
