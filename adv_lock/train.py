@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # The owner's and the thief's networks must not start from the same weights: of one architecture, seed and recipe they
 # would be one and the same network, and the lock would look stronger than it is against a stranger.
-_THIEF_SEED = 1_000_000
+_TRAINER_SEED = 1_000_000
 
 
 @dataclass(kw_only=True)
@@ -79,7 +79,7 @@ def train(options: Options, run: Run) -> None:
         len(data.class_names),
         evaluate,
         title=title,
-        seed=_THIEF_SEED + options.seed,
+        seed=_TRAINER_SEED + options.seed,
         networks=NETWORKS,
     )
     run.save_model(model)

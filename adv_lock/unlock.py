@@ -99,7 +99,7 @@ def _images(locked: Path, key: "Key", manifest: dict, out: Path) -> int:
     originals = key.about["originals_sha256"]
     for entry in track(manifest["files"], "unlocking"):
         image = read_image(files.inside(locked, entry["file"]))
-        shift = key.difference(entry["file"])
+        shift = key.residual(entry["file"])
         if shift.shape != image.rgb.shape:
             raise UserError(f"{key.path}: {entry['file']} has another size there; it is the key of other images")
         rgb = mixing.restore(image.rgb, shift)

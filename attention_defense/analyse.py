@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from attention_defense.attack import TestedOptions, check_models, chosen, load_tested, needs
+from attention_defense.attack import VictimOptions, check_models, load_test_set, load_victim, needs
 from attention_defense.attacks.names import AttackName
 from common.errors import UserError
 from common.runs.options import Count, LinfBudget
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import keras
     import numpy as np
 
-    from attention_defense.attack import Chosen
+    from attention_defense.attack import Victim
     from attention_defense.attacks.table import Attack
-    from attention_defense.evaluation.analysis import Looked
+    from attention_defense.evaluation.analysis import AttentionMaps
     from common.evaluation.statistics import Estimate
 
 # Numbers of steps at which O3 is looked at.
@@ -25,7 +25,7 @@ STEPS = (1, 2, 3, 4, 8)
 
 
 @dataclass(kw_only=True)
-class Options(TestedOptions):
+class Options(VictimOptions):
     """Which attacks."""
 
     attack: tuple[AttackName, ...] = ("pgd20", "step_ll")
@@ -37,27 +37,29 @@ class Options(TestedOptions):
 
 
 class Case(NamedTuple):
-    """The images that `chosen` answers rightly: `x` float32 (N, H, W, C) in [0, 1], `y` int32 (N,), `masks` bool
-    (N, H, W) or None; what it makes of them, `seen`; and what it makes of others for the same classes, `look`."""
+    """The images that `victim` answers rightly: `x` float32 (N, H, W, C) in [0, 1], `y` int32 (N,), `masks` bool
+    (N, H, W) or None; its attention to them, `seen`; and that to others for the same classes, `compute_attention`."""
 
-    chosen: "Chosen"
+    victim: "Victim"
     x: "np.ndarray"
     y: "np.ndarray"
     masks: "np.ndarray | None"
-    seen: "Looked"
+    seen: "AttentionMaps"
     options: Options
 
-    def look(self, x: "np.ndarray") -> "Looked":
+    def compute_attention(self, x: "np.ndarray") -> "AttentionMaps":
         from attention_defense.evaluation import analysis
 
-        model, layer = self.chosen.model, self.chosen.layer
-        return analysis.look(model, x, self.y, layer=layer, batch_size=self.options.batch_size, progress=True)
+        model, layer = self.victim.model, self.victim.layer
+        return analysis.compute_attention(
+            model, x, self.y, layer=layer, batch_size=self.options.batch_size, progress=True
+        )
 
     def attacked(self, kind: str, eps: float) -> "np.ndarray":
         """The images under the attack `kind`, at 8 bits; successes and failures alike take all steps."""
         from attention_defense.attacks import table as attacks
 
-        model, _, layer, training = self.chosen
+        model, _, layer, training = self.victim
         attack = attacks.named(kind, model, eps=eps, layer=layer, training=training, seed=self.options.seed)
         return self.changed(attack)
 
@@ -111,29 +113,29 @@ def analyse(options: Options, run: Run) -> None:
     from common.evaluation.classifiers import class_count
     from common.evaluation.predictions import predict
 
-    tested = load_tested(options, run)
-    picked = chosen(options, tested, run)
-    tested = tested.for_outputs(class_count(picked.model))
+    test_set = load_test_set(options, run)
+    picked = load_victim(options, test_set, run)
+    test_set = test_set.for_outputs(class_count(picked.model))
     model, name, layer, _ = picked
-    right = predict(model, tested.x, batch_size=options.batch_size, progress=True) == tested.y
+    right = predict(model, test_set.x, batch_size=options.batch_size, progress=True) == test_set.y
     run.rate("clean_accuracy", float(right.mean()), len(right), model=name, split="test")
     if not right.any():
         raise UserError(f"{name}: answers none of the {len(right)} images rightly; there is nothing to attack")
     run.log(f"{right.sum()} of {len(right)} images are answered rightly and attacked")
-    x, y = np.asarray(as_float(tested.x[right])), tested.y[right]
-    seen = analysis.look(model, x, y, layer=layer, batch_size=options.batch_size, progress=True)
-    case = Case(picked, x, y, None if tested.masks is None else tested.masks[right], seen, options)
+    x, y = np.asarray(as_float(test_set.x[right])), test_set.y[right]
+    seen = analysis.compute_attention(model, x, y, layer=layer, batch_size=options.batch_size, progress=True)
+    case = Case(picked, x, y, None if test_set.masks is None else test_set.masks[right], seen, options)
     table = Table(run, name, options.eps)
     histograms = {}
-    noise = analysis.moved(seen.area, case.look(case.attacked("noise", options.eps)).area)
+    noise = analysis.attention_iou(seen.area, case.compute_attention(case.attacked("noise", options.eps)).area)
     found = analysis.mean(noise, noise >= 0, seed=options.seed)
     table.write("iou_clean_adv", found, attack="noise", split="all")
-    stranger = case._replace(chosen=picked._replace(model=_shuffled(model, options.seed)))
-    stranger = stranger._replace(seen=stranger.look(x))
+    randomised = case._replace(victim=picked._replace(model=_shuffled(model, options.seed)))
+    randomised = randomised._replace(seen=randomised.compute_attention(x))
     for kind in dict.fromkeys(options.attack):
         run.log(f"{kind}, eps {255 * options.eps:.5g}/255")
         changed = case.attacked(kind, options.eps)
-        after = case.look(changed)
+        after = case.compute_attention(changed)
         success = after.logits.argmax(axis=1) != y
         if success.all() or not success.any():
             run.log(
@@ -141,7 +143,7 @@ def analyse(options: Options, run: Run) -> None:
             )
         overlap = _outcomes(case, table, kind, after, success, headline=kind == options.attack[0])
         histograms[kind] = overlap[success], overlap[~success]
-        _controls(stranger, table, kind, changed, overlap, success, noise)
+        _controls(randomised, table, kind, changed, overlap, success, noise)
     run.log(f"Step-LL, {STEPS[-1]} times")
     curves = _iterated(case, table)
     title = f"{name}: attention before and after, eps {table.eps * 255:.3g}/255"
@@ -150,13 +152,13 @@ def analyse(options: Options, run: Run) -> None:
 
 
 def _outcomes(
-    case: Case, table: Table, kind: str, after: "Looked", success: "np.ndarray", *, headline: bool
+    case: Case, table: Table, kind: str, after: "AttentionMaps", success: "np.ndarray", *, headline: bool
 ) -> "np.ndarray":
     """Attention of successes beside that of failures, and O1; the IoU of clean and attacked attention (N,)."""
     from attention_defense.evaluation import analysis
 
     seed = case.options.seed
-    overlap = analysis.moved(case.seen.area, after.area)
+    overlap = analysis.attention_iou(case.seen.area, after.area)
     measures = {"iou_clean_adv": overlap}
     causes = {"margin": analysis.margin(case.seen.logits, case.y)}
     if case.masks is not None and case.masks.any():
@@ -171,9 +173,9 @@ def _outcomes(
             table.write(metric, found, attack=kind, split=split, headline=key)
         found = analysis.difference(values, success, ~success, seed=seed)
         table.write(metric, found, attack=kind, split="success less failure")
-    for metric, of in (("trust", lambda looked: analysis.trust(looked.logits)), ("entropy", _entropy)):
-        for when, looked in (("clean", case.seen), ("adv", after)):
-            values = of(looked)
+    for metric, of in (("trust", lambda maps: analysis.confidence(maps.logits)), ("entropy", _entropy)):
+        for when, maps in (("clean", case.seen), ("adv", after)):
+            values = of(maps)
             for split, rows in (("all", everything), ("success", success), ("failure", ~success)):
                 key = f"{metric}_{when}" if headline and metric == "trust" and split == "all" else None
                 found = analysis.mean(values, rows, seed=seed)
@@ -186,14 +188,14 @@ def _outcomes(
     return overlap
 
 
-def _entropy(looked: "Looked") -> "np.ndarray":
+def _entropy(maps: "AttentionMaps") -> "np.ndarray":
     from attention_defense.evaluation import analysis
 
-    return analysis.entropy(looked.attention)
+    return analysis.entropy(maps.attention)
 
 
 def _controls(
-    stranger: Case,
+    randomised: Case,
     table: Table,
     kind: str,
     changed: "np.ndarray",
@@ -202,13 +204,13 @@ def _controls(
     noise: "np.ndarray",
 ) -> None:
     """O2 beside what moves attention without fooling anyone: noise of the same budget, which gave the IoU `noise` (N,),
-    and the same images seen by `stranger`, the same network with its weights shuffled (Adebayo et al. 2018)."""
+    and the same images seen by `randomised`, the same network with its weights shuffled (Adebayo et al. 2018)."""
     from attention_defense.evaluation import analysis
 
-    seed, everything = stranger.options.seed, success | ~success
+    seed, everything = randomised.options.seed, success | ~success
     paired = analysis.mean(overlap - noise, everything, seed=seed)
     table.write("iou_clean_adv", paired, attack=kind, split="attack less noise")
-    of_random = analysis.moved(stranger.seen.area, stranger.look(changed).area)
+    of_random = analysis.attention_iou(randomised.seen.area, randomised.compute_attention(changed).area)
     for split, found in (
         ("shuffled weights", analysis.mean(of_random, everything, seed=seed)),
         ("shuffled weights, success less failure", analysis.difference(of_random, success, ~success, seed=seed)),
@@ -243,10 +245,12 @@ def _iterated(case: Case, table: Table) -> "dict[str, dict[int, tuple[float, flo
             eps = min(step * (1 + growth * (steps - 1)), 1.0)
             # In one ball a second step of its radius would only take pixels back.
             alpha = step if growth else step / min(steps, 4)
-            after = case.look(case.changed(partial(iter_ll, case.chosen.model, eps=eps, alpha=alpha, steps=steps)))
+            after = case.compute_attention(
+                case.changed(partial(iter_ll, case.victim.model, eps=eps, alpha=alpha, steps=steps))
+            )
             success = after.logits.argmax(axis=1) != case.y
             found = analysis.mean(
-                analysis.moved(case.seen.area, after.area), success | ~success, seed=case.options.seed
+                analysis.attention_iou(case.seen.area, after.area), success | ~success, seed=case.options.seed
             )
             where = {"attack": f"step_ll x {steps}", "split": f"O3, {split}"}
             rate = float(success.mean())

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from attention_defense.attacks.table import Training
-    from attention_defense.data.images import Tested
+    from attention_defense.data.images import TestSet
     from common.evaluation.robustness import Entry, Evaluation
 
 IMAGENET_NAMES = ("inception_v3", "resnet50")
@@ -29,7 +29,7 @@ HEADLINE = ("fgsm", "step_ll", "pgd20", "attention")
 
 
 @dataclass(kw_only=True)
-class TestedOptions(InputOptions, ImageOptions, ScriptOptions):
+class VictimOptions(InputOptions, ImageOptions, ScriptOptions):
     """Images to judge a model by; see also --n-test."""
 
     model: Path | None = option(None, known=IMAGENET_NAMES)
@@ -47,7 +47,7 @@ class TestedOptions(InputOptions, ImageOptions, ScriptOptions):
 
 
 @dataclass(kw_only=True)
-class Options(TestedOptions):
+class Options(VictimOptions):
     """Which attacks, how strong."""
 
     attack: tuple[AttackName, ...] = get_args(AttackName)
@@ -68,7 +68,7 @@ class Options(TestedOptions):
     """Number of test images; null takes all."""
 
 
-class Chosen(NamedTuple):
+class Victim(NamedTuple):
     """A classifier, its name in tables, the layer to look at, and how it was trained as far as its run tells."""
 
     model: "keras.Model"
@@ -77,17 +77,17 @@ class Chosen(NamedTuple):
     training: "Training"
 
 
-def check_models(options: TestedOptions, *, maps: bool = True, others: Sequence[Path] = ()) -> None:
+def check_models(options: VictimOptions, *, maps: bool = True, others: Sequence[Path] = ()) -> None:
     """Refuse what can be refused before an image is read or a model trained: files that `options` name, and models,
     `--model` and `others`, that are none; one that is looked at for `maps` has such layers.
 
-    Errors: `UserError`, as `chosen` and `load_tested`.
+    Errors: `UserError`, as `load_victim` and `load_test_set`.
     """
     from attention_defense.models.victim import MORE
     from common import datasets
     from common.evaluation.classifiers import check_classes, load_classifier
 
-    check_tested(options)
+    check_test_set(options)
     check_input(options, [options.model, *others], IMAGENET_NAMES)
     for path in (*([] if options.model is None else [options.model]), *others):
         if str(path) in IMAGENET_NAMES:
@@ -99,14 +99,14 @@ def check_models(options: TestedOptions, *, maps: bool = True, others: Sequence[
             _check_layer(load_classifier(path, **reading(options, path)), options, path)
 
 
-def needs(options: TestedOptions) -> None:
+def needs(options: VictimOptions) -> None:
     """What train.py would refuse, where it is to be run. Errors: as `Script.require`."""
     if str(options.model) not in IMAGENET_NAMES:
         train.expect(*_needed(options))
 
 
-def check_tested(options: TestedOptions) -> None:
-    """Refuse what can be refused before an image is read. Errors: as `load_tested`, and boxes that belong to none."""
+def check_test_set(options: VictimOptions) -> None:
+    """Refuse what can be refused before an image is read. Errors: as `load_test_set`, and boxes that belong to none."""
     from common import datasets
     from common.files import read_lines
 
@@ -116,24 +116,24 @@ def check_tested(options: TestedOptions) -> None:
         read_lines(options.class_list)
 
 
-def load_tested(options: TestedOptions, run: Run) -> "Tested":
+def load_test_set(options: VictimOptions, run: Run) -> "TestSet":
     """The test images with their objects, and labels in the order of the model's classes.
 
     Errors: `UserError` for a class that is not on the list, and a damaged annotation.
     """
-    from attention_defense.data.images import boxed, tested_of
+    from attention_defense.data.images import boxed, make_test_set
 
-    check_tested(options)
+    check_test_set(options)
     # Nothing is learnt here, and of a folder only the images that are judged need be read.
     data = load(options, run, n_train=1, n_test=options.n_test)
     masks = None
     if options.boxes is not None:
         size = data.x_test.shape[1:3]
         masks = boxed(options.dataset, options.boxes, seed=options.seed, n_test=options.n_test, size=size)
-    return tested_of(data, class_list=options.class_list, masks=masks)
+    return make_test_set(data, class_list=options.class_list, masks=masks)
 
 
-def chosen(options: TestedOptions, tested: "Tested", run: Run, *, maps: bool = True) -> Chosen:
+def load_victim(options: VictimOptions, test_set: "TestSet", run: Run, *, maps: bool = True) -> Victim:
     """The classifier of `--model`, by default that of train.py; one whose `maps` nobody asks for needs none.
 
     Errors: `UserError` for one that is not there, takes other images, has other classes or has not `--layer`; and for
@@ -146,10 +146,10 @@ def chosen(options: TestedOptions, tested: "Tested", run: Run, *, maps: bool = T
     given, config = options.model, {}
     if str(given) not in IMAGENET_NAMES:
         if maps and (planned := train.planned(*_needed(options))) is not None:
-            _check_layer_untrained(planned, options, tested)
+            _check_layer_untrained(planned, options, test_set)
         given = run.require(train, *_needed(options))
         config = _config(given)
-    model = load_classifier(given, tested, **_reading(options, given, run))
+    model = load_classifier(given, test_set, **_reading(options, given, run))
     layer = options.layer or config.get("layer")
     if maps:
         _check_layer(model, options, given)
@@ -158,21 +158,21 @@ def chosen(options: TestedOptions, tested: "Tested", run: Run, *, maps: bool = T
         *(known.get(name, default) for name, default in zip(("alpha", "beta", "gamma"), Weights(), strict=True))
     )
     training = Training(config.get("layer", layer), weights, known.get("sharpness", Training().sharpness))
-    return Chosen(model, str(config.get("method") or (given.stem if given.suffix else given.name)), layer, training)
+    return Victim(model, str(config.get("method") or (given.stem if given.suffix else given.name)), layer, training)
 
 
-def source_of(options: TestedOptions, path: Path, tested: "Tested", run: Run) -> "keras.Model":
+def source_of(options: VictimOptions, path: Path, test_set: "TestSet", run: Run) -> "keras.Model":
     """Another classifier of the same images. Errors: as `load_classifier`."""
     from attention_defense.models.victim import load_classifier
 
-    return load_classifier(path, tested, **_reading(options, path, run))
+    return load_classifier(path, test_set, **_reading(options, path, run))
 
 
-def _reading(options: TestedOptions, path: Path, run: Run) -> dict[str, Any]:
+def _reading(options: VictimOptions, path: Path, run: Run) -> dict[str, Any]:
     return {} if str(path) in IMAGENET_NAMES else {**reading(options, path), "log": run.log}
 
 
-def _needed(options: TestedOptions) -> tuple[Path | None, TestedOptions, Sequence[str]]:
+def _needed(options: VictimOptions) -> tuple[Path | None, VictimOptions, Sequence[str]]:
     """Arguments of `train.require`: `--model`, and what a run of train.py must have in common with this one, nothing if
     it is on other data."""
     given = options.model
@@ -185,19 +185,19 @@ def _config(path: Path) -> dict[str, Any]:
     return read_config(_folder(path)) if read_owner(_folder(path)) else {}
 
 
-def _check_layer(model: "keras.Model", options: TestedOptions, path: Path) -> None:
+def _check_layer(model: "keras.Model", options: VictimOptions, path: Path) -> None:
     from attention_defense.models.grad_cam import Attention
 
     Attention(model, options.layer or _config(path).get("layer"))
 
 
-def _check_layer_untrained(planned: Any, options: TestedOptions, tested: "Tested") -> None:
+def _check_layer_untrained(planned: Any, options: VictimOptions, test_set: "TestSet") -> None:
     """A layer that is none is refused before the network of `planned` is trained."""
     from attention_defense.models.grad_cam import Attention
     from attention_defense.models.networks import NETWORKS
     from common.models import build
 
-    model = build(planned.arch, tested.x.shape[1:], len(tested.class_names), networks=NETWORKS)
+    model = build(planned.arch, test_set.x.shape[1:], len(test_set.class_names), networks=NETWORKS)
     Attention(model, options.layer or planned.layer)
 
 
@@ -231,38 +231,38 @@ def attack(options: Options, run: Run) -> None:
     from common.arrays import as_float
     from common.evaluation.classifiers import class_count
 
-    tested = load_tested(options, run)
+    test_set = load_test_set(options, run)
     # It was named; the other one may be trained first.
-    source = None if options.source is None else source_of(options, options.source, tested, run)
-    model = chosen(options, tested, run, maps=_looks(options))
+    source = None if options.source is None else source_of(options, options.source, test_set, run)
+    model = load_victim(options, test_set, run, maps=_looks(options))
     told = class_count(model.model)
     if source is not None and class_count(source) != told:
         raise UserError(f"--source: tells {class_count(source)} classes apart, the model {told}; give one of the same")
-    tested = tested.for_outputs(told)
-    x = np.asarray(as_float(tested.x))
-    evaluation = evaluate(options, run, model, x, tested.y, source)
+    test_set = test_set.for_outputs(told)
+    x = np.asarray(as_float(test_set.x))
+    evaluation = evaluate(options, run, model, x, test_set.y, source)
     write(options, run, model, evaluation)
-    curve = budget_curve(options, run, model, x, tested.y)
+    curve = budget_curve(options, run, model, x, test_set.y)
     run.figure("curve", figures.budget_curves, {model.name: curve}, title=f"PGD-20 on {model.name}")
 
 
 def evaluate(
     options: Options,
     run: Run,
-    chosen: Chosen,
+    victim: Victim,
     x: "np.ndarray",
     y: "np.ndarray",
     source: "keras.Model | None" = None,
 ) -> "Evaluation":
-    """All attacks of `options` on `chosen`, on images `x` float32 (N, H, W, C), `y` int32 (N,); with a `source` also
-    what PGD-20 makes for that."""
+    """All attacks of `options` on `victim`, on images `x` float32 (N, H, W, C), `y` int32 (N,); with a `source` also the
+    PGD-20 examples of that model."""
     from attention_defense.attacks import table
     from common.evaluation.robustness import Entry
 
-    evaluation = _evaluation(options, run, chosen, x, y)
+    evaluation = _evaluation(options, run, victim, x, y)
     for eps in dict.fromkeys(options.eps):
         for name in dict.fromkeys(options.attack):
-            evaluation.run(_entry(options, chosen, name, eps))
+            evaluation.run(_entry(options, victim, name, eps))
         if source is not None:
             # All steps: images that had just crossed the border of their own model would cross no other's.
             evaluation.run(
@@ -271,26 +271,26 @@ def evaluate(
     return evaluation
 
 
-def budget_curve(options: Options, run: Run, chosen: Chosen, x: "np.ndarray", y: "np.ndarray") -> dict[float, float]:
+def budget_curve(options: Options, run: Run, victim: Victim, x: "np.ndarray", y: "np.ndarray") -> dict[float, float]:
     """Accuracy under PGD-20 by budget, on the first images, with its rows."""
     count = min(options.n_slow, len(y))
-    evaluation = _evaluation(options, run, chosen, x[:count], y[:count])
+    evaluation = _evaluation(options, run, victim, x[:count], y[:count])
     for eps in dict.fromkeys(options.curve):
-        evaluation.run(_entry(options, chosen, "pgd20", eps))
-    run.rate("accuracy", float(evaluation.before.mean()), count, attack="pgd20", eps=0.0, norm="linf", **_curve(chosen))
+        evaluation.run(_entry(options, victim, "pgd20", eps))
+    run.rate("accuracy", float(evaluation.before.mean()), count, attack="pgd20", eps=0.0, norm="linf", **_curve(victim))
     for row in evaluation.rows(lambda outcome: [("accuracy", outcome.rate(outcome.robust))]):
-        run.row(**row, **_curve(chosen))
+        run.row(**row, **_curve(victim))
     return evaluation.curve("pgd20")
 
 
-def write(options: Options, run: Run, chosen: Chosen, evaluation: "Evaluation") -> None:
+def write(options: Options, run: Run, victim: Victim, evaluation: "Evaluation") -> None:
     """Rows and headline figures: of all attacks, of what they leave together, and of what needs none."""
     from common.evaluation.gradients import gradient_rows
     from common.evaluation.robustness import ALL, constant_answer
 
     x, y, _ = evaluation.examples
     # Where the loss has no gradient at all, attacks that follow it are blind; where it is infinite, they see badly.
-    slopes = gradient_rows(chosen.model, x, y, batch_size=options.batch_size, progress=True)
+    slopes = gradient_rows(victim.model, x, y, batch_size=options.batch_size, progress=True)
     bounds = {
         "clean_accuracy": evaluation.before,
         "constant_accuracy": constant_answer(y),
@@ -298,41 +298,41 @@ def write(options: Options, run: Run, chosen: Chosen, evaluation: "Evaluation") 
         "infinite_gradient": slopes.infinite,
     }
     for metric, hits in bounds.items():
-        run.rate(metric, float(hits.mean()), len(hits), model=chosen.name, split="attacked")
+        run.rate(metric, float(hits.mean()), len(hits), model=victim.name, split="attacked")
     run.metrics(clean_accuracy=float(evaluation.before.mean()), clean_accuracy_n=len(y))
     for row in evaluation.rows():
-        run.row(model=chosen.name, split="test", **row)
+        run.row(model=victim.name, split="test", **row)
         first = row["metric"] == "accuracy" and row["eps"] == options.eps[0]
         if first and row["attack"] in (*HEADLINE, ALL):
             name = f"accuracy_{row['attack']}"
             run.metrics(**{name: row["value"], f"{name}_n": row["n"]})
 
 
-def _evaluation(options: Options, run: Run, chosen: Chosen, x: "np.ndarray", y: "np.ndarray") -> "Evaluation":
+def _evaluation(options: Options, run: Run, victim: Victim, x: "np.ndarray", y: "np.ndarray") -> "Evaluation":
     from common.evaluation.robustness import of_classifier
 
-    return of_classifier(chosen.model, x, y, batch_size=options.batch_size, keep=False, progress=True, log=run.log)
+    return of_classifier(victim.model, x, y, batch_size=options.batch_size, keep=False, progress=True, log=run.log)
 
 
-def _entry(options: Options, chosen: Chosen, name: str, eps: float) -> "Entry":
+def _entry(options: Options, victim: Victim, name: str, eps: float) -> "Entry":
     from attention_defense.attacks import table
 
     # Only success counts here.
     return table.entry(
         name,
-        chosen.model,
+        victim.model,
         eps=eps,
         n_dear=options.n_slow,
         stop=True,
-        layer=chosen.layer,
-        training=chosen.training,
+        layer=victim.layer,
+        training=victim.training,
         iou_key=options.iou_key,
         seed=options.seed,
     )
 
 
-def _curve(chosen: Chosen) -> dict[str, str]:
-    return {"model": chosen.name, "split": "curve"}
+def _curve(victim: Victim) -> dict[str, str]:
+    return {"model": victim.name, "split": "curve"}
 
 
 if __name__ == "__main__":

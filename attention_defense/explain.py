@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from attention_defense.analyse import Table
-from attention_defense.attack import TestedOptions, check_models, chosen, load_tested, needs
+from attention_defense.attack import VictimOptions, check_models, load_test_set, load_victim, needs
 from attention_defense.attacks.names import AttackName
 from common.progress import track
 from common.runs.options import Count, LinfBudget
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Options(TestedOptions):
+class Options(VictimOptions):
     """What is drawn."""
 
     attack: AttackName = "pgd20"
@@ -26,7 +26,7 @@ class Options(TestedOptions):
     lime_samples: Count = 300
     """LIME: images with some superpixels hidden."""
     segments: Count = 50
-    """LIME: about as many superpixels."""
+    """LIME: about as many lime_maps."""
     lime_features: Count = 10
     """LIME: superpixels that an explanation may name."""
     n_test: Count | None = 24
@@ -52,23 +52,23 @@ def explain(options: Options, run: Run) -> None:
 
     from attention_defense.attacks import table as attacks
     from attention_defense.evaluation import analysis
-    from attention_defense.evaluation.superpixels import lime_area
+    from attention_defense.evaluation.lime_maps import lime_map
     from common.arrays import as_float
     from common.evaluation import plots
     from common.evaluation.classifiers import class_count
     from common.evaluation.robustness import adversarial_examples
 
-    tested = load_tested(options, run)
-    model, name, layer, training = chosen(options, tested, run)
-    tested = tested.for_outputs(class_count(model))
-    x, y = np.asarray(as_float(tested.x)), tested.y
+    test_set = load_test_set(options, run)
+    model, name, layer, training = load_victim(options, test_set, run)
+    test_set = test_set.for_outputs(class_count(model))
+    x, y = np.asarray(as_float(test_set.x)), test_set.y
     attack = attacks.named(options.attack, model, eps=options.eps, layer=layer, training=training, seed=options.seed)
     images = {
         "clean": x,
         "attacked": adversarial_examples(attack, x, y, batch_size=options.batch_size, progress=True),
     }
-    looked = {
-        when: analysis.look(model, of, y, layer=layer, batch_size=options.batch_size, progress=True)
+    maps = {
+        when: analysis.compute_attention(model, of, y, layer=layer, batch_size=options.batch_size, progress=True)
         for when, of in images.items()
     }
 
@@ -77,7 +77,7 @@ def explain(options: Options, run: Run) -> None:
     examples = [(when, *example) for when, of in images.items() for example in zip(of, y, strict=True)]
     for when, image, label in track(examples, "LIME"):
         areas[when].append(
-            lime_area(
+            lime_map(
                 partial(analysis.probabilities, model),
                 image,
                 int(label),
@@ -90,23 +90,23 @@ def explain(options: Options, run: Run) -> None:
     lime = {when: np.stack(of) for when, of in areas.items()}
     everything = np.ones(len(x), bool)
     measures = {
-        "iou_clean_adv": analysis.moved(looked["clean"].area, looked["attacked"].area),
-        "iou_lime_clean_adv": analysis.moved(lime["clean"], lime["attacked"]),
+        "iou_clean_adv": analysis.attention_iou(maps["clean"].area, maps["attacked"].area),
+        "iou_lime_clean_adv": analysis.attention_iou(lime["clean"], lime["attacked"]),
     }
-    if tested.masks is not None and tested.masks.any():
-        known = tested.masks.any(axis=(1, 2))
-        measures["iou_object"] = analysis.object_overlap(looked["clean"].attention, tested.masks)
-        measures["iou_lime_object"] = np.where(known, analysis.moved(lime["clean"], tested.masks), np.nan)
+    if test_set.masks is not None and test_set.masks.any():
+        known = test_set.masks.any(axis=(1, 2))
+        measures["iou_object"] = analysis.object_overlap(maps["clean"].attention, test_set.masks)
+        measures["iou_lime_object"] = np.where(known, analysis.attention_iou(lime["clean"], test_set.masks), np.nan)
     table = Table(run, name, options.eps)
     for metric, values in measures.items():
         found = analysis.mean(values, everything, seed=options.seed)
         table.write(metric, found, attack=options.attack, split="test", headline=metric)
-    answers = {when: of.logits.argmax(axis=1) for when, of in looked.items()}
+    answers = {when: of.logits.argmax(axis=1) for when, of in maps.items()}
     fooled = (answers["clean"] == y) & (answers["attacked"] != y)
     rows = []
     for row in np.concatenate([np.flatnonzero(fooled), np.flatnonzero(~fooled)])[: options.n_drawn]:
-        caption = " -> ".join(tested.class_names[answers[when][row]] for when in images)
-        heats = _heats(*(looked[when].attention[row] for when in images))
+        caption = " -> ".join(test_set.class_names[answers[when][row]] for when in images)
+        heats = _heats(*(maps[when].attention[row] for when in images))
         sides = [(images[when][row], heat, lime[when][row]) for when, heat in zip(images, heats, strict=True)]
         if not fooled[row]:
             caption += "\n(not fooled)" if answers["clean"][row] == y[row] else "\n(wrong before)"

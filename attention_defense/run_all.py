@@ -33,7 +33,7 @@ class Options(ImageOptions, DeviceOptions, ScriptOptions):
 
 
 @dataclass(frozen=True, eq=False)
-class Way:
+class Variant:
     """One training: its `name` in the table, its runs' `place`, and the `settings` in which it differs."""
 
     name: str
@@ -50,9 +50,9 @@ def refusals(options: Options) -> None:
     """What is refused before anything is trained."""
     if options.pgd_eps and PGD not in (*options.methods, *options.few_methods):
         raise UserError(f"--pgd-eps: belongs to {PGD}, which is not among --methods")
-    for way in (way for group in _groups(options) for way in group):
-        for producer, settings in ((train, way.settings), (attack, {})):
-            producer.check(part_options(options, producer, *way.place, shared=SHARED, **settings), alone=True)
+    for variant in (variant for group in _groups(options) for variant in group):
+        for producer, settings in ((train, variant.settings), (attack, {})):
+            producer.check(part_options(options, producer, *variant.place, shared=SHARED, **settings), alone=True)
 
 
 @script(app="attention_defense", name="run_all", refusals=refusals)
@@ -65,16 +65,18 @@ def run_all(options: Options, run: Run) -> None:
     curves: dict[str, dict[float, float]] = {}
     for group in _groups(options):
         tables = {}
-        for way in group:
-            trained = part(train, *way.place, **way.settings)
-            attacked = part(attack, *way.place, model=trained / "model.keras", source=source)
-            source = trained / "model.keras" if way.place == (STANDARD,) else source
-            tables[way] = [{**row, "model": way.name} for folder in (trained, attacked) for row in read_table(folder)]
-            for row in tables[way]:
+        for variant in group:
+            trained = part(train, *variant.place, **variant.settings)
+            attacked = part(attack, *variant.place, model=trained / "model.keras", source=source)
+            source = trained / "model.keras" if variant.place == (STANDARD,) else source
+            tables[variant] = [
+                {**row, "model": variant.name} for folder in (trained, attacked) for row in read_table(folder)
+            ]
+            for row in tables[variant]:
                 run.row(**row)
-            run.row(model=way.name, metric="minutes", value=read_results(trained)["seconds"] / 60)
-            run.metrics(**_headline(way, read_results(attacked)["metrics"]))
-            curves[way.name] = {row["eps"]: row["value"] for row in tables[way] if row["split"] == "curve"}
+            run.row(model=variant.name, metric="minutes", value=read_results(trained)["seconds"] / 60)
+            run.metrics(**_headline(variant, read_results(attacked)["metrics"]))
+            curves[variant.name] = {row["eps"]: row["value"] for row in tables[variant] if row["split"] == "curve"}
         for row in _compared(tables):
             run.row(**row)
     run.data(part.results[0]["dataset"], part.results[0]["data_sha256"])
@@ -93,7 +95,7 @@ def at_equal_accuracy(known: Iterable[tuple[float, float]], clean: float) -> flo
     return float(np.interp(clean, *zip(*pairs, strict=True)))
 
 
-def _groups(options: Options) -> Iterator[list[Way]]:
+def _groups(options: Options) -> Iterator[list[Variant]]:
     """The trainings by number of images, the standard one first: the others are shown what fools it."""
     few = {"n_train": options.n_few}
     for place, methods, fewer, ending in (
@@ -101,36 +103,37 @@ def _groups(options: Options) -> Iterator[list[Way]]:
         (("few",), options.few_methods, few, f", {options.n_few} images"),
     ):
         group = [
-            Way(f"{method}{ending}", (*place, method), {"method": method, **fewer}) for method in dict.fromkeys(methods)
+            Variant(f"{method}{ending}", (*place, method), {"method": method, **fewer})
+            for method in dict.fromkeys(methods)
         ]
         for eps in dict.fromkeys(options.pgd_eps) if PGD in methods else ():
             radius = f"{255 * eps:.5g}"
             settings = {"method": PGD, "eps": eps, **fewer}
-            group.append(Way(f"{PGD} at {radius}/255{ending}", (*place, f"{PGD}_{radius}"), settings))
-        yield sorted(group, key=lambda way: way.settings["method"] != STANDARD)
+            group.append(Variant(f"{PGD} at {radius}/255{ending}", (*place, f"{PGD}_{radius}"), settings))
+        yield sorted(group, key=lambda variant: variant.settings["method"] != STANDARD)
 
 
-def _headline(way: Way, attacked: Mapping[str, float]) -> dict[str, float]:
+def _headline(variant: Variant, attacked: Mapping[str, float]) -> dict[str, float]:
     """Metrics of a training on all images; the others stand in the table alone."""
-    method = way.settings["method"]
-    return {f"{method}_{key}": value for key, value in attacked.items()} if way.place == (method,) else {}
+    method = variant.settings["method"]
+    return {f"{method}_{key}": value for key, value in attacked.items()} if variant.place == (method,) else {}
 
 
-def _compared(tables: Mapping[Way, Sequence[Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
+def _compared(tables: Mapping[Variant, Sequence[Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
     """What plain and PGD training leave at the clean accuracy of each other way, under all attacks together.
 
     Plain and PGD training alone, without a further radius between, say too little to read anything off.
     """
     clean, left = {}, {}
-    for way, rows in tables.items():
+    for variant, rows in tables.items():
         # On the very images that met all attacks.
-        clean[way] = next(row["value"] for row in rows if row["split"] == "curve" and row["eps"] == 0)
-        left[way] = {row["eps"]: row for row in rows if row["attack"] == "all" and row["metric"] == "accuracy"}
-    known = [way for way in tables if way.known]
-    for way in tables if len(known) > 2 else ():
-        for eps, row in left[way].items():
-            found = at_equal_accuracy([(clean[other], left[other][eps]["value"]) for other in known], clean[way])
-            if found is not None and not way.known:
+        clean[variant] = next(row["value"] for row in rows if row["split"] == "curve" and row["eps"] == 0)
+        left[variant] = {row["eps"]: row for row in rows if row["attack"] == "all" and row["metric"] == "accuracy"}
+    known = [variant for variant in tables if variant.known]
+    for variant in tables if len(known) > 2 else ():
+        for eps, row in left[variant].items():
+            found = at_equal_accuracy([(clean[other], left[other][eps]["value"]) for other in known], clean[variant])
+            if found is not None and not variant.known:
                 yield {**row, "metric": "pgd_at_equal_clean", "value": found, "n": None, "low": None, "high": None}
 
 

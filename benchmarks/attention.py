@@ -85,7 +85,7 @@ def _parts(options: Options, arch: str, x: "tf.Tensor", y: "tf.Tensor") -> "dict
     import tensorflow as tf
 
     from attention_defense.models import losses
-    from attention_defense.models.grad_cam import Attention, resized, spread
+    from attention_defense.models.grad_cam import Attention, resized, softmax_map
     from attention_defense.models.networks import NETWORKS
     from attention_defense.training.defence import method
     from common.training.loop import compiled_step
@@ -104,7 +104,7 @@ def _parts(options: Options, arch: str, x: "tf.Tensor", y: "tf.Tensor") -> "dict
     attack = tf.function(lambda x: way.adversary(model, (x, y), seed)[2])
     images, labels = tf.concat([x, attack(x)], axis=0), tf.concat([y, y], axis=0)
     answer, cam = Attention(model)(images, labels)
-    blank = losses.hidden(images, losses.hiding(resized(spread(cam), x.shape[1:3]), 10.0))
+    blank = losses.occlude(images, losses.soft_mask(resized(softmax_map(cam), x.shape[1:3]), 10.0))
 
     def with_gradients(loss: "Callable[[], tf.Tensor]") -> "Callable[[], tf.Tensor]":
         @tf.function
@@ -125,7 +125,7 @@ def _parts(options: Options, arch: str, x: "tf.Tensor", y: "tf.Tensor") -> "dict
         return losses.rectification(tf.nn.softmax(answer), tf.nn.softmax(model(blank, training=False)))
 
     def preservation() -> "tf.Tensor":
-        seen = resized(spread(Attention(model)(images, labels).cam), x.shape[1:3])
+        seen = resized(softmax_map(Attention(model)(images, labels).cam), x.shape[1:3])
         return losses.preservation(*tf.split(seen, 2))
 
     own, held = optimizer(), [tf.zeros(w.shape) for w in model.trainable_variables]

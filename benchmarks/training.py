@@ -26,6 +26,8 @@ class Options(DataOptions, ScriptOptions):
     """Networks."""
     contenders: tuple[Literal["fit", "adversarial", "xla", "bfloat16"], ...] = ("fit", "adversarial", "xla", "bfloat16")
     """What the suite's plain loop is compared with: model.fit, itself with PGD inside, with XLA, in half precision."""
+    n_train: Count | None = None
+    """Number of training images; null takes as many as the batches need."""
     batches: Count = 4
     """Batches of a repetition."""
     batch_size: Count = 128

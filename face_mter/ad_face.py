@@ -14,13 +14,13 @@ from common.runs.model_input import InputOptions, check_input, is_run, look_at, 
 from common.runs.options import Budget, Count, LinfBudget, option
 from common.runs.record import Run, read_config
 from common.runs.script import script
-from face_mter.train import FaceFittingOptions, HeadOptions, PeopleOptions, check_people, load_cast, needed, train
+from face_mter.train import FaceFittingOptions, HeadOptions, PeopleOptions, check_people, load_splits, needed, train
 
 if TYPE_CHECKING:
     import keras
 
     from common.evaluation.input_range import Reading
-    from face_mter.data.faces import Cast
+    from face_mter.data.faces import FaceSplits
 
 # Pairs that are attacked after every epoch.
 _WATCHED = 100
@@ -101,19 +101,21 @@ def ad_face(options: Options, run: Run) -> None:
     from face_mter.training import mter
     from face_mter.training.fit import fit_faces
 
-    cast = load_cast(options, run)
+    splits = load_splits(options, run)
     path = run.require(train, *needed(options.pretrained, options))
-    base = load_checked(path, cast, options, log=run.log)
-    head = networks.head_of(base) if knows_the_trained(path, base, cast, options) else None
+    base = load_checked(path, splits, options, log=run.log)
+    head = networks.head_of(base) if knows_the_trained(path, base, splits, options) else None
     if head is None:
         arcface = (options.loss_type or "arcface") == "arcface"
         scale = HeadOptions.margin_s if options.margin_s is None else options.margin_s
     else:
         arcface = isinstance(head, networks.CosineLogits)
         scale = head.scale if arcface else 1.0
-    build = _beginning(options, run, path, len(cast.people.train), scale, head)
+    build = _beginning(options, run, path, len(splits.people.train), scale, head)
     eps = min(options.steps * options.adv_sigma, 1.0) if options.eps is None else options.eps
-    search = mter.exploit(radius=eps, sigma=options.adv_sigma, rounds=options.steps, threshold=options.adv_thd)
+    search = mter.feature_target_search(
+        radius=eps, sigma=options.adv_sigma, rounds=options.steps, threshold=options.adv_thd
+    )
     method = mter.method(
         options.method,
         loss_type="arcface" if arcface else "softmax",
@@ -126,9 +128,9 @@ def ad_face(options: Options, run: Run) -> None:
     model, history = fit_faces(
         options.recipe,
         run,
-        cast.faces.of(cast.people.train),
+        splits.faces.of(splits.people.train),
         build,
-        lambda model: {**watch(model, cast), "calibration_hit_rate": _hit_rate(model, cast, options.seed)},
+        lambda model: {**watch(model, splits), "calibration_hit_rate": _hit_rate(model, splits, options.seed)},
         method=method,
         paired=True,
         title=f"{options.method}, from {path}",
@@ -190,16 +192,16 @@ def open_network(path: Path, options: NetworkOptions) -> "tuple[keras.Model, Rea
 
 def load_checked(
     path: Path,
-    cast: "Cast",
+    splits: "FaceSplits",
     options: NetworkOptions,
     *,
     attacked: bool = True,
     log: Callable[[str], None] = progress.log,
 ) -> "keras.Model":
-    """The network in `path`, as `open_network` has it, for the images of `cast`; `attacked`: it is to be followed by
+    """The network in `path`, as `open_network` has it, for the images of `splits`; `attacked`: it is to be followed by
     its gradient too. What is to be known of a network that this suite did not train goes to `log`.
 
-    Errors: `UserError` naming it as `open_network`, and where it takes other images than those of `cast` or in
+    Errors: `UserError` naming it as `open_network`, and where it takes other images than those of `splits` or in
     another range, fails on them, or has learnt people who are held out here.
     """
     from common.evaluation import classifiers
@@ -210,35 +212,35 @@ def load_checked(
 
     model, taken = open_network(path, options)
     file = classifiers.model_file(path)
-    check_images(model, file, cast.faces.images.shape[1:])
-    check_strangers(path, cast, options)
+    check_images(model, file, splits.faces.images.shape[1:])
+    check_held_out(path, splits, options)
     if attacked:
-        classifiers.check_answer(file, embedder(model), cast.faces.images[:2])
-    elif not np.isfinite(outputs(embedder(model), cast.faces.images[:2])).all():
+        classifiers.check_answer(file, embedder(model), splits.faces.images[:2])
+    elif not np.isfinite(outputs(embedder(model), splits.faces.images[:2])).all():
         raise UserError(f"{file}: answers with values that are not finite; train it again, or give another model")
     if not is_run(path):
         part = embedder(model)
         layer = part.outputs[0]._keras_history.operation.name
         log(f"{file}: embeddings of {part.output_shape[1]} numbers, the answer of its layer {layer}")
-        check_range(file, model, taken, cast, log)
+        check_range(file, model, taken, splits, log)
     return model
 
 
-def check_strangers(path: Path, cast: "Cast", options: PeopleOptions) -> None:
+def check_held_out(path: Path, splits: "FaceSplits", options: PeopleOptions) -> None:
     """Errors: `UserError` for a run of this suite that has learnt, itself or by what it began with, people of this data
     set who are held out here."""
     for folder, config in lineage(path):
-        known = np.intersect1d(_learnt(config, cast, options), cast.held_back)
+        known = np.intersect1d(_learnt(config, splits, options), splits.held_out)
         if len(known):
             raise UserError(
-                f"{folder}: has learnt {len(known)} of the {len(cast.held_back)} people who are held out here; give"
+                f"{folder}: has learnt {len(known)} of the {len(splits.held_out)} people who are held out here; give"
                 " --seed, --n-train, --min-images and --evaluation-share as in its training and no --evaluate-only, or"
                 " other data"
             )
 
 
-def _learnt(config: dict[str, Any], cast: "Cast", options: PeopleOptions) -> np.ndarray:
-    """The people of `cast` who trained in a run with `config`; none if it was on other data."""
+def _learnt(config: dict[str, Any], splits: "FaceSplits", options: PeopleOptions) -> np.ndarray:
+    """The people of `splits` who trained in a run with `config`; none if it was on other data."""
     # Portraits of another seed are those of other people.
     drawn_anew = options.dataset == "portraits" and config.get("seed") != options.seed
     if config.get("dataset") != options.dataset or drawn_anew:
@@ -246,7 +248,7 @@ def _learnt(config: dict[str, Any], cast: "Cast", options: PeopleOptions) -> np.
     from face_mter.data.faces import split_people
 
     names = ("seed", "min_images", "n_train", "evaluation_share")
-    return split_people(cast.faces, **{name: config[name] for name in names}).train
+    return split_people(splits.faces, **{name: config[name] for name in names}).train
 
 
 def lineage(path: Path) -> list[tuple[Path, dict[str, Any]]]:
@@ -262,23 +264,22 @@ def lineage(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     return found
 
 
-def knows_the_trained(path: Path, model: "keras.Model", cast: "Cast", options: PeopleOptions) -> bool:
-    """Whether `model`, from `path`, has logits that tell apart the very people of `cast` who train: the run that it is
-    of says so, or, of a file that says nothing, it is right about them more often than chance would bring once in a
-    thousand times."""
+def knows_the_trained(path: Path, model: "keras.Model", splits: "FaceSplits", options: PeopleOptions) -> bool:
+    """Whether `model`, from `path`, has logits for exactly the training identities of `splits`: by the config of its
+    run, or, for a file without one, by an accuracy on them that chance reaches less than once in a thousand times."""
     import math
 
     from common.evaluation.predictions import predict
     from face_mter.models.networks import head_of
 
-    people = cast.people.train
+    people = splits.people.train
     if not len(people) or head_of(model) is None or model.output_shape[-1] != len(people):
         return False
     for _, config in lineage(path)[:1]:
-        return np.array_equal(_learnt(config, cast, options), people)
-    rows = cast.rows(people)
+        return np.array_equal(_learnt(config, splits, options), people)
+    rows = splits.rows(people)
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), 256)).astype(int))]
-    right = predict(model, cast.faces.images[rows]) == np.searchsorted(people, cast.faces.person[rows])
+    right = predict(model, splits.faces.images[rows]) == np.searchsorted(people, splits.faces.person[rows])
     n, chance = len(rows), 1 / len(people)
     tail = (math.comb(n, k) * chance**k * (1 - chance) ** (n - k) for k in range(int(right.sum()), n + 1))
     return sum(tail) < 1e-3
@@ -309,18 +310,18 @@ def _beginning(
     return build
 
 
-def _hit_rate(model: "keras.Model", cast: "Cast", seed: int) -> float:
+def _hit_rate(model: "keras.Model", splits: "FaceSplits", seed: int) -> float:
     """How often IFTGSM of 10/255 hits among people of the calibration half, at a FAR of 1e-3: what a recipe may be
     chosen by, since the attack half is kept for the end."""
     from face_mter.attacks.features import Attacker
     from face_mter.data import faces
     from face_mter.evaluation import verification
 
-    attacker, strangers = Attacker(model, progress=True), cast.faces.of(cast.people.calibration)
-    embeddings = attacker.embeddings(strangers.images)
-    threshold = verification.far_threshold(verification.cross_scores(embeddings, strangers.person), 1e-3)
-    attackers, victims = faces.attack_pairs(strangers, np.arange(len(strangers.names)), _WATCHED, seed=seed).T
-    evaluation = attacker.evaluation(strangers.images[attackers], embeddings[victims])
+    attacker, unseen = Attacker(model, progress=True), splits.faces.of(splits.people.calibration)
+    embeddings = attacker.embeddings(unseen.images)
+    threshold = verification.far_threshold(verification.impostor_scores(embeddings, unseen.person), 1e-3)
+    attackers, victims = faces.attack_pairs(unseen, np.arange(len(unseen.names)), _WATCHED, seed=seed).T
+    evaluation = attacker.evaluation(unseen.images[attackers], embeddings[victims])
     return float((evaluation.run(attacker.entry("iftgsm", 10 / 255)).after >= threshold).mean())
 
 

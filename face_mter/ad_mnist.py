@@ -148,7 +148,7 @@ def _trained(options: Options, run: Run, strategy, data: "Arrays", name: str) ->
         if not epochs:
             continue
         step = 2.5 * options.eps / rounds if options.adv_step is None else options.adv_step
-        search = mter.exploit(radius=options.eps, sigma=step, rounds=rounds, threshold=options.adv_thd)
+        search = mter.feature_target_search(radius=options.eps, sigma=step, rounds=rounds, threshold=options.adv_thd)
         model, history = fit.fit_network(
             replace(options.recipe, epochs=epochs, learning_rate=options.learning_rate * slower),
             run,
@@ -219,8 +219,8 @@ def _attack_embeddings(options: Options, run: Run, data: "Arrays", subject: Subj
 
     order = data.y_test[options.n_attack :].argsort(kind="stable")
     rest = subject.embeddings[options.n_attack :][order]
-    negatives = verification.cross_scores(rest, data.y_test[options.n_attack :][order])
-    threshold = verification.far_threshold(negatives, options.far)
+    impostor = verification.impostor_scores(rest, data.y_test[options.n_attack :][order])
+    threshold = verification.far_threshold(impostor, options.far)
     run.row(model=subject.name, metric="threshold", value=threshold)
     pairs = digit_pairs(data.y_test[: options.n_attack], options.seed)
     sources, targets = data.x_test[pairs[:, 0]], subject.embeddings[pairs[:, 1]]

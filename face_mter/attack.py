@@ -10,8 +10,8 @@ from common.runs.options import Count, LinfBudget, option
 from common.runs.record import Run
 from common.runs.script import script
 from face_mter.ad_face import ad_face, check_networks, knows_the_trained, load_checked, network_name
-from face_mter.train import load_cast, needed, train
-from face_mter.verify import JudgeOptions, check_judged, folded_pairs, write_verified
+from face_mter.train import load_splits, needed, train
+from face_mter.verify import VerificationOptions, check_verification, folded_pairs, write_verified
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from common.evaluation.robustness import Evaluation, Outcome
     from common.evaluation.statistics import Estimate
     from face_mter.attacks.features import Attacker
-    from face_mter.data.faces import Cast
+    from face_mter.data.faces import FaceSplits
     from face_mter.evaluation.people import Verified
     from face_mter.evaluation.verification import FoldedPairs
 
@@ -33,7 +33,7 @@ DODGED = ("dodge", 10)
 
 
 @dataclass(kw_only=True)
-class Options(JudgeOptions):
+class Options(VerificationOptions):
     """Which models, which pairs, how strong."""
 
     model: Path | None = option(None, "model_path")
@@ -79,7 +79,7 @@ class Subject(NamedTuple):
 
 def refusals(options: Options) -> None:
     """What is refused before an image is read or a model trained."""
-    check_judged(options)
+    check_verification(options)
     _others(options)
     check_networks(options, [options.base_model, options.model, *options.others])
 
@@ -93,27 +93,27 @@ def needs(options: Options) -> None:
 @script(app="face_mter", name="attack", refusals=refusals, needs=needs)
 def attack(options: Options, run: Run) -> None:
     """Attack every model on the same lists; judge at its own threshold, at the base model's, and at equal TAR."""
-    cast = load_cast(options, run)
-    folded = folded_pairs(options, cast)
+    splits = load_splits(options, run)
+    folded = folded_pairs(options, splits)
     # Before models that are not there yet are trained for minutes.
-    lists = _lists(options, cast)
-    subjects = _subjects(options, run, cast, folded)
+    lists = _lists(options, splits)
+    subjects = _subjects(options, run, splits, folded)
     base = subjects[0]
-    _store(run, cast, lists)
+    _store(run, splits, lists)
     towards: dict[str, Evaluation] = {}
     outcomes: dict[str, dict[tuple[str, float], Outcome]] = {}
     for subject in subjects:
         write_verified(run, subject.verified, subject.name)
         run.log(f"attacking the model {subject.name}, threshold {subject.verified.threshold:.3f}")
-        towards[subject.name], outcomes[subject.name] = _attack(options, run, cast, lists, subject, base)
+        towards[subject.name], outcomes[subject.name] = _attack(options, run, splits, lists, subject, base)
     _transfers(run, subjects, towards, outcomes)
-    _differences(run, cast, folded.pairs, subjects, outcomes)
+    _differences(run, splits, folded.pairs, subjects, outcomes)
     for subject in subjects[:2]:
         _headline(run, subject, outcomes[subject.name], "_base" if subject is base else "")
-    _draw(options, run, cast, lists, subjects, outcomes)
+    _draw(options, run, splits, lists, subjects, outcomes)
 
 
-def _subjects(options: Options, run: Run, cast: "Cast", folded: "FoldedPairs") -> list[Subject]:
+def _subjects(options: Options, run: Run, splits: "FaceSplits", folded: "FoldedPairs") -> list[Subject]:
     """The base model, the hardened one and the others, each verified."""
     from face_mter.attacks.features import Attacker
     from face_mter.evaluation.people import embed_all, verify
@@ -123,7 +123,7 @@ def _subjects(options: Options, run: Run, cast: "Cast", folded: "FoldedPairs") -
 
     def load(name: str) -> None:
         if name not in models:
-            models[name] = load_checked(paths[name], cast, options, log=run.log)
+            models[name] = load_checked(paths[name], splits, options, log=run.log)
 
     # Those that were named, before any is made.
     for name in [name for name, path in paths.items() if path is not None]:
@@ -136,7 +136,7 @@ def _subjects(options: Options, run: Run, cast: "Cast", folded: "FoldedPairs") -
     subjects = []
     for name, path in paths.items():
         model = models[name]
-        embeddings = embed_all(model, cast.faces.images)
+        embeddings = embed_all(model, splits.faces.images)
         attacker = Attacker(
             model,
             seed=options.seed,
@@ -146,8 +146,8 @@ def _subjects(options: Options, run: Run, cast: "Cast", folded: "FoldedPairs") -
             progress=True,
             log=run.log,
         )
-        verified = verify(embeddings, cast, folded, options.far)
-        classifies = knows_the_trained(path, model, cast, options)
+        verified = verify(embeddings, splits, folded, options.far)
+        classifies = knows_the_trained(path, model, splits, options)
         subjects.append(Subject(name, attacker, embeddings, verified, classifies))
     return subjects
 
@@ -163,44 +163,44 @@ def _others(options: Options) -> dict[str, Path]:
     return found
 
 
-def _lists(options: Options, cast: "Cast") -> Lists:
+def _lists(options: Options, splits: "FaceSplits") -> Lists:
     """The lists, drawn or read."""
     import numpy as np
 
     from face_mter.data import faces
     from face_mter.evaluation import verification
 
-    people, rng = cast.people, np.random.default_rng([options.seed, 11])
+    people, rng = splits.people, np.random.default_rng([options.seed, 11])
     if options.attack_pairs is not None:
-        pairs = faces.load_pairs(options.attack_pairs, cast.faces)[: options.n_test]
-        if len(known := np.setdiff1d(cast.faces.person[pairs], people.attack)):
+        pairs = faces.load_pairs(options.attack_pairs, splits.faces)[: options.n_test]
+        if len(known := np.setdiff1d(splits.faces.person[pairs], people.attack)):
             raise UserError(
-                f"{options.attack_pairs}: {cast.faces.names[known[0]]!r} is not in the attack half; use a list of a run"
-                " with the same people"
+                f"{options.attack_pairs}: {splits.faces.names[known[0]]!r} is not in the attack half; use a list of a"
+                " run with the same identities"
             )
     else:
-        pairs = faces.attack_pairs(cast.faces, people.attack, options.n_test, seed=[options.seed, 12])
-    victims = cast.rows(people.train)
+        pairs = faces.attack_pairs(splits.faces, people.attack, options.n_test, seed=[options.seed, 12])
+    victims = splits.rows(people.train)
     labelled = np.stack([pairs[:, 0], rng.choice(victims, len(pairs))], axis=1)
-    rows = cast.rows(people.attack)
-    own = rows[verification.same_pairs(cast.faces.person[rows])]
+    rows = splits.rows(people.attack)
+    own = rows[verification.genuine_pairs(splits.faces.person[rows])]
     own = rng.permutation(own)[: options.n_test]
     return Lists(pairs, labelled, own)
 
 
-def _store(run: Run, cast: "Cast", lists: Lists) -> None:
+def _store(run: Run, splits: "FaceSplits", lists: Lists) -> None:
     """Write the lists into the run."""
     from face_mter.data import faces
 
     if run.chief:
-        faces.save_pairs(run.folder / "pairs.csv", cast.faces, lists.pairs)
-        faces.save_pairs(run.folder / "pairs_itgsm.csv", cast.faces, lists.labelled)
+        faces.save_pairs(run.folder / "pairs.csv", splits.faces, lists.pairs)
+        faces.save_pairs(run.folder / "pairs_itgsm.csv", splits.faces, lists.labelled)
         run.artifact("pairs", run.folder / "pairs.csv")
         run.artifact("pairs_itgsm", run.folder / "pairs_itgsm.csv")
 
 
 def _attack(
-    options: Options, run: Run, cast: "Cast", lists: Lists, subject: Subject, base: Subject
+    options: Options, run: Run, splits: "FaceSplits", lists: Lists, subject: Subject, base: Subject
 ) -> "tuple[Evaluation, dict[tuple[str, float], Outcome]]":
     """All attacks on one model, with their rows: the evaluation towards embeddings, and all outcomes by (attack, eps in
     1/255)."""
@@ -208,16 +208,16 @@ def _attack(
 
     from face_mter.attacks.features import ATTACKS
 
-    images, e, attacker, person = cast.faces.images, subject.embeddings, subject.attacker, cast.faces.person
+    images, e, attacker, person = splits.faces.images, subject.embeddings, subject.attacker, splits.faces.person
     sources, thresholds = images[lists.pairs[:, 0]], _thresholds(subject, base)
     towards = attacker.evaluation(sources, e[lists.pairs[:, 1]], identity=person[lists.pairs])
     towards.unattacked()
     victims = lists.labelled[:, 1]
-    classes = np.searchsorted(cast.people.train, person[victims]).astype(np.int32)
+    classes = np.searchsorted(splits.people.train, person[victims]).astype(np.int32)
     labelled = attacker.evaluation(sources, e[victims], aims=classes, identity=person[lists.labelled])
     first, second = lists.own.T
     away = attacker.evaluation(images[first], e[second], aims=-e[second], identity=person[lists.own])
-    for name, eps in dict.fromkeys([*HEADLINE, *(("iftgsm", float(_grey(eps))) for eps in options.curve), DODGED]):
+    for name, eps in dict.fromkeys([*HEADLINE, *(("iftgsm", float(_in_255ths(eps))) for eps in options.curve), DODGED]):
         listed = ATTACKS[name]
         if listed.at_labels and not subject.classifies:
             run.log(f"{name} left out: the model has no classifier of the people who train here")
@@ -229,7 +229,7 @@ def _attack(
             for row in outcome.rows(partial(measure, thresholds=thresholds)):
                 run.row(model=subject.name, **row)
     found = [outcome for evaluation in (towards, labelled, away) for outcome in evaluation.outcomes]
-    return towards, {(outcome.entry.name, float(_grey(outcome.entry.eps))): outcome for outcome in found}
+    return towards, {(outcome.entry.name, float(_in_255ths(outcome.entry.eps))): outcome for outcome in found}
 
 
 def _thresholds(subject: Subject, base: Subject) -> dict[str, float]:
@@ -240,11 +240,11 @@ def _thresholds(subject: Subject, base: Subject) -> dict[str, float]:
     from face_mter.evaluation.verification import threshold_at_tar
 
     of = subject.verified
-    base_tar = float(np.mean(base.verified.calibration.positives >= np.float64(base.verified.threshold)))
+    base_tar = float(np.mean(base.verified.calibration.genuine >= np.float64(base.verified.threshold)))
     return {
         "": of.threshold,
         "_base_threshold": base.verified.threshold,
-        "_equal_tar": threshold_at_tar(of.calibration.positives, base_tar),
+        "_equal_tar": threshold_at_tar(of.calibration.genuine, base_tar),
     }
 
 
@@ -266,7 +266,7 @@ def escapes(outcome: "Outcome", *, thresholds: dict[str, float]) -> "Iterator[tu
                 yield "dodging_rate_float", of.rate(of.clean & ~of.found, of.clean)
 
 
-def _grey(eps: float) -> str:
+def _in_255ths(eps: float) -> str:
     """A budget in [0, 1] counted in 1/255, as metric keys have it: 10/255 -> "10"."""
     return f"{eps * 255:.6g}"
 
@@ -291,7 +291,7 @@ def _transfers(
 
 def _differences(
     run: Run,
-    cast: "Cast",
+    splits: "FaceSplits",
     folded: "np.ndarray",
     subjects: list[Subject],
     outcomes: "dict[str, dict[tuple[str, float], Outcome]]",
@@ -303,7 +303,7 @@ def _differences(
         for other in subjects[: min(place, 2)]:
             ending = f"_less_{other.name}"
             right = (of.verified.ten_fold.right for of in (subject, other))
-            found = statistics.difference(*right, cast.faces.person[folded])
+            found = statistics.difference(*right, splits.faces.person[folded])
             run.row(model=subject.name, metric=f"verification_accuracy{ending}", **found._asdict())
             for name, eps in HEADLINE:
                 both = [(outcomes[of.name].get((name, float(eps))), of.verified.threshold) for of in (subject, other)]
@@ -330,7 +330,7 @@ def _headline(run: Run, subject: Subject, found: "dict[tuple[str, float], Outcom
 def _draw(
     options: Options,
     run: Run,
-    cast: "Cast",
+    splits: "FaceSplits",
     lists: Lists,
     subjects: list[Subject],
     outcomes: "dict[str, dict[tuple[str, float], Outcome]]",
@@ -338,14 +338,14 @@ def _draw(
     from face_mter.evaluation import figures
 
     faces, curves, marks = {}, {}, {}
-    grey = sorted({0.0, *(float(_grey(eps)) for eps in options.curve)})
+    grey = sorted({0.0, *(float(_in_255ths(eps)) for eps in options.curve)})
     for subject in subjects:
         found, threshold = outcomes[subject.name], subject.verified.threshold
         faces[subject.name] = found["iftgsm", 10.0].x, found["iftgsm", 10.0].after, threshold
         cosines = {eps: found["iftgsm" if eps else "clean", eps].after for eps in grey}
         curves[subject.name] = {eps: float((cosine >= threshold).mean()) for eps, cosine in cosines.items()}
         marks[subject.name] = float((found["pgd", 10.0].after >= threshold).mean())
-    images = cast.faces.images
+    images = splits.faces.images
     attackers, victims = (images[lists.pairs[: figures.SHOWN, side]] for side in (0, 1))
     run.figure("faces", figures.adversarial_faces, attackers, victims, faces)
     run.figure("hit_rate", figures.hit_rate_curves, curves, marks)

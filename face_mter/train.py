@@ -11,7 +11,7 @@ from common.runs.script import script
 from common.runs.training_options import FittingOptions
 
 if TYPE_CHECKING:
-    from face_mter.data.faces import Cast
+    from face_mter.data.faces import FaceSplits
 
 
 @dataclass(kw_only=True)
@@ -70,7 +70,7 @@ class Options(HeadOptions, FaceFittingOptions):
 
 
 def check_people(options: PeopleOptions) -> None:
-    """Refuse what can be refused before an image is read. Errors: as `load_cast`."""
+    """Refuse what can be refused before an image is read. Errors: as `load_splits`."""
     from face_mter.data.faces import check_split
 
     check_split(min_images=options.min_images, n_train=options.n_train, evaluation_share=options.evaluation_share)
@@ -78,20 +78,20 @@ def check_people(options: PeopleOptions) -> None:
 
 def needed(given: Path | None, options: PeopleOptions) -> tuple[Path | None, PeopleOptions, Sequence[str]]:
     """Arguments of `require` for a network that was named or is to be made. One that was named may have learnt other
-    people, as long as they are none of those who are held out (`check_strangers`)."""
+    people, as long as they are none of those who are held out (`check_held_out`)."""
     return given, options, PEOPLE_FIELDS if given is None else ()
 
 
-def load_cast(options: PeopleOptions, run: Run, *, all_held_back: bool = False) -> "Cast":
-    """The faces that `options` name, split, or with nobody who trains if `all_held_back`; recorded in `run`."""
-    from face_mter.data.faces import Cast, hold_all_back, load_faces, split_people
+def load_splits(options: PeopleOptions, run: Run, *, all_held_out: bool = False) -> "FaceSplits":
+    """The faces that `options` name, split, or with nobody who trains if `all_held_out`; recorded in `run`."""
+    from face_mter.data.faces import FaceSplits, hold_all_out, load_faces, split_people
 
     where = {"data_dir": options.data_dir, "image_size": options.image_size}
     faces = load_faces(options.dataset, seed=options.seed, **where, progress=True)
     run.data(options.dataset, faces.sha256)
     people = (
-        hold_all_back(faces, seed=options.seed)
-        if all_held_back
+        hold_all_out(faces, seed=options.seed)
+        if all_held_out
         else split_people(
             faces,
             seed=options.seed,
@@ -100,10 +100,10 @@ def load_cast(options: PeopleOptions, run: Run, *, all_held_back: bool = False) 
             evaluation_share=options.evaluation_share,
         )
     )
-    cast = Cast(faces, people)
-    counts = [f"{len(of)} ({len(cast.rows(of))} images)" for of in people]
+    splits = FaceSplits(faces, people)
+    counts = [f"{len(of)} ({len(splits.rows(of))} images)" for of in people]
     run.log(f"people to train on: {counts[0]}; held back to calibrate: {counts[1]}; to attack: {counts[2]}")
-    return cast
+    return splits
 
 
 def refusals(options: Options) -> None:
@@ -126,8 +126,8 @@ def train(options: Options, run: Run) -> None:
     from face_mter.training import mter
     from face_mter.training.fit import fit_faces
 
-    cast = load_cast(options, run)
-    faces = cast.faces.of(cast.people.train)
+    splits = load_splits(options, run)
+    faces = splits.faces.of(splits.people.train)
     mean, std = fit.channel_statistics(faces.images)
     model, history = fit_faces(
         options.recipe,
@@ -144,7 +144,7 @@ def train(options: Options, run: Run) -> None:
             std=std,
             seed=options.seed,
         ),
-        lambda model: watch(model, cast),
+        lambda model: watch(model, splits),
         method=mter.classification(options.loss_type, scale=options.margin_s, margin=options.margin_m),
         paired=False,
         title=f"{options.loss_type}: {options.arch}, {len(faces.names)} people, {len(faces.person)} images",

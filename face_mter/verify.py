@@ -9,16 +9,16 @@ from common.runs.options import Budget, Count, DeviceOptions, ScriptOptions, opt
 from common.runs.record import Run
 from common.runs.script import script
 from face_mter.ad_face import NetworkOptions, ad_face, check_networks, load_checked, network_name
-from face_mter.train import PeopleOptions, check_people, load_cast, needed
+from face_mter.train import PeopleOptions, check_people, load_splits, needed
 
 if TYPE_CHECKING:
-    from face_mter.data.faces import Cast
+    from face_mter.data.faces import FaceSplits
     from face_mter.evaluation.people import Verified
     from face_mter.evaluation.verification import FoldedPairs
 
 
 @dataclass(kw_only=True)
-class JudgeOptions(NetworkOptions, PeopleOptions, DeviceOptions, ScriptOptions):
+class VerificationOptions(NetworkOptions, PeopleOptions, DeviceOptions, ScriptOptions):
     """How thresholds and pairs are chosen."""
 
     far: Budget = 1e-3
@@ -31,7 +31,7 @@ class JudgeOptions(NetworkOptions, PeopleOptions, DeviceOptions, ScriptOptions):
 
 
 @dataclass(kw_only=True)
-class Options(JudgeOptions):
+class Options(VerificationOptions):
     """Which model, which pairs."""
 
     model: Path | None = option(None, "model_path")
@@ -44,28 +44,28 @@ class Options(JudgeOptions):
     embedding of its frames."""
 
 
-def check_judged(options: JudgeOptions) -> None:
-    """The same for scripts that judge, with the list of pairs. Errors: as `load_cast` and `folded_pairs`."""
+def check_verification(options: VerificationOptions) -> None:
+    """The same for scripts that judge, with the list of pairs. Errors: as `load_splits` and `folded_pairs`."""
     check_people(options)
     if options.pairs not in (None, "lfw") and not Path(options.pairs).is_file():
         raise UserError(f"--pairs: {options.pairs}: no such file; give a list in the format of LFW's pairs.txt, or lfw")
 
 
-def folded_pairs(options: JudgeOptions, cast: "Cast") -> "FoldedPairs":
-    """The verification pairs that `options` name, among the people held back, as rows of `cast.faces`."""
+def folded_pairs(options: VerificationOptions, splits: "FaceSplits") -> "FoldedPairs":
+    """The verification pairs that `options` name, among the people held back, as rows of `splits.faces`."""
     import numpy as np
 
     from face_mter.data.faces import LFW_PAIRS
     from face_mter.evaluation import verification
 
     if options.pairs is None:
-        return verification.make_folds(cast.faces, cast.held_back, options.n_folded, seed=options.seed)
+        return verification.make_folds(splits.faces, splits.held_out, options.n_folded, seed=options.seed)
     from common.datasets.downloads import fetch
 
     path = fetch(LFW_PAIRS, options.data_dir) if options.pairs == "lfw" else Path(options.pairs)
-    strangers = cast.rows(cast.held_back)
-    found = verification.read_pairs(path, cast.faces.of(cast.held_back))
-    return found._replace(pairs=strangers[found.pairs].astype(np.int32))
+    unseen = splits.rows(splits.held_out)
+    found = verification.read_pairs(path, splits.faces.of(splits.held_out))
+    return found._replace(pairs=unseen[found.pairs].astype(np.int32))
 
 
 def write_verified(run: Run, verified: "Verified", name: str) -> None:
@@ -86,7 +86,7 @@ def refusals(options: Options) -> None:
     """What is refused before an image is read or a model trained."""
     from face_mter.data.faces import people_in
 
-    check_judged(options)
+    check_verification(options)
     if options.evaluate_only and options.model is None:
         raise UserError("--evaluate-only: is for a network that was trained on other people; name it by --model")
     check_networks(options, [options.model])
@@ -106,13 +106,13 @@ def verify_model(options: Options, run: Run) -> None:
     from face_mter.evaluation import figures
     from face_mter.evaluation.people import embed_all, verify
 
-    cast = load_cast(options, run, all_held_back=options.evaluate_only)
+    splits = load_splits(options, run, all_held_out=options.evaluate_only)
     # Before a model that is not there yet is trained for minutes.
-    pairs = folded_pairs(options, cast)
+    pairs = folded_pairs(options, splits)
     path = model_file(run.require(ad_face, *needed(options.model, options)))
-    model = load_checked(path, cast, options, attacked=False, log=run.log)
+    model = load_checked(path, splits, options, attacked=False, log=run.log)
     run.log(f"{path}: {len(pairs.same)} verification pairs, {pairs.left_out} left out")
-    found = verify(embed_all(model, cast.faces.images), cast, pairs, options.far)
+    found = verify(embed_all(model, splits.faces.images), splits, pairs, options.far)
     write_verified(run, found, network_name(path))
     run.intervals({"verification_accuracy": found.accuracy} | {f"tar_at_far_{k}": tar for k, tar in found.tars.items()})
     run.intervals({"tar_at_threshold": found.rates.tar, "far_at_threshold": found.rates.far})
@@ -146,7 +146,7 @@ def _clips(options: Options, run: Run, model, threshold: float):
     found = verification.ten_fold(verification.pair_scores(means, folded.pairs), folded.same, folded.fold)
     accuracy = rate(found.right, person[folded.pairs])._replace(value=found.accuracy)
     run.intervals({"clip_accuracy": accuracy, "clip_tar": rates.tar, "clip_far": rates.far})
-    return verification.roc(scores.positives, scores.negatives)
+    return verification.roc(scores.genuine, scores.impostor)
 
 
 if __name__ == "__main__":

@@ -184,12 +184,12 @@ def _hardened(
     from common.training import checkpoints
     from common.training.methods import Method
     from mobility_humid.data.samples import VALIDATION
-    from mobility_humid.training import hardening
+    from mobility_humid.training import fast_st_fgsm
     from mobility_humid.training.fit import TripRecipe, fit_trips
 
     grid = fleet.trips.grid.size
     settings = {"eta": options.eps, "alpha": options.adv_alpha or options.eps / 2, "rounds": options.rounds}
-    make = {"fast": hardening.fast_st_fgsm, "pgd": hardening.pgd_on_trips}.get(method)
+    make = {"fast": fast_st_fgsm.fast_st_fgsm, "pgd": fast_st_fgsm.pgd_on_trips}.get(method)
     validation = task.samples(fleet, VALIDATION, options.n_test)
     watched = validation.first(options.n_watch)
 
@@ -224,7 +224,7 @@ def _hardened(
     )
     for epoch, logs in enumerate(history):
         run.curve(method=options.methods.index(method), epoch=epoch + 1, **logs)
-    task.settle(model, validation)
+    task.calibrate(model, validation)
     run.save_model(model, f"model_{method}")
     return model
 

@@ -261,7 +261,7 @@ def _draw(options: AttackOptions, run: Run, fleet: "Fleet", evaluations: "dict[s
     import numpy as np
 
     from mobility_humid.evaluation import figures
-    from mobility_humid.evaluation.measures import changed_points
+    from mobility_humid.evaluation.trip_metrics import changed_points
 
     layout = fleet.layout
     drawn = {name: run.folder / f"{name}.png" for name in ("trips", "success_eta", "success_points")}

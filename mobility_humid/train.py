@@ -200,7 +200,7 @@ def train(options: Options, run: Run) -> None:
 
     def build() -> Siamese:
         model = Siamese(head=options.head, **network_arguments(options, fleet))
-        verification.meet_fleet(model, fleet)
+        verification.adapt_likeness(model, fleet)
         return model
 
     model, history = fit_trips(

@@ -8,12 +8,13 @@ from common.runs.model_input import InputOptions, check_input, look_at, reading
 from common.runs.options import DeviceOptions, ExampleOptions, ScriptOptions, option
 from common.runs.record import Run
 from common.runs.script import script
-from multimedia_recsys.train_cnn import SHOP_FIELDS, ShopOptions, load_shop, train_cnn
+from multimedia_recsys.train_cnn import CATALOG_FIELDS, CatalogOptions, load_catalog, train_cnn
 
 if TYPE_CHECKING:
     import keras
 
-    from multimedia_recsys.data.catalogues import Shop
+    from multimedia_recsys.data.catalog import Catalog
+
 
 RESNET50 = "resnet50"
 # Images that a network of others is tried on.
@@ -21,7 +22,7 @@ _TRIED = 128
 
 
 @dataclass(kw_only=True)
-class ClassifierOptions(InputOptions, ShopOptions):
+class ClassifierOptions(InputOptions, CatalogOptions):
     """Which network looks at the images."""
 
     model: Path | None = option(None, known=(RESNET50,))
@@ -49,7 +50,7 @@ def classifier_needs(options: ClassifierOptions) -> None:
         train_cnn.expect(*_needed(options))
 
 
-def classifier(options: ClassifierOptions, shop: "Shop", run: Run) -> "tuple[keras.Model, tuple[str, ...]]":
+def classifier(options: ClassifierOptions, catalog: "Catalog", run: Run) -> "tuple[keras.Model, tuple[str, ...]]":
     """The network that `options` name, and the names of its classes.
 
     Errors: `UserError` for one that is not there or does not take the shop's images.
@@ -60,15 +61,15 @@ def classifier(options: ClassifierOptions, shop: "Shop", run: Run) -> "tuple[ker
     from common.models import imagenet_classifier, imagenet_names
 
     if options.model == Path(RESNET50):
-        return imagenet_classifier(RESNET50, size=shop.images.shape[0]), imagenet_names()
+        return imagenet_classifier(RESNET50, size=catalog.images.shape[0]), imagenet_names()
     path = run.require(train_cnn, *_needed(options))
     arguments = {**reading(options, path), "log": run.log}
     classes = class_count(load_classifier(path, **arguments))
-    known = shop.category is not None and len(shop.category_names) == classes
-    rows = np.unique(np.linspace(0, len(shop.images) - 1, min(len(shop.images), _TRIED)).astype(int))
-    labels = shop.category[rows] if known else None
-    model = load_classifier(path, shop.images.read(rows), labels, **arguments)
-    return model, shop.category_names if known else tuple(map(str, range(classes)))
+    known = catalog.category is not None and len(catalog.category_names) == classes
+    rows = np.unique(np.linspace(0, len(catalog.images) - 1, min(len(catalog.images), _TRIED)).astype(int))
+    labels = catalog.category[rows] if known else None
+    model = load_classifier(path, catalog.images.read(rows), labels, **arguments)
+    return model, catalog.category_names if known else tuple(map(str, range(classes)))
 
 
 def _needed(options: ClassifierOptions) -> tuple[Path | None, ClassifierOptions, tuple[str, ...]]:
@@ -82,39 +83,41 @@ def classify_extract(options: Options, run: Run) -> None:
     """Look at all images; writes `original_images/classes.csv` and `original_images/features.npy`."""
     import numpy as np
 
-    from multimedia_recsys.data.looks import write_looks
-    from multimedia_recsys.models.cnn import see
+    from multimedia_recsys.data.visual_features import write_visual
+    from multimedia_recsys.models.cnn import extract_all
 
-    shop = load_shop(options)
-    run.data(shop.name, shop.sha256)
-    model, names = classifier(options, shop, run)
-    seen = see(model, shop.images)
+    catalog = load_catalog(options)
+    run.data(catalog.name, catalog.sha256)
+    model, names = classifier(options, catalog, run)
+    extracted = extract_all(model, catalog.images)
     folder = run.folder / "original_images"
-    write_looks(folder, shop, seen, names)
+    write_visual(folder, catalog, extracted, names)
     run.artifact("looks", folder)
-    counts = np.bincount(seen.label, minlength=len(names))
-    run.metrics(items=len(seen.label), features=seen.features.shape[1], classes_seen=int((counts > 0).sum()))
+    counts = np.bincount(extracted.label, minlength=len(names))
+    run.metrics(items=len(extracted.label), features=extracted.features.shape[1], classes_seen=int((counts > 0).sum()))
     for label in np.flatnonzero(counts):
         run.row(model=names[label], metric="items", value=int(counts[label]))
-    if shop.category is not None and names == shop.category_names:
-        run.headline("agreement", float(np.mean(seen.label == shop.category)), len(seen.label), split="items")
+    if catalog.category is not None and names == catalog.category_names:
+        run.headline(
+            "agreement", float(np.mean(extracted.label == catalog.category)), len(extracted.label), split="items"
+        )
 
 
-def required(given: Path | None, options: ShopOptions, run: Run, *also: str) -> Path:
+def required(given: Path | None, options: CatalogOptions, run: Run, *also: str) -> Path:
     """The folder of looks that another script works on: `given`, a run or such a folder, or that of the same name."""
-    return _looks_in(run.require(classify_extract, given, options, (*SHOP_FIELDS, *also)))
+    return _visual_in(run.require(classify_extract, given, options, (*CATALOG_FIELDS, *also)))
 
 
-def expected(given: Path | None, options: ShopOptions, *also: str) -> None:
+def expected(given: Path | None, options: CatalogOptions, *also: str) -> None:
     """What `required` would refuse, and a folder that holds no looks."""
-    from multimedia_recsys.data.looks import check_looks
+    from multimedia_recsys.data.visual_features import check_visual
 
-    classify_extract.expect(given, options, (*SHOP_FIELDS, *also))
+    classify_extract.expect(given, options, (*CATALOG_FIELDS, *also))
     if given is not None:
-        check_looks(_looks_in(given))
+        check_visual(_visual_in(given))
 
 
-def _looks_in(path: Path) -> Path:
+def _visual_in(path: Path) -> Path:
     return path / "original_images" if (path / "original_images").is_dir() else path
 
 

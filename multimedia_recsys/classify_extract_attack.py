@@ -11,7 +11,7 @@ from common.runs.record import Run
 from common.runs.script import script
 from multimedia_recsys import classify_extract, rec_generator, results_analyzer
 from multimedia_recsys.classify_extract import ClassifierOptions, check_classifier, classifier, classifier_needs
-from multimedia_recsys.train_cnn import load_shop
+from multimedia_recsys.train_cnn import load_catalog
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from common.evaluation.robustness import Outcome
     from common.evaluation.statistics import Estimate
     from multimedia_recsys.data.categories import Pair
-    from multimedia_recsys.data.looks import Looks
+    from multimedia_recsys.data.visual_features import VisualFeatures
 
 _EXAMPLES = 8
 
@@ -97,14 +97,14 @@ def classify_extract_attack(options: Options, run: Run) -> None:
     from common.files import write_text
     from multimedia_recsys.attacks.images import ATTACKS
     from multimedia_recsys.data import attack_folders
-    from multimedia_recsys.data.looks import Seen, read_looks, write_looks
-    from multimedia_recsys.models.cnn import look
+    from multimedia_recsys.data.visual_features import Extracted, read_visual, write_visual
+    from multimedia_recsys.models.cnn import extract
 
-    shop = load_shop(options)
-    run.data(shop.name, shop.sha256)
-    model, names = classifier(options, shop, run)
-    looked = classify_extract.required(options.features, options, run, *_alike(options))
-    clean = read_looks(looked, shop.file_names)
+    catalog = load_catalog(options)
+    run.data(catalog.name, catalog.sha256)
+    model, names = classifier(options, catalog, run)
+    folder_of_clean = classify_extract.required(options.features, options, run, *_alike(options))
+    clean = read_visual(folder_of_clean, catalog.file_names)
     pair = _pair(options, run, names)
     items = np.flatnonzero(clean.label == pair.origin)
     if not len(items):
@@ -117,40 +117,40 @@ def classify_extract_attack(options: Options, run: Run) -> None:
         + (f" towards {names[pair.target]}" if listed.aimed else "")
     )
     begun = run.checkpoints / f"{name}_images" / "images"
-    attack_folders.write_images(begun, shop, items, _change(options, run, shop, model, clean, pair))
+    attack_folders.write_images(begun, catalog, items, _change(options, run, catalog, model, clean, pair))
     folder = run.folder / f"{name}_images"
     folder.mkdir(exist_ok=True)
     begun.rename(folder / "images")
     # From the files, as a shop would have them.
-    changed = attack_folders.read_images(folder / "images", shop, items)
-    seen = look(model, changed, progress=True)
+    changed = attack_folders.read_images(folder / "images", catalog, items)
+    extracted = extract(model, changed, progress=True)
     label, prob, features = (np.array(values) for values in clean[:3])
-    label[items], prob[items], features[items] = seen
-    write_looks(folder, shop, Seen(label, prob, features), names, started=clean)
+    label[items], prob[items], features[items] = extracted
+    write_visual(folder, catalog, Extracted(label, prob, features), names, started=clean)
     write_text(folder / "items.csv", "".join(f"{item}\n" for item in items))
     run.artifact("images", folder)
     limits = {"norm": "linf", "eps": options.eps} if listed.budgeted else {"norm": None, "eps": None}
     entry = Entry(name=name, control=listed.control, **limits)
-    outcome = Outcome(entry, Examples(items, clean.label[items]), None, clean.label[items], seen.label)
+    outcome = Outcome(entry, Examples(items, clean.label[items]), None, clean.label[items], extracted.label)
     for row in outcome.rows(partial(_answers, pair=pair)):
         run.row(**row)
         if row["metric"] == "attack_success":
             run.metrics(attack_success=row["value"], attack_success_n=row["n"], origin=pair.origin, target=pair.target)
-    if shop.category is not None and len(shop.category_names) == len(names):
+    if catalog.category is not None and len(catalog.category_names) == len(names):
         run.row(
             attack=name,
             metric="shop_says_origin",
-            value=float((shop.category[items] == pair.origin).mean()),
+            value=float((catalog.category[items] == pair.origin).mean()),
             n=len(items),
         )
-    before, after = shop.images.read(items[:_EXAMPLES]), changed[:_EXAMPLES]
+    before, after = catalog.images.read(items[:_EXAMPLES]), changed[:_EXAMPLES]
     added = np.clip(0.5 + 8 * (after / 255.0 - before / 255.0), 0, 1)
     run.figure(
         "examples",
         plots.image_rows,
         {"clean": list(before), "attacked": list(after), "difference x 8": list(added)},
         title=f"{options.attack}, {names[pair.origin]} towards {names[pair.target]}; on top the answers it got",
-        columns=[names[label] for label in seen.label[:_EXAMPLES]],
+        columns=[names[label] for label in extracted.label[:_EXAMPLES]],
     )
 
 
@@ -174,11 +174,11 @@ def _pair(options: Options, run: Run, names: tuple[str, ...]) -> "Pair":
     return pair
 
 
-def _change(options: Options, run: Run, shop, model, clean: "Looks", pair: "Pair"):
+def _change(options: Options, run: Run, catalog, model, clean: "VisualFeatures", pair: "Pair"):
     """images (n, H, W, 3), items (n,) -> changed images."""
     import numpy as np
 
-    from multimedia_recsys.attacks.images import IMAGENET_STD, ImageAttack, stand_ins
+    from multimedia_recsys.attacks.images import IMAGENET_STD, ImageAttack, swap_control
     from multimedia_recsys.models import recommendations
     from multimedia_recsys.models.recommenders import mean_score_direction
 
@@ -186,12 +186,12 @@ def _change(options: Options, run: Run, shop, model, clean: "Looks", pair: "Pair
         candidates = np.flatnonzero(clean.label == pair.target)
         if not len(candidates):
             raise UserError("--target-class: the network takes no image for it; there is nothing to swap in")
-        return lambda images, items: shop.images.read(stand_ins(candidates, items, options.seed))
+        return lambda images, items: catalog.images.read(swap_control(candidates, items, options.seed))
     direction = None
     if options.attack == "insa":
         place = rec_generator.required(options.recommendations, options, run)
         path = place / f"{options.recommender}.npz"
-        recommender, _ = recommendations.load(path, shop.feedback, clean.features.shape[1])
+        recommender, _ = recommendations.load(path, catalog.feedback, clean.features.shape[1])
         direction = mean_score_direction(recommender)
         if not len(direction):
             raise UserError(f"{path}: has no visual factors; insa needs a recommender that looks at images")

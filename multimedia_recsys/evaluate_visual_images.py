@@ -11,13 +11,13 @@ from common.runs.script import script
 from multimedia_recsys import classify_extract
 from multimedia_recsys.classify_extract_attack import classify_extract_attack
 from multimedia_recsys.results_analyzer import check_attack, read_attack
-from multimedia_recsys.train_cnn import SHOP_FIELDS, ShopOptions, load_shop
+from multimedia_recsys.train_cnn import CATALOG_FIELDS, CatalogOptions, load_catalog
 
 _BLOCK = 64
 
 
 @dataclass(kw_only=True)
-class Options(ShopOptions, ScriptOptions):
+class Options(CatalogOptions, ScriptOptions):
     """Which attack."""
 
     attacked: Path | None = None
@@ -35,7 +35,7 @@ def refusals(options: Options) -> None:
 def needs(options: Options) -> None:
     """What the scripts before this one would refuse, where they are to be run."""
     classify_extract.expected(options.features, options)
-    classify_extract_attack.expect(options.attacked, options, SHOP_FIELDS)
+    classify_extract_attack.expect(options.attacked, options, CATALOG_FIELDS)
 
 
 @script(app="multimedia_recsys", name="evaluate_visual_images", refusals=refusals, needs=needs)
@@ -45,20 +45,20 @@ def evaluate_visual_images(options: Options, run: Run) -> None:
 
     from common.evaluation import quality
     from multimedia_recsys.data import attack_folders
-    from multimedia_recsys.data.looks import read_looks
+    from multimedia_recsys.data.visual_features import read_visual
 
-    shop = load_shop(options)
-    run.data(shop.name, shop.sha256)
-    clean = read_looks(classify_extract.required(options.features, options, run), shop.file_names)
-    place = run.require(classify_extract_attack, options.attacked, options, SHOP_FIELDS)
-    attack = read_attack(place, shop.file_names)
+    catalog = load_catalog(options)
+    run.data(catalog.name, catalog.sha256)
+    clean = read_visual(classify_extract.required(options.features, options, run), catalog.file_names)
+    place = run.require(classify_extract_attack, options.attacked, options, CATALOG_FIELDS)
+    attack = read_attack(place, catalog.file_names)
     if not (attack.folder / "images").is_dir():
         raise UserError(f"{attack.folder}: its images are gone; make the attack anew")
     found = []
     for rows in blocks(len(attack.items), _BLOCK, "comparing"):
         items = attack.items[rows]
-        before = shop.images.read(items)
-        after = attack_folders.read_images(attack.folder / "images", shop, items)
+        before = catalog.images.read(items)
+        after = attack_folders.read_images(attack.folder / "images", catalog, items)
         shift = (after.astype(np.float64) - before) / 255
         mse = (shift**2).mean(axis=(1, 2, 3))
         psm = ((attack.features[items] - clean.features[items]).astype(np.float64) ** 2).mean(axis=1)

@@ -9,7 +9,7 @@ from common.runs.options import Budget, Count, Natural, ScriptOptions, option
 from common.runs.record import Run, read_config
 from common.runs.script import script
 from multimedia_recsys.models.settings import KINDS, Kind, Settings
-from multimedia_recsys.train_cnn import SHOP_FIELDS, ShopOptions, load_shop
+from multimedia_recsys.train_cnn import CATALOG_FIELDS, CatalogOptions, load_catalog
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +19,7 @@ COLD = 5
 
 
 @dataclass(kw_only=True)
-class RecommenderOptions(ShopOptions, ScriptOptions):
+class RecommenderOptions(CatalogOptions, ScriptOptions):
     """How recommenders are trained."""
 
     factors: Count = option(20, "emb1_K")
@@ -70,15 +70,15 @@ def rec_generator(options: Options, run: Run) -> None:
 
     from common.files import write_npz
     from multimedia_recsys import classify_extract
-    from multimedia_recsys.data.looks import read_looks
+    from multimedia_recsys.data.visual_features import read_visual
     from multimedia_recsys.evaluation import ranking
     from multimedia_recsys.models import recommendations
 
-    shop = load_shop(options)
-    run.data(shop.name, shop.sha256)
-    looks = read_looks(classify_extract.required(options.features, options, run), shop.file_names)
-    scaled = looks.features / np.float32(looks.scale)
-    feedback = shop.feedback
+    catalog = load_catalog(options)
+    run.data(catalog.name, catalog.sha256)
+    visual = read_visual(classify_extract.required(options.features, options, run), catalog.file_names)
+    scaled = visual.features / np.float32(visual.scale)
+    feedback = catalog.feedback
     cold = feedback.popularity() < COLD
     run.log(
         f"{feedback.users} users, {feedback.items} items ({cold.sum()} with fewer than {COLD} interactions),"
@@ -99,7 +99,7 @@ def rec_generator(options: Options, run: Run) -> None:
         write_npz(run.folder / f"top_{kind}.npz", {"items": lists})
         run.artifact(f"top_{kind}", run.folder / f"top_{kind}.npz")
         if model is not None:
-            recommendations.save(run.folder / f"{kind}.npz", model, looks.scale)
+            recommendations.save(run.folder / f"{kind}.npz", model, visual.scale)
             run.artifact(kind, run.folder / f"{kind}.npz")
 
 
@@ -114,21 +114,21 @@ def settings_in(folder: Path) -> Settings:
     return settings_of(rec_generator.options(**{name: config[name] for name in Settings._fields}))
 
 
-def required(given: Path | None, options: ShopOptions, run: Run) -> Path:
+def required(given: Path | None, options: CatalogOptions, run: Run) -> Path:
     """The run of recommenders that another script works on: `given`, or that of the same name."""
-    return run.require(rec_generator, given, options, SHOP_FIELDS)
+    return run.require(rec_generator, given, options, CATALOG_FIELDS)
 
 
-def expected(given: Path | None, options: ShopOptions, *files: str, longest: int = 0) -> None:
+def expected(given: Path | None, options: CatalogOptions, *files: str, longest: int = 0) -> None:
     """What `required` would refuse; a run without one of its `files`, and, where one is to be made, lists that are
     shorter than `longest`."""
     from multimedia_recsys.data.categories import check_length
 
-    rec_generator.expect(given, options, SHOP_FIELDS)
+    rec_generator.expect(given, options, CATALOG_FIELDS)
     for name in files if given is not None else ():
         if not (given / name).is_file():
             raise UserError(f"{given / name}: no such file; make it by rec_generator.py")
-    if (planned := rec_generator.planned(given, options, SHOP_FIELDS)) is not None:
+    if (planned := rec_generator.planned(given, options, CATALOG_FIELDS)) is not None:
         check_length(planned.top_k, longest)
 
 

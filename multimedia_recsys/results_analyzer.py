@@ -11,20 +11,20 @@ from common.runs.record import Run, read_results
 from common.runs.script import script
 from multimedia_recsys import classify_extract, rec_generator
 from multimedia_recsys.models.settings import VISUAL, Kind
-from multimedia_recsys.train_cnn import SHOP_FIELDS, ShopOptions, load_shop
+from multimedia_recsys.train_cnn import CATALOG_FIELDS, CatalogOptions, load_catalog
 
 if TYPE_CHECKING:
     from multimedia_recsys.data.attack_folders import Attack
-    from multimedia_recsys.data.catalogues import Shop
+    from multimedia_recsys.data.catalog import Catalog
     from multimedia_recsys.data.categories import Pair
-    from multimedia_recsys.data.looks import Looks
+    from multimedia_recsys.data.visual_features import VisualFeatures
 
 # Classes that the figure shows.
 _SHOWN = 24
 
 
 @dataclass(kw_only=True)
-class Options(ShopOptions, ScriptOptions):
+class Options(CatalogOptions, ScriptOptions):
     """Whose lists are analysed."""
 
     features: Path | None = None
@@ -65,27 +65,27 @@ def results_analyzer(options: Options, run: Run) -> None:
 
     from common.evaluation import plots
     from multimedia_recsys.data import categories
-    from multimedia_recsys.data.looks import read_looks
+    from multimedia_recsys.data.visual_features import read_visual
     from multimedia_recsys.models import recommendations
 
-    shop = load_shop(options)
-    run.data(shop.name, shop.sha256)
-    looks = read_looks(classify_extract.required(options.features, options, run), shop.file_names)
+    catalog = load_catalog(options)
+    run.data(catalog.name, catalog.sha256)
+    visual = read_visual(classify_extract.required(options.features, options, run), catalog.file_names)
     place = rec_generator.required(options.recommendations, options, run)
-    lists = recommendations.read_lists(place / f"top_{options.recommender}.npz", shop.feedback)
-    classes = len(looks.names)
-    shares = categories.chr_at(lists, looks.label, classes, options.top_k)
-    gains = categories.ncdcg_at(lists, looks.label, classes, options.top_k)
-    counts = np.bincount(looks.label, minlength=classes)
+    lists = recommendations.read_lists(place / f"top_{options.recommender}.npz", catalog.feedback)
+    classes = len(visual.names)
+    shares = categories.chr_at(lists, visual.label, classes, options.top_k)
+    gains = categories.ncdcg_at(lists, visual.label, classes, options.top_k)
+    counts = np.bincount(visual.label, minlength=classes)
     for label in np.argsort(-shares):
         if counts[label]:
             for metric, value in (("chr", shares[label]), ("ncdcg", gains[label]), ("items", counts[label])):
-                run.row(model=options.recommender, attack="none", split=looks.names[label], metric=metric, value=value)
-    near, far = categories.propose(shares, looks.label, looks.features / np.float32(looks.scale))
+                run.row(model=options.recommender, attack="none", split=visual.names[label], metric=metric, value=value)
+    near, far = categories.propose(shares, visual.label, visual.features / np.float32(visual.scale))
     for name, pair in (("near", near), ("far", far)):
         run.log(
-            f"{name} pair: {looks.names[pair.origin]} (CHR@{options.top_k} {shares[pair.origin]:.4f}) ->"
-            f" {looks.names[pair.target]} ({shares[pair.target]:.4f})"
+            f"{name} pair: {visual.names[pair.origin]} (CHR@{options.top_k} {shares[pair.origin]:.4f}) ->"
+            f" {visual.names[pair.target]} ({shares[pair.target]:.4f})"
         )
         run.metrics(**{f"{name}_origin": pair.origin, f"{name}_target": pair.target})
     run.metrics(
@@ -96,48 +96,50 @@ def results_analyzer(options: Options, run: Run) -> None:
     run.figure(
         "classes",
         plots.grouped_bars,
-        [looks.names[label] for label in shown],
+        [visual.names[label] for label in shown],
         {f"CHR@{options.top_k}": shares[shown], "share of the items": counts[shown] / counts.sum()},
         title=f"{options.recommender}: what the lists are made of",
         ylabel="share",
         top=None,
     )
     if options.attacked is not None:
-        _measure(options, run, shop, looks, place)
+        _measure(options, run, catalog, visual, place)
 
 
-def proposed(given: Path | None, options: ShopOptions, run: Run) -> "dict[str, Pair]":
+def proposed(given: Path | None, options: CatalogOptions, run: Run) -> "dict[str, Pair]":
     """The near and the far pair of an analysis, `given` or of the same name."""
     from common.runs.record import read_results
     from multimedia_recsys.data.categories import Pair
 
-    place = run.require(results_analyzer, given, options, SHOP_FIELDS)
+    place = run.require(results_analyzer, given, options, CATALOG_FIELDS)
     found = read_results(place)["metrics"]
     return {name: Pair(int(found[f"{name}_origin"]), int(found[f"{name}_target"])) for name in ("near", "far")}
 
 
-def expected(given: Path | None, options: ShopOptions) -> None:
+def expected(given: Path | None, options: CatalogOptions) -> None:
     """What `proposed` would refuse."""
     from common.runs.record import read_results
 
-    results_analyzer.expect(given, options, SHOP_FIELDS)
+    results_analyzer.expect(given, options, CATALOG_FIELDS)
     if given is not None and "near_origin" not in read_results(given)["metrics"]:
         raise UserError(f"{given}: proposes no pair of classes; give a run of results_analyzer.py")
 
 
-def _measure(options: Options, run: Run, shop: "Shop", looks: "Looks", place: Path) -> None:
+def _measure(options: Options, run: Run, catalog: "Catalog", visual: "VisualFeatures", place: Path) -> None:
     """What an attack does with the recommender."""
     import numpy as np
 
-    from multimedia_recsys.evaluation import effects
+    from multimedia_recsys.evaluation import exposure
     from multimedia_recsys.models import recommendations
 
-    attack = read_attack(options.attacked, shop.file_names)
-    model, scale = recommendations.load(place / f"{options.recommender}.npz", shop.feedback, looks.features.shape[1])
-    before = effects.standing(
-        model.factors(looks.features / np.float32(scale)),
-        shop.feedback,
-        looks.label,
+    attack = read_attack(options.attacked, catalog.file_names)
+    model, scale = recommendations.load(
+        place / f"{options.recommender}.npz", catalog.feedback, visual.features.shape[1]
+    )
+    before = exposure.exposure_of(
+        model.factors(visual.features / np.float32(scale)),
+        catalog.feedback,
+        visual.label,
         attack.items,
         attack.pair,
         options.top_k,
@@ -148,13 +150,13 @@ def _measure(options: Options, run: Run, shop: "Shop", looks: "Looks", place: Pa
         run.log(f"training {options.recommender} anew on the attacked features")
         settings = rec_generator.settings_in(place)
         models["retrained"] = recommendations.trained(
-            options.recommender, shop.feedback, scaled, settings, seed=options.seed, verbose=True
+            options.recommender, catalog.feedback, scaled, settings, seed=options.seed, verbose=True
         )
     for threat, recommender in models.items():
-        after = effects.standing(
-            recommender.factors(scaled), shop.feedback, looks.label, attack.items, attack.pair, options.top_k
+        after = exposure.exposure_of(
+            recommender.factors(scaled), catalog.feedback, visual.label, attack.items, attack.pair, options.top_k
         )
-        for metric, columns in effects.measures(before, after).items():
+        for metric, columns in exposure.measures(before, after).items():
             run.row(model=options.recommender, attack=attack.name, split=threat, metric=metric, **columns)
             run.metrics(**{f"{metric}_{threat}": columns["value"]})
     run.metrics(chr_origin_clean=before.chr_origin, attacked_items=len(attack.items))

@@ -17,15 +17,15 @@ from multimedia_recsys.evaluate_visual_images import evaluate_visual_images
 from multimedia_recsys.models.settings import VISUAL
 from multimedia_recsys.rec_generator import rec_generator as generator
 from multimedia_recsys.results_analyzer import read_attack, results_analyzer
-from multimedia_recsys.train_cnn import SHOP_FIELDS, ShopOptions, load_shop, train_cnn
+from multimedia_recsys.train_cnn import CATALOG_FIELDS, CatalogOptions, load_catalog, train_cnn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import numpy as np
 
-    from multimedia_recsys.data.catalogues import Shop
-    from multimedia_recsys.data.looks import Looks
+    from multimedia_recsys.data.catalog import Catalog
+    from multimedia_recsys.data.visual_features import VisualFeatures
     from multimedia_recsys.models.recommenders import Bpr
     from multimedia_recsys.models.settings import Settings
 
@@ -34,7 +34,7 @@ TRAINED = {STANDARD: "standard", "robust": "pgd"}
 
 
 @dataclass(kw_only=True)
-class Options(InputOptions, ShopOptions, ScriptOptions):
+class Options(InputOptions, CatalogOptions, ScriptOptions):
     """What is tried; the settings of each script stand in its section of --config."""
 
     attack: tuple[Literal["fgsm", "pgd", "cw"], ...] = option(("fgsm", "pgd"), "attacks")
@@ -77,9 +77,9 @@ class Attempt(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Of one attack: by recommender its `effects` with that frozen, and the headlines of attack and images."""
+    """Of one attack: by recommender its `exposure` with that frozen, and the headlines of attack and images."""
 
-    effects: dict[str, dict[str, float]]
+    exposure: dict[str, dict[str, float]]
     attack: dict[str, float]
     quality: dict[str, float]
 
@@ -93,7 +93,7 @@ class Stage(NamedTuple):
     reading: dict[str, Any]
     features: Path
     recommendations: Path
-    looks: "Looks"
+    visual: "VisualFeatures"
     recommenders: "dict[str, Bpr]"
     settings: "Settings"
 
@@ -106,7 +106,7 @@ def refusals(options: Options) -> None:
         raise UserError("--cnns: expected one or more networks of different names")
 
     def part(producer: Script, **settings: Any) -> Any:
-        wanted = part_options(options, producer, shared=SHOP_FIELDS, **settings)
+        wanted = part_options(options, producer, shared=CATALOG_FIELDS, **settings)
         producer.check(wanted, alone=True)
         return wanted
 
@@ -135,13 +135,13 @@ def _reading(options: Options, path: Path) -> dict[str, Any]:
 @script(app="multimedia_recsys", name="run_all", refusals=refusals)
 def run_all(options: Options, run: Run) -> None:
     """Run what is not there yet and join the tables; with --force, run all of it anew."""
-    shop = load_shop(options)
-    run.data(shop.name, shop.sha256)
-    part = SubRuns(options, run, shared=SHOP_FIELDS)
+    catalog = load_catalog(options)
+    run.data(catalog.name, catalog.sha256)
+    part = SubRuns(options, run, shared=CATALOG_FIELDS)
     analysis: Path | None = None
     headline: dict[str, Outcome] = {}
     for cnn in options.cnns:
-        stage = _stage(cnn, shop, part, run)
+        stage = _stage(cnn, catalog, part, run)
         if analysis is None:
             # The same classes for every network, or what is compared would be the classes.
             given = {} if cnn == STANDARD else {"features": stage.features, "recommendations": stage.recommendations}
@@ -157,7 +157,7 @@ def run_all(options: Options, run: Run) -> None:
                     "first": cnn == options.cnns[0],
                     "all": True,
                 }[options.retrain]
-                outcome = _try(options, shop, stage, part, run, pair, attempt, named, retrain)
+                outcome = _try(options, catalog, stage, part, run, pair, attempt, named, retrain)
                 if is_first:
                     headline[attempt.name] = outcome
     _headline(run, headline, part, 255 * options.headline_eps)
@@ -169,8 +169,8 @@ def _place(cnn: str) -> tuple[str, ...]:
     return () if cnn == STANDARD else (Path(cnn).stem,)
 
 
-def _stage(cnn: str, shop: "Shop", part: SubRuns, run: Run) -> Stage:
-    from multimedia_recsys.data.looks import read_looks
+def _stage(cnn: str, catalog: "Catalog", part: SubRuns, run: Run) -> Stage:
+    from multimedia_recsys.data.visual_features import read_visual
     from multimedia_recsys.models import recommendations
 
     place, name = _place(cnn), Path(cnn).stem
@@ -187,11 +187,12 @@ def _stage(cnn: str, shop: "Shop", part: SubRuns, run: Run) -> Stage:
     features = part(classify_extract, *place, model=model, **how)
     lists = part(generator, *place, features=None if cnn == STANDARD else features)
     _copy(run, lists, name)
-    looks = read_looks(features / "original_images", shop.file_names)
+    visual = read_visual(features / "original_images", catalog.file_names)
     loaded = {
-        kind: recommendations.load(lists / f"{kind}.npz", shop.feedback, looks.features.shape[1])[0] for kind in VISUAL
+        kind: recommendations.load(lists / f"{kind}.npz", catalog.feedback, visual.features.shape[1])[0]
+        for kind in VISUAL
     }
-    return Stage(name, model, how, features, lists, looks, loaded, rec_generator.settings_in(lists))
+    return Stage(name, model, how, features, lists, visual, loaded, rec_generator.settings_in(lists))
 
 
 def _attempts(options: Options) -> "Iterator[Attempt]":
@@ -206,7 +207,7 @@ def _attempts(options: Options) -> "Iterator[Attempt]":
 
 def _try(
     options: Options,
-    shop: "Shop",
+    catalog: "Catalog",
     stage: Stage,
     part: SubRuns,
     run: Run,
@@ -235,25 +236,32 @@ def _try(
         for row in read_table(folder):
             split = where if row["split"] in (None, "all") else f"{where}, {row['split']}"
             run.row(**{**row, "attack": attempt.name, "split": split, "eps": attempt.budget})
-    frozen = _judge(options, shop, stage, attacked, run, where, attempt, retrain)
+    frozen = _judge(options, catalog, stage, attacked, run, where, attempt, retrain)
     return Outcome(frozen, read_results(attacked)["metrics"], read_results(quality)["metrics"])
 
 
 def _judge(
-    options: Options, shop: "Shop", stage: Stage, place: Path, run: Run, where: str, attempt: Attempt, retrain: bool
+    options: Options,
+    catalog: "Catalog",
+    stage: Stage,
+    place: Path,
+    run: Run,
+    where: str,
+    attempt: Attempt,
+    retrain: bool,
 ) -> dict[str, dict[str, float]]:
     """The effect on each recommender, frozen and retrained: rows of the table, and the frozen figures."""
     import numpy as np
 
-    from multimedia_recsys.evaluation import effects
+    from multimedia_recsys.evaluation import exposure
     from multimedia_recsys.models import recommendations
 
-    attack = read_attack(place, shop.file_names)
-    clean, moved = (features / np.float32(stage.looks.scale) for features in (stage.looks.features, attack.features))
+    attack = read_attack(place, catalog.file_names)
+    clean, moved = (features / np.float32(stage.visual.scale) for features in (stage.visual.features, attack.features))
 
-    def stand(model: "Bpr", features: "np.ndarray") -> effects.Standing:
-        return effects.standing(
-            model.factors(features), shop.feedback, stage.looks.label, attack.items, attack.pair, options.top_k
+    def stand(model: "Bpr", features: "np.ndarray") -> exposure.Exposure:
+        return exposure.exposure_of(
+            model.factors(features), catalog.feedback, stage.visual.label, attack.items, attack.pair, options.top_k
         )
 
     frozen = {}
@@ -266,10 +274,10 @@ def _judge(
         if retrain:
             run.log(f"training {kind} anew after {attempt.name}")
             models["retrained"] = recommendations.trained(
-                kind, shop.feedback, moved, stage.settings, seed=options.seed, verbose=True
+                kind, catalog.feedback, moved, stage.settings, seed=options.seed, verbose=True
             )
         for threat, model in models.items():
-            found = effects.measures(before, stand(model, moved))
+            found = exposure.measures(before, stand(model, moved))
             found |= {"chr_clean": {"value": before.chr_origin}, "chr_target_clean": {"value": before.chr_target}}
             if threat == "frozen":
                 frozen[kind] = {metric: columns["value"] for metric, columns in found.items()}

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from common.models import Builder
-    from multimedia_recsys.data.catalogues import Shop
+    from multimedia_recsys.data.catalog import Catalog
 
 
 @dataclass(kw_only=True)
-class ShopOptions(DataOptions):
+class CatalogOptions(DataOptions):
     """Which shop."""
 
     dataset: str = "catalogue"
@@ -35,12 +35,12 @@ class ShopOptions(DataOptions):
     """Simulated users of the drawn catalogue and of fashion_mnist."""
 
 
-SHOP_FIELDS = ("dataset", "seed", "interactions", "image_size", "n_items", "n_users")
+CATALOG_FIELDS = ("dataset", "seed", "interactions", "image_size", "n_items", "n_users")
 """What must be the same in all runs on one shop."""
 
 
 @dataclass(kw_only=True)
-class Options(ShopOptions, FittingOptions, ExampleOptions, ScriptOptions):
+class Options(CatalogOptions, FittingOptions, ExampleOptions, ScriptOptions):
     """The classifier of the shop's categories."""
 
     arch: str = "product_cnn"
@@ -59,11 +59,11 @@ class Options(ShopOptions, FittingOptions, ExampleOptions, ScriptOptions):
     """Learning rate at its highest."""
 
 
-def load_shop(options: ShopOptions) -> "Shop":
-    """The shop that `options` name. Errors: as `catalogues.load_shop`."""
-    from multimedia_recsys.data import catalogues
+def load_catalog(options: CatalogOptions) -> "Catalog":
+    """The shop that `options` name. Errors: as `catalog.load_catalog`."""
+    from multimedia_recsys.data import catalog
 
-    return catalogues.load_shop(**{name: getattr(options, name) for name in (*SHOP_FIELDS, "data_dir")})
+    return catalog.load_catalog(**{name: getattr(options, name) for name in (*CATALOG_FIELDS, "data_dir")})
 
 
 def networks() -> "Mapping[str, Builder]":
@@ -95,7 +95,7 @@ def train_cnn(options: Options, run: Run) -> None:
     from common.evaluation.predictions import accuracy
     from common.training import fit
     from common.training.methods import named
-    from multimedia_recsys.data.catalogues import load_training
+    from multimedia_recsys.data.catalog import load_training
 
     names = ("dataset", "data_dir", "seed", "n_train", "n_test", "image_size")
     data = load_training(**{name: getattr(options, name) for name in names})

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from adv_lock.attacks import mixing
-from adv_lock.attacks.targeted import Attack, Store, attacked
+from adv_lock.attacks.targeted import Attack, PerturbationCache, attacked
 from common import files
 from common.datasets import Arrays, scaled
 from common.datasets.images import ImagePath, read_image, write_png
@@ -82,7 +82,7 @@ def lock_arrays(data: Arrays, recipe: Recipe, folder: Path, store_folder: Path, 
     has no labels yet; the labels stored are the true ones in both, as the data set's own file has them.
     """
     report = Report()
-    store = Store(store_folder, recipe.attack)
+    store = PerturbationCache(store_folder, recipe.attack)
     labels = np.arange(data.classes) if data.file_labels is None else data.file_labels.values
     labels = labels.astype(np.int32)
     splits = {"train": (data.x_train, data.y_train), "test": (data.x_test, data.y_test)}
@@ -101,7 +101,7 @@ def lock_arrays(data: Arrays, recipe: Recipe, folder: Path, store_folder: Path, 
                 rows = slice(first, first + _BLOCK)
                 stored = _lock_block(recipe, store, split, x[rows], y[rows], report)
                 stored_rows.append(stored)
-                difference_rows.append(mixing.difference(x[rows], stored))
+                difference_rows.append(mixing.residual(x[rows], stored))
                 hashes[split].update(np.ascontiguousarray(x[rows]).tobytes())
                 progress.add(len(stored))
             shared.member(f"y_{split}", y.shape, np.int32).append(labels[y])
@@ -137,7 +137,7 @@ def lock_images(
     sizes = [(image_size, image_size) if image_size else (p.height, p.width) for p in images]
     values = 3 * sum(height * width for height, width in sizes)
     needed = 2 * values * len(recipe.class_maps)
-    store = Store(store_folder if needed <= _STORE_BYTES else None, recipe.attack)
+    store = PerturbationCache(store_folder if needed <= _STORE_BYTES else None, recipe.attack)
     waiting = [
         block
         for block in track(list(_blocks_of_one_size(sizes, is_test)), "checking what is locked", units="blocks")
@@ -153,7 +153,7 @@ def lock_images(
             _lock_files(recipe, store, images, block, names, folder, parts, is_test, image_size)
             progress.add(len(block))
     _join_parts(recipe, report, folder, parts, names, is_test)
-    _remove_strangers(folder / LOCKED, names)
+    _remove_stale_files(folder / LOCKED, names)
     entries = [
         {"file": name, "split": SPLITS[int(test)], "label": int(image.label)}
         for name, image, test in zip(names, images, is_test, strict=True)
@@ -167,7 +167,7 @@ def locked_names(root: Path, images: Sequence[ImagePath]) -> list[str]:
     return files.png_names([image.path.relative_to(root).as_posix() for image in images])
 
 
-def difference_name(name: str) -> str:
+def residual_name(name: str) -> str:
     """What the difference of a locked image is called in the key, whose names have to be UTF-8."""
     return f"difference/{files.printable(name)}"
 
@@ -178,7 +178,9 @@ def read_pixels(path: Path, image_size: int | None) -> np.ndarray:
     return scaled(rgb, image_size) if image_size else rgb
 
 
-def _lock_block(recipe: Recipe, store: Store, split: str, x: np.ndarray, y: np.ndarray, report: Report) -> np.ndarray:
+def _lock_block(
+    recipe: Recipe, store: PerturbationCache, split: str, x: np.ndarray, y: np.ndarray, report: Report
+) -> np.ndarray:
     """The stored images of one block, after measuring them on the way."""
     answers = recipe.attack.answers(x)
     if split == "test":
@@ -207,7 +209,7 @@ def _lock_block(recipe: Recipe, store: Store, split: str, x: np.ndarray, y: np.n
 
 def _lock_files(
     recipe: Recipe,
-    store: Store,
+    store: PerturbationCache,
     images: Sequence[ImagePath],
     block: Sequence[int],
     names: Sequence[str],
@@ -230,7 +232,7 @@ def _lock_files(
         if not np.array_equal(reloaded, stored[k]):
             raise RuntimeError(f"{target}: reads back other pixels than were written")
         part = {name: values[k : k + 1] for name, values in report.measured[split][0]._asdict().items()}
-        part["difference"] = mixing.difference(x[k], stored[k])
+        part["difference"] = mixing.residual(x[k], stored[k])
         part["original"] = _text(hashlib.sha256(x[k].tobytes()).hexdigest())
         part["base_right"] = report.base_right[0][k : k + 1] if report.base_right else np.zeros(0, bool)
         part["hashes"] = _text(files.sha256(images[i].path) + files.sha256(target))
@@ -245,8 +247,8 @@ def _join_parts(
     with NpzWriter(folder / KEY) as key:
         for name, test in track(list(zip(names, is_test, strict=True)), "writing the key"):
             part = files.read_npz(_part(parts, name))
-            difference = part["difference"]
-            key.member(difference_name(name), difference.shape, np.uint8).append(difference)
+            residual = part["difference"]
+            key.member(residual_name(name), residual.shape, np.uint8).append(residual)
             originals[name] = part["original"].tobytes().decode()
             report.measured[SPLITS[int(test)]].append(Estimate(*(part[name] for name in Estimate._fields)))
             report.base_right.append(part["base_right"])
@@ -286,9 +288,9 @@ def _announcement(
     for size in sorted(counts, key=lambda size: -counts[size])[:_TIMED_SIZES]:
         batch = example(size)
         targets = np.zeros(len(batch), np.int32)
-        recipe.attack.towards(batch, targets, steps=1)
+        recipe.attack.perturb(batch, targets, steps=1)
         started = time.perf_counter()
-        recipe.attack.towards(batch, targets, steps=_TIMED_STEPS)
+        recipe.attack.perturb(batch, targets, steps=_TIMED_STEPS)
         step = (time.perf_counter() - started) / _TIMED_STEPS / len(batch)
         per_image = step * recipe.attack.steps * len(recipe.class_maps)
         shown.append(f"{size[1]} x {size[0]}: about {_duration(per_image)} an image")
@@ -307,7 +309,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min"
 
 
-def _remove_strangers(locked: Path, names: Sequence[str]) -> None:
+def _remove_stale_files(locked: Path, names: Sequence[str]) -> None:
     """What an earlier, interrupted lock of other images left must not be shared with these."""
     known = {files.inside(locked, name) for name in names}
     for path in [path for path in locked.rglob("*") if path.is_file() and path not in known]:

@@ -51,13 +51,13 @@ def distances(original: np.ndarray, stored: np.ndarray) -> np.ndarray:
     return np.sqrt((shift.reshape(len(shift), -1).astype(np.float64) ** 2).sum(axis=1)) / 255.0
 
 
-def difference(original: np.ndarray, stored: np.ndarray) -> np.ndarray:
+def residual(original: np.ndarray, stored: np.ndarray) -> np.ndarray:
     """`stored - original` modulo 256, uint8: what `restore` needs to undo the lock bit by bit."""
     return stored - original
 
 
 def restore(stored: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """The original 8-bit images from the stored ones and their `difference`."""
+    """The original 8-bit images from the stored ones and their `residual`."""
     return stored - shift
 
 

@@ -23,13 +23,13 @@ from common.errors import UserError
 class Attack(NamedTuple):
     """The targeted attack on one base classifier.
 
-    `towards`: uint8 images (B, H, W, C) of one size, classes (B,), optionally another number of steps -> the
+    `perturb`: uint8 images (B, H, W, C) of one size, classes (B,), optionally another number of steps -> the
     perturbation float16 (B, H, W, C) in [0, 1] units. `answers`: uint8 images -> the classes the base classifier
     sees, int32 (B,). `fingerprint`: hex digest of all that a perturbation depends on besides images and classes, with
     the weights as they are when it is called.
     """
 
-    towards: Callable[..., np.ndarray]
+    perturb: Callable[..., np.ndarray]
     answers: Callable[[np.ndarray], np.ndarray]
     steps: int
     fingerprint: Callable[[], str]
@@ -83,7 +83,7 @@ def targeted_attack(base: keras.Model, *, eps: float, alpha: float, steps: int) 
             raise UserError(f"images of shape {images.shape[1:]}: the base model takes {channels} channel(s)")
         return None not in size and images.shape[1:3] == size
 
-    def towards(images: np.ndarray, target: np.ndarray, steps: int = steps) -> np.ndarray:
+    def perturb(images: np.ndarray, target: np.ndarray, steps: int = steps) -> np.ndarray:
         fixed, shape = check_channels(images), images.shape[1:]
         attack = replace(TARGETED, objective=Towards(logits), fixed_size=fixed)
         x = as_float(tf.constant(images))
@@ -105,7 +105,7 @@ def targeted_attack(base: keras.Model, *, eps: float, alpha: float, steps: int) 
             digest.update(np.ascontiguousarray(weight).tobytes())
         return digest.hexdigest()
 
-    return Attack(towards, answers, steps, fingerprint)
+    return Attack(perturb, answers, steps, fingerprint)
 
 
 def at_size(images: Iterable[np.ndarray], base: keras.Model) -> np.ndarray:
@@ -119,7 +119,7 @@ def at_size(images: Iterable[np.ndarray], base: keras.Model) -> np.ndarray:
     return np.stack([x.numpy() for x in seen])
 
 
-class Store:
+class PerturbationCache:
     """Perturbations on disk, found again by attack, images and targets, so that lock methods share them and an
     interrupted run loses one block at most. Without a folder nothing is kept."""
 
@@ -146,7 +146,7 @@ class Store:
 
     def _timed(self, images: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, float]:
         started = time.perf_counter()
-        perturbation = self.attack.towards(images, target)
+        perturbation = self.attack.perturb(images, target)
         seconds = time.perf_counter() - started
         self.seconds += seconds
         return perturbation, seconds

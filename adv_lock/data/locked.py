@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adv_lock.attacks import mixing
-from adv_lock.attacks.locking import ARRAYS, KEY, LOCKED, MANIFEST, SPLITS, WRITTEN, difference_name
+from adv_lock.attacks.locking import ARRAYS, KEY, LOCKED, MANIFEST, SPLITS, WRITTEN, residual_name
 from common import files
 from common.datasets import scaled
 from common.datasets.images import read_image
@@ -28,12 +28,12 @@ class Key(NamedTuple):
     class_maps: np.ndarray
     archive: np.lib.npyio.NpzFile
 
-    def difference(self, name: str) -> np.ndarray:
+    def residual(self, name: str) -> np.ndarray:
         """The 8-bit difference of one locked image of a folder, uint8 (H, W, 3).
 
         Errors: `UserError` for an image that the key does not know.
         """
-        member = difference_name(name)
+        member = residual_name(name)
         if member not in self.archive.files:
             raise UserError(f"{self.path}: knows no {name}; it is the key of other images")
         return self.archive[member]
@@ -162,7 +162,7 @@ def _read_images(locked: Path, key: Key, manifest: dict, image_size: int) -> dic
         for entry in track(groups[split], f"reading {split}"):
             pixels = read_image(files.inside(locked, entry["file"])).rgb
             if original:
-                pixels = mixing.restore(pixels, key.difference(entry["file"]))
+                pixels = mixing.restore(pixels, key.residual(entry["file"]))
             small.append(scaled(pixels, image_size))
         return np.stack(small)
 

@@ -39,7 +39,7 @@ def preresnet(
         for block in range(1, blocks + 1):
             strides = 2 if stage > 1 and block == 1 else 1
             x = preactivation_block(net, x, filters, strides, name=f"stage{stage}_block{block}")
-    return net.classify(net.activate(x, name="final"))
+    return net.classify(net.bn_relu(x, name="final"))
 
 
 def densenet_bc(
@@ -64,9 +64,9 @@ def densenet_bc(
             x = _dense_layer(net, x, growth, name=f"block{block}_layer{layer}")
         if block < 3:
             name = f"transition{block}"
-            x = net.convolution(net.activate(x, name=name), x.shape[-1] // 2, 1, name=f"{name}_conv")
+            x = net.convolution(net.bn_relu(x, name=name), x.shape[-1] // 2, 1, name=f"{name}_conv")
             x = keras.layers.AveragePooling2D(2, name=f"{name}_pool")(x)
-    return net.classify(net.activate(x, name="final"))
+    return net.classify(net.bn_relu(x, name="final"))
 
 
 def vgg(
@@ -87,9 +87,9 @@ def vgg(
     for stage, (filters, count) in enumerate(zip(VGG_CHANNELS, VGG_CONVOLUTIONS[depth], strict=True), start=1):
         for index in range(1, count + 1):
             x = net.convolution(x, filters, 3, name=f"stage{stage}_conv{index}")
-            x = net.activate(x, name=f"stage{stage}_{index}")
+            x = net.bn_relu(x, name=f"stage{stage}_{index}")
         x = keras.layers.MaxPooling2D(name=f"stage{stage}_pool")(x)
-    return net.classify(x, deviation=0.01)
+    return net.classify(x, stddev=0.01)
 
 
 def alexnet(
@@ -112,13 +112,13 @@ def alexnet(
         x = keras.layers.ReLU(name=f"relu{index}")(x)
         if pool:
             x = keras.layers.MaxPooling2D(name=f"pool{index}")(x)
-    return net.classify(x, deviation=0.01)
+    return net.classify(x, stddev=0.01)
 
 
 def _dense_layer(net: Assembly, x: Any, growth: int, *, name: str) -> Any:
     """[x, conv3(relu(BN(conv1(relu(BN(x))))))]: `growth` channels more than x."""
-    y = net.convolution(net.activate(x, name=f"{name}_1"), 4 * growth, 1, name=f"{name}_conv1")
-    y = net.convolution(net.activate(y, name=f"{name}_2"), growth, 3, name=f"{name}_conv2")
+    y = net.convolution(net.bn_relu(x, name=f"{name}_1"), 4 * growth, 1, name=f"{name}_conv1")
+    y = net.convolution(net.bn_relu(y, name=f"{name}_2"), growth, 3, name=f"{name}_conv2")
     return keras.layers.Concatenate(name=f"{name}_concat")([x, y])
 
 

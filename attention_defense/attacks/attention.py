@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from attention_defense.models import losses
-from attention_defense.models.grad_cam import Attention, area, overlap, resized, shown, spread
+from attention_defense.models.grad_cam import Attention, above_mean, overlap, resized, shown, softmax_map
 from common import attacks
 from common.attacks import Bound, Inputs, Objective, Restarts, at_success, in_ball, least_likely, named, worst_case
 
@@ -101,14 +101,14 @@ class Gated:
 
     def prepare(self, model: keras.Model, inputs: Inputs) -> dict[str, Tensor]:
         x, y = inputs["x"], inputs["y"]
-        return {"target": least_likely(model, x), "area": area(Attention(model, self.layer)(x, y).cam)}
+        return {"target": least_likely(model, x), "area": above_mean(Attention(model, self.layer)(x, y).cam)}
 
     def __call__(self, model: keras.Model, inputs: Inputs) -> Objective:
         attention = Attention(model, self.layer)
 
         def objective(x: Tensor) -> tuple[Tensor, Tensor]:
             logits, cam = attention(x, inputs["y"])
-            return -_entropy(logits, inputs["target"]), overlap(inputs["area"], area(cam)) <= inputs["iou_key"]
+            return -_entropy(logits, inputs["target"]), overlap(inputs["area"], above_mean(cam)) <= inputs["iou_key"]
 
         return objective
 
@@ -162,7 +162,7 @@ class RaisingTheLoss:
 
     def prepare(self, model: keras.Model, inputs: Inputs) -> dict[str, Tensor]:
         x = inputs["x"]
-        return {"before": resized(spread(Attention(model, self.layer)(x, inputs["y"]).cam), x.shape[1:3])}
+        return {"before": resized(softmax_map(Attention(model, self.layer)(x, inputs["y"]).cam), x.shape[1:3])}
 
     def __call__(self, model: keras.Model, inputs: Inputs) -> Objective:
         attention, y = Attention(model, self.layer), inputs["y"]
@@ -170,8 +170,8 @@ class RaisingTheLoss:
 
         def objective(x: Tensor) -> tuple[Tensor, Tensor]:
             logits, cam = attention(x, y)
-            now = resized(spread(cam), x.shape[1:3])
-            blank = attention(losses.hidden(x, losses.hiding(now, inputs["sharpness"])), y).logits
+            now = resized(softmax_map(cam), x.shape[1:3])
+            blank = attention(losses.occlude(x, losses.soft_mask(now, inputs["sharpness"])), y).logits
             change = tf.reduce_mean(tf.square(tf.nn.softmax(logits) - tf.nn.softmax(blank)), axis=1)
             loss = (
                 classification * _entropy(logits, y)

@@ -5,14 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from attention_defense.data.boxes import masks_from
+from attention_defense.data.voc_boxes import masks_from
 from common import datasets
 from common.datasets import Arrays
 from common.errors import UserError
 from common.files import read_lines
 
 
-class Tested(NamedTuple):
+class TestSet(NamedTuple):
     """`x` uint8 (N, H, W, C); `y` int32 (N,); `masks` bool (N, H, W), the pixels of the objects, all False where an
     object is not known, or None where none is; `class_names` of the model. `by_label`: labels and class names for a
     model that knows the classes by the labels of their file, where these are others."""
@@ -23,15 +23,15 @@ class Tested(NamedTuple):
     class_names: tuple[str, ...]
     by_label: tuple[np.ndarray, tuple[str, ...]] | None = None
 
-    def for_outputs(self, outputs: int) -> "Tested":
+    def for_outputs(self, outputs: int) -> "TestSet":
         """The same with the labels that a model of so many `outputs` answers with."""
         if self.by_label is None or len(self.by_label[1]) != outputs or outputs == len(self.class_names):
             return self
         y, class_names = self.by_label
-        return Tested(self.x, y, self.masks, class_names)
+        return TestSet(self.x, y, self.masks, class_names)
 
 
-def tested_of(data: Arrays, *, class_list: Path | None = None, masks: np.ndarray | None = None) -> Tested:
+def make_test_set(data: Arrays, *, class_list: Path | None = None, masks: np.ndarray | None = None) -> TestSet:
     """The test images of `data` with the `masks` of their objects, by default those that it has, and labels in the
     order of the model's classes: of `class_list`, or the data set's own.
 
@@ -41,10 +41,10 @@ def tested_of(data: Arrays, *, class_list: Path | None = None, masks: np.ndarray
     masks = data.masks_test if masks is None else masks
     if class_list is not None:
         y, names = relabelled(y, names, class_list)
-        return Tested(data.x_test, y, masks, names)
+        return TestSet(data.x_test, y, masks, names)
     other = None if data.file_labels is None else data.for_outputs(len(data.file_labels.names))
     by_label = None if other is None else (other.y_test, other.class_names)
-    return Tested(data.x_test, y, masks, names, by_label)
+    return TestSet(data.x_test, y, masks, names, by_label)
 
 
 def boxed(dataset: str, boxes: Path, *, seed: int, n_test: int | None, size: tuple[int, int]) -> np.ndarray:

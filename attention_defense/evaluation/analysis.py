@@ -12,7 +12,7 @@ import scipy.special
 import scipy.stats
 import tensorflow as tf
 
-from attention_defense.models.grad_cam import Attention, area, overlap, resized, spread
+from attention_defense.models.grad_cam import Attention, above_mean, overlap, resized, softmax_map
 from common.arrays import as_float, to_array, to_labels
 from common.attacks import logits_of
 from common.attacks.compile import compiled
@@ -24,7 +24,7 @@ from common.progress import blocks, track
 _REFITS = 1000
 
 
-class Looked(NamedTuple):
+class AttentionMaps(NamedTuple):
     """What a model makes of N images: `logits` (N, classes); `attention` float32 (N, H, W) of mean about 1 for one
     class of each; `area` bool (N, h, w), its cells above the mean."""
 
@@ -33,7 +33,7 @@ class Looked(NamedTuple):
     area: np.ndarray
 
 
-def look(
+def compute_attention(
     model: keras.Model,
     x: np.ndarray,
     y: np.ndarray,
@@ -41,7 +41,7 @@ def look(
     layer: str | None = None,
     batch_size: int = 100,
     progress: bool = False,
-) -> Looked:
+) -> AttentionMaps:
     """Answers and attention of `model` to images `x` (N, H, W, C), 8-bit or float in [0, 1], for the classes `y`.
 
     `progress` is shown if it takes long.
@@ -51,11 +51,11 @@ def look(
 
     def function(model: keras.Model, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, ...]:
         logits, cam = Attention(model, layer)(as_float(x), y)
-        return logits, resized(spread(cam), x.shape[1:3]), area(cam)
+        return logits, resized(softmax_map(cam), x.shape[1:3]), above_mean(cam)
 
     answer = compiled(model, ("attention of", layer, x.shape[1:], x.dtype.str), function, signature)
     found = [answer(x[rows], y[rows]) for rows in blocks(len(x), batch_size, "attention", shown=progress)]
-    return Looked(*(np.concatenate([block[place].numpy() for block in found]) for place in range(3)))
+    return AttentionMaps(*(np.concatenate([block[place].numpy() for block in found]) for place in range(3)))
 
 
 def probabilities(model: keras.Model, x: np.ndarray) -> np.ndarray:
@@ -67,7 +67,7 @@ def probabilities(model: keras.Model, x: np.ndarray) -> np.ndarray:
     return answer(x).numpy()
 
 
-def moved(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def attention_iou(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """IoU of two attended areas, bool (N, h, w), image by image: float32 (N,)."""
     return overlap(tf.constant(before), tf.constant(after)).numpy()
 
@@ -88,7 +88,7 @@ def object_overlap(attention: np.ndarray, masks: np.ndarray) -> np.ndarray:
     return found
 
 
-def trust(logits: np.ndarray) -> np.ndarray:
+def confidence(logits: np.ndarray) -> np.ndarray:
     """The highest probability, (N,)."""
     return scipy.special.softmax(logits, axis=1).max(axis=1)
 

@@ -4,7 +4,7 @@
     logits, cam = attention(x, y)
     where = resized(spread(cam), x.shape[1:3])
 
-A map `cam` (B, h, w) has no unit; `spread`, `area` and `shown` are three readings of it.
+A map `cam` (B, h, w) has no unit; `softmax_map`, `area` and `shown` are three readings of it.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import tensorflow as tf
 from common.attacks import logits_of
 from common.attacks.tensors import finite
 from common.errors import UserError
-from common.models import flat, halves, places
+from common.models import flat, places, split_at
 
 Tensor = tf.Tensor
 
@@ -63,24 +63,24 @@ class Attention:
         return Seen(logits, tf.reduce_sum(weight * activation, axis=-1))
 
 
-def spread(cam: Tensor) -> Tensor:
+def softmax_map(cam: Tensor) -> Tensor:
     """Attention (B, h, w), positive, mean 1 over the cells: the softmax of the map at mean 0 and deviation 1.
 
     Without the latter it would be flat or a single cell, as the scale of the logits would have it.
     """
     centred = cam - tf.reduce_mean(cam, axis=(1, 2), keepdims=True)
-    deviation = tf.sqrt(tf.reduce_mean(tf.square(centred), axis=(1, 2), keepdims=True) + 1e-8)
+    stddev = tf.sqrt(tf.reduce_mean(tf.square(centred), axis=(1, 2), keepdims=True) + 1e-8)
     cells = tf.cast(tf.reduce_prod(tf.shape(cam)[1:]), cam.dtype)
-    flat = tf.reshape(centred / deviation, [tf.shape(cam)[0], -1])
+    flat = tf.reshape(centred / stddev, [tf.shape(cam)[0], -1])
     return tf.reshape(cells * tf.nn.softmax(flat), tf.shape(cam))
 
 
-def area(cam: Tensor) -> Tensor:
+def above_mean(cam: Tensor) -> Tensor:
     """The cells above the mean of their map, bool (B, h, w)."""
     return cam > tf.reduce_mean(cam, axis=(1, 2), keepdims=True)
 
 
-def shown(cam: Tensor) -> Tensor:
+def relu_max_map(cam: Tensor) -> Tensor:
     """The map as it is drawn: what speaks for the class, the highest at 1, (B, h, w) in [0, 1]."""
     positive = tf.nn.relu(cam)
     return tf.math.divide_no_nan(positive, tf.reduce_max(positive, axis=(1, 2), keepdims=True))
@@ -118,8 +118,8 @@ def _cut(model: keras.Model, name: str | None) -> tuple[str, keras.Model, keras.
         for each in reversed(large or list(spatial)):
             # Inside a block with a shortcut there is no place to cut.
             with contextlib.suppress(UserError):
-                return each, *halves(model, spatial[each])
+                return each, *split_at(model, spatial[each])
         raise UserError(f"{model.name}: something passes by every layer with a map; a plainer model is wanted")
     if name not in spatial:
         raise UserError(f"--layer: {name}: no such layer with a map; there are {', '.join(list(spatial)[-8:])}")
-    return name, *halves(model, spatial[name])
+    return name, *split_at(model, spatial[name])

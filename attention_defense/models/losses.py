@@ -29,7 +29,7 @@ class Weights(NamedTuple):
 GREY = 0.5
 
 
-def hiding(attention: Tensor, sharpness: float) -> Tensor:
+def soft_mask(attention: Tensor, sharpness: float) -> Tensor:
     """How far each pixel is hidden, in [0, 1], from attention of mean 1: above 1/2 where it is above its mean.
 
     A sigmoid of slope `sharpness`, so that the rectification also moves the map. (The original's sign does not.)
@@ -37,14 +37,14 @@ def hiding(attention: Tensor, sharpness: float) -> Tensor:
     return tf.sigmoid(sharpness * (attention - 1.0))
 
 
-def hidden(x: Tensor, mask: Tensor) -> Tensor:
+def occlude(x: Tensor, mask: Tensor) -> Tensor:
     """Images `x` (B, H, W, C) with the pixels of `mask` (B, H, W) in [0, 1] turned grey."""
     return x + mask[..., None] * (GREY - x)
 
 
-def rectification(p: Tensor, p_hidden: Tensor) -> Tensor:
+def rectification(p: Tensor, p_occluded: Tensor) -> Tensor:
     """Minus the mean squared change of the probabilities (B, classes) when what is attended is hidden."""
-    return -tf.reduce_mean(tf.square(p - p_hidden))
+    return -tf.reduce_mean(tf.square(p - p_occluded))
 
 
 def preservation(attention: Tensor, attacked: Tensor) -> Tensor:

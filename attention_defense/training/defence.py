@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from attention_defense.attacks.attention import gated_step_ll
 from attention_defense.models import losses
-from attention_defense.models.grad_cam import Attention, resized, spread
+from attention_defense.models.grad_cam import Attention, resized, softmax_map
 from attention_defense.models.losses import Weights
 from common.arrays import label_column
 from common.attacks import iter_ll, logits_of, step_ll
@@ -42,7 +42,7 @@ def method(
     `aad` takes one step to the least likely class; `aad_two_step` trains on each batch twice, after one step of `eps`
     and after two of half of it; `aad_iou` takes up to `iou_steps` steps of a quarter, while the areas attended in
     image and attacked image overlap (IoU) by more than `iou_key`. `step_ll` is `aad` without the terms of
-    attention. `sharpness` as in `losses.hiding`.
+    attention. `sharpness` as in `losses.soft_mask`.
     """
     attacks: dict[str, Adversary] = {
         "step_ll": _one_step(eps),
@@ -53,7 +53,7 @@ def method(
     loss = aad_loss(
         weights if name in ATTENTIVE else weights._replace(rectification=0, preservation=0), layer, sharpness
     )
-    return Method(loss, attacks[name], turns=2 if name == "aad_two_step" else 1)
+    return Method(loss, attacks[name], replays=2 if name == "aad_two_step" else 1)
 
 
 def aad_loss(weights: Weights, layer: str | None, sharpness: float) -> Loss:
@@ -70,10 +70,10 @@ def aad_loss(weights: Weights, layer: str | None, sharpness: float) -> Loss:
             attention = Attention(model, layer)
             # The class is the true one for both, or preservation would compare evidence for different classes.
             answer, cam = attention(images, labels)
-            seen = resized(spread(cam), x.shape[1:3])
+            seen = resized(softmax_map(cam), x.shape[1:3])
         terms = {}
         if weights.rectification:
-            blank = losses.hidden(images, losses.hiding(seen, sharpness))
+            blank = losses.occlude(images, losses.soft_mask(seen, sharpness))
             unseen = logits_of(model)(blank)
             change = 2.0 * losses.rectification(tf.nn.softmax(answer), tf.nn.softmax(unseen))
             terms["rectification"] = scale * weights.rectification * change

@@ -5,7 +5,7 @@ from common.models.builder import Assembly, Setup
 from common.models.graph import flat, has_graph, places, rewired
 from common.models.imagenet import IMAGENET, imagenet_classifier, imagenet_names
 from common.models.registry import NETWORKS, Builder, build, check_name
-from common.models.split import halves
+from common.models.split import split_at
 
 __all__ = [
     "IMAGENET",
@@ -17,7 +17,6 @@ __all__ = [
     "check_name",
     "cifar_resnet",
     "flat",
-    "halves",
     "has_graph",
     "imagenet_classifier",
     "imagenet_names",
@@ -26,4 +25,5 @@ __all__ = [
     "preactivation_block",
     "rewired",
     "small_cnn",
+    "split_at",
 ]

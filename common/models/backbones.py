@@ -31,10 +31,10 @@ def small_cnn(
     x = net.start
     for block in range(1, blocks + 1):
         name, filters = f"block{block}", width * 2 ** (block - 1)
-        x = net.activate(net.convolution(x, filters, 3, name=f"{name}_conv1"), name=f"{name}_1")
+        x = net.bn_relu(net.convolution(x, filters, 3, name=f"{name}_conv1"), name=f"{name}_1")
         x = net.convolution(x, filters, 3, name=f"{name}_conv2")
         # Pooled before it is normalised, an image has a quarter of the positions: a faster training step on a CPU.
-        x = net.activate(keras.layers.MaxPooling2D(name=f"{name}_pool")(x), name=f"{name}_2")
+        x = net.bn_relu(keras.layers.MaxPooling2D(name=f"{name}_pool")(x), name=f"{name}_2")
     return net.classify(x)
 
 
@@ -53,7 +53,7 @@ def cifar_resnet(
     if rest or blocks < 1:
         raise UserError(f"depth: expected 6n + 2 such as 20, 32, 44, 56 or 110, received {depth}")
     net = Assembly(f"resnet{depth}", input_shape, classes, **setup)
-    x = net.activate(net.convolution(net.start, 16, 3, name="stem_conv"), name="stem")
+    x = net.bn_relu(net.convolution(net.start, 16, 3, name="stem_conv"), name="stem")
     for stage, filters in enumerate((16, 32, 64), start=1):
         for block in range(1, blocks + 1):
             strides = 2 if stage > 1 and block == 1 else 1
@@ -76,7 +76,7 @@ def imagenet_resnet(
         raise UserError(f"depth: expected one of {', '.join(map(str, block_of))}, received {depth}")
     add_block, blocks = block_of[depth]
     net = Assembly(f"resnet{depth}", input_shape, classes, **setup)
-    x = net.activate(net.convolution(net.start, 64, 3, name="stem_conv"), name="stem")
+    x = net.bn_relu(net.convolution(net.start, 64, 3, name="stem_conv"), name="stem")
     for stage, (filters, count) in enumerate(zip((64, 128, 256, 512), blocks, strict=True), start=1):
         for block in range(1, count + 1):
             strides = 2 if stage > 1 and block == 1 else 1
@@ -86,7 +86,7 @@ def imagenet_resnet(
 
 def _basic_block(net: Assembly, x: Any, filters: int, strides: int, *, name: str) -> Any:
     """relu(shortcut(x) + BN(conv3(relu(BN(conv3(x))))))."""
-    y = net.activate(net.convolution(x, filters, 3, strides=strides, name=f"{name}_conv1"), name=f"{name}_1")
+    y = net.bn_relu(net.convolution(x, filters, 3, strides=strides, name=f"{name}_conv1"), name=f"{name}_1")
     y = net.normalise(net.convolution(y, filters, 3, name=f"{name}_conv2"), name=f"{name}_2_bn")
     return _add(net, x, y, strides, name=name)
 
@@ -94,8 +94,8 @@ def _basic_block(net: Assembly, x: Any, filters: int, strides: int, *, name: str
 def preactivation_block(net: Assembly, x: Any, filters: int, strides: int, *, name: str) -> Any:
     """shortcut(x) + conv3(relu(BN(conv3(relu(BN(x)))))) (He et al. 2016, "Identity Mappings", figure 4e); where the
     shape changes the shortcut is a 1x1 convolution of the raw input."""
-    y = net.convolution(net.activate(x, name=f"{name}_1"), filters, 3, strides=strides, name=f"{name}_conv1")
-    y = net.convolution(net.activate(y, name=f"{name}_2"), filters, 3, name=f"{name}_conv2")
+    y = net.convolution(net.bn_relu(x, name=f"{name}_1"), filters, 3, strides=strides, name=f"{name}_conv1")
+    y = net.convolution(net.bn_relu(y, name=f"{name}_2"), filters, 3, name=f"{name}_conv2")
     if strides > 1 or x.shape[-1] != filters:
         x = net.convolution(x, filters, 1, strides=strides, name=f"{name}_shortcut_conv")
     return keras.layers.Add(name=f"{name}_add")([x, y])
@@ -103,8 +103,8 @@ def preactivation_block(net: Assembly, x: Any, filters: int, strides: int, *, na
 
 def _bottleneck(net: Assembly, x: Any, filters: int, strides: int, *, name: str) -> Any:
     """relu(shortcut(x) + BN(conv1(relu(BN(conv3(relu(BN(conv1(x))))))))), the stride in the 3x3 convolution."""
-    y = net.activate(net.convolution(x, filters, 1, name=f"{name}_conv1"), name=f"{name}_1")
-    y = net.activate(net.convolution(y, filters, 3, strides=strides, name=f"{name}_conv2"), name=f"{name}_2")
+    y = net.bn_relu(net.convolution(x, filters, 1, name=f"{name}_conv1"), name=f"{name}_1")
+    y = net.bn_relu(net.convolution(y, filters, 3, strides=strides, name=f"{name}_conv2"), name=f"{name}_2")
     y = net.normalise(net.convolution(y, 4 * filters, 1, name=f"{name}_conv3"), name=f"{name}_3_bn")
     return _add(net, x, y, strides, name=name)
 

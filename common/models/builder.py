@@ -79,28 +79,28 @@ class Assembly:
         """Batch normalisation over the channels; PyTorch's momentum 0.1 is Keras's 0.9."""
         return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)(x)
 
-    def activate(self, x: Any, *, name: str) -> Any:
+    def bn_relu(self, x: Any, *, name: str) -> Any:
         """Batch normalisation `name`_bn, then rectification `name`_relu."""
         return keras.layers.ReLU(name=f"{name}_relu")(self.normalise(x, name=f"{name}_bn"))
 
-    def classify(self, x: Any, *, deviation: float | None = None) -> keras.Model:
+    def classify(self, x: Any, *, stddev: float | None = None) -> keras.Model:
         """Close the network: average over positions (layer `features`), then a dense layer (`logits`, float32).
 
-        The dense weights are normal with standard deviation `deviation`, or else PyTorch's default for linear layers,
+        The dense weights are normal with standard deviation `stddev`, or else PyTorch's default for linear layers,
         uniform in +-1/sqrt(inputs).
         """
         features = keras.layers.GlobalAveragePooling2D(name="features")(x)
         # Under mixed precision a half-precision loss would lose the small gradients an attack follows.
-        logits = self.dense(features, self.classes, name="logits", deviation=deviation, dtype="float32")
+        logits = self.dense(features, self.classes, name="logits", stddev=stddev, dtype="float32")
         return keras.Model(self.images, logits, name=self.name)
 
-    def dense(self, x: Any, units: int, *, name: str, deviation: float | None = None, dtype: str | None = None) -> Any:
-        """(batch, any) -> (batch, units), with a bias; the weights' `deviation` as in `classify`."""
+    def dense(self, x: Any, units: int, *, name: str, stddev: float | None = None, dtype: str | None = None) -> Any:
+        """(batch, any) -> (batch, units), with a bias; the weights' `stddev` as in `classify`."""
         seed = self.seed()
         initializer = (
             keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform", seed=seed)
-            if deviation is None
-            else keras.initializers.RandomNormal(stddev=deviation, seed=seed)
+            if stddev is None
+            else keras.initializers.RandomNormal(stddev=stddev, seed=seed)
         )
         return keras.layers.Dense(units, kernel_initializer=initializer, dtype=dtype, name=name)(x)
 

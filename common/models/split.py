@@ -10,7 +10,7 @@ from common.per_model import PerModel
 _halves = PerModel()
 
 
-def halves(model: keras.Model, tensor: Any) -> tuple[keras.Model, keras.Model]:
+def split_at(model: keras.Model, tensor: Any) -> tuple[keras.Model, keras.Model]:
     """`model` up to the Keras tensor `tensor`, and from there on; both share its weights.
 
     Errors: `UserError` where something passes `tensor` by, such as a shortcut.

@@ -80,17 +80,17 @@ def _check_range(least: float, most: float, high: float) -> None:
         )
 
 
-def repeated(epoch_batches: Epochs, turns: int) -> Epochs:
-    """Each batch `turns` times in a row, with the turn, from 1, as a further component int32 (B,)."""
+def minibatch_replay(epoch_batches: Epochs, replays: int) -> Epochs:
+    """Each batch `replays` times in a row, with the turn, from 1, as a further component int32 (B,)."""
 
     def of_epoch(epoch: int) -> tf.data.Dataset:
         once = epoch_batches(epoch)
 
         def again(*batch: Tensor) -> tf.data.Dataset:
-            numbers = tf.data.Dataset.range(1, turns + 1, output_type=tf.int32)
+            numbers = tf.data.Dataset.range(1, replays + 1, output_type=tf.int32)
             return numbers.map(lambda turn: (*batch, tf.fill(tf.shape(batch[0])[:1], turn)))
 
-        count = tf.data.experimental.assert_cardinality(turns * once.cardinality())
+        count = tf.data.experimental.assert_cardinality(replays * once.cardinality())
         return once.flat_map(again).apply(count).prefetch(2)
 
     return of_epoch

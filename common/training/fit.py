@@ -100,7 +100,7 @@ def fit_network(
         recipe.lr_schedule,
         recipe.learning_rate,
         epochs=recipe.epochs,
-        steps_per_epoch=steps_per_epoch * method.turns,
+        steps_per_epoch=steps_per_epoch * method.replays,
         milestones=recipe.lr_epochs,
         warmup_epochs=min(recipe.warmup_epochs, recipe.epochs / 2),
     )
@@ -110,7 +110,7 @@ def fit_network(
     journal.log(f"{title}, {model.count_params():,} weights, {recipe.epochs} epochs")
     history = loop.train(
         model,
-        batches.repeated(epoch_batches, method.turns) if method.turns > 1 else epoch_batches,
+        batches.minibatch_replay(epoch_batches, method.replays) if method.replays > 1 else epoch_batches,
         method.loss,
         scaled,
         epochs=recipe.epochs,

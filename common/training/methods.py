@@ -22,12 +22,12 @@ Tensor = tf.Tensor
 
 
 class Method(NamedTuple):
-    """Arguments for `training.train`, to be used together, with `training.repeated` where there are several `turns`:
-    steps of the optimiser on each batch."""
+    """Arguments for `loop.train`, to be used together, with `batches.minibatch_replay` for several `replays`: steps of
+    the optimiser on each batch."""
 
     loss: Loss
     adversary: Adversary | None = None
-    turns: int = 1
+    replays: int = 1
 
 
 def named(name: str, *, eps: float, steps: int, alpha: float | None = None, beta: float = 6.0) -> Method:

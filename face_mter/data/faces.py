@@ -102,7 +102,7 @@ class People(NamedTuple):
     attack: np.ndarray
 
 
-class Cast(NamedTuple):
+class FaceSplits(NamedTuple):
     """All `faces`, and who of them serves for what."""
 
     faces: Faces
@@ -113,7 +113,7 @@ class Cast(NamedTuple):
         return np.flatnonzero(np.isin(self.faces.person, people))
 
     @property
-    def held_back(self) -> np.ndarray:
+    def held_out(self) -> np.ndarray:
         """Everyone who did not train."""
         return np.sort(np.concatenate([self.people.calibration, self.people.attack]))
 
@@ -205,8 +205,8 @@ def split_people(
     rng = np.random.default_rng(seed)
     everyone = len(faces.names)
     order = rng.permutation(np.flatnonzero(faces.counts >= min_images))
-    held_back = max(0, round(evaluation_share * everyone) - (everyone - len(order)))
-    train = np.sort(order[: max(0, len(order) - held_back)][:n_train])
+    held_out = max(0, round(evaluation_share * everyone) - (everyone - len(order)))
+    train = np.sort(order[: max(0, len(order) - held_out)][:n_train])
     if len(train) < 2:
         raise UserError(
             f"{faces.name}: {len(order)} of {everyone} people have {min_images} images or more, which leaves"
@@ -215,7 +215,7 @@ def split_people(
     return _dealt(faces, train, rng, "raise evaluation_share, lower n_train or bring more images")
 
 
-def hold_all_back(faces: Faces, *, seed: int) -> People:
+def hold_all_out(faces: Faces, *, seed: int) -> People:
     """Nobody trains: everyone is dealt into the calibration and the attack half, as in `split_people`.
 
     Errors: `UserError` for fewer than four people, or fewer than two with two images.
@@ -236,20 +236,20 @@ def check_split(*, min_images: int, n_train: int | None, evaluation_share: float
 def _dealt(faces: Faces, train: np.ndarray, rng: np.random.Generator, remedy: str) -> People:
     """Whoever is not of `train`, in two halves."""
     everyone = len(faces.names)
-    strangers = rng.permutation(np.setdiff1d(np.arange(everyone), train))
-    single = faces.counts[strangers] < 2
-    strangers = np.concatenate([strangers[~single], strangers[single]])
-    if len(strangers) < 4:
+    unseen = rng.permutation(np.setdiff1d(np.arange(everyone), train))
+    single = faces.counts[unseen] < 2
+    unseen = np.concatenate([unseen[~single], unseen[single]])
+    if len(unseen) < 4:
         raise UserError(
-            f"{faces.name}: {len(strangers)} of {everyone} people are held back; expected 4 or more, two to fix"
+            f"{faces.name}: {len(unseen)} of {everyone} people are held back; expected 4 or more, two to fix"
             " thresholds and two to attack: raise evaluation_share or bring more people"
         )
     if np.sum(~single) < 2:
         raise UserError(
-            f"{faces.name}: {np.sum(~single)} of {len(strangers)} people held back have two images or more; expected"
+            f"{faces.name}: {np.sum(~single)} of {len(unseen)} people held back have two images or more; expected"
             f" two such people: {remedy}"
         )
-    parts = train, np.sort(strangers[::2]), np.sort(strangers[1::2])
+    parts = train, np.sort(unseen[::2]), np.sort(unseen[1::2])
     return People(*(part.astype(np.int32) for part in parts))
 
 

@@ -11,7 +11,7 @@ from common.errors import UserError
 from common.evaluation.input_range import BYTES, READINGS, Reading, takes_bytes
 from common.evaluation.predictions import outputs
 from common.evaluation.statistics import Estimate, auc, rate
-from face_mter.data.faces import Cast
+from face_mter.data.faces import FaceSplits
 from face_mter.evaluation import verification
 from face_mter.evaluation.verification import FoldedPairs, Rates, Roc, Scores, TenFold
 from face_mter.models.networks import embedder
@@ -41,25 +41,25 @@ class Verified(NamedTuple):
     roc: Roc
 
 
-def verify(embeddings: np.ndarray, cast: Cast, pairs: FoldedPairs, far: float) -> Verified:
-    """Judge `embeddings` float32 (N, D) of all of `cast.faces` (those of the people who trained are not looked at)."""
+def verify(embeddings: np.ndarray, splits: FaceSplits, pairs: FoldedPairs, far: float) -> Verified:
+    """Verification results of `embeddings` float32 (N, D) of all of `splits.faces`, on held-out identities only."""
     halves = []
-    for people in (cast.people.calibration, cast.people.attack):
-        rows = cast.rows(people)
-        halves.append(verification.all_scores(embeddings[rows], cast.faces.person[rows]))
+    for people in (splits.people.calibration, splits.people.attack):
+        rows = splits.rows(people)
+        halves.append(verification.all_scores(embeddings[rows], splits.faces.person[rows]))
     calibration, attack = halves
-    threshold = verification.far_threshold(calibration.negatives, far)
+    threshold = verification.far_threshold(calibration.impostor, far)
     folded = verification.ten_fold(verification.pair_scores(embeddings, pairs.pairs), pairs.same, pairs.fold)
-    strangers = cast.rows(cast.held_back)
+    unseen = splits.rows(splits.held_out)
     return Verified(
         threshold,
         calibration,
         verification.accept_rates(attack, threshold),
         {_power_of_ten(rate): verification.tar_at_far(attack, rate) for rate in sorted({1e-2, far}, reverse=True)},
         folded,
-        rate(folded.right, cast.faces.person[pairs.pairs])._replace(value=folded.accuracy),
-        verification.mean_cosine(embeddings[strangers], cast.faces.person[strangers]),
-        verification.roc(attack.positives, attack.negatives),
+        rate(folded.right, splits.faces.person[pairs.pairs])._replace(value=folded.accuracy),
+        verification.mean_cosine(embeddings[unseen], splits.faces.person[unseen]),
+        verification.roc(attack.genuine, attack.impostor),
     )
 
 
@@ -68,30 +68,30 @@ def embed_all(model: keras.Model, images: np.ndarray) -> np.ndarray:
     return outputs(embedder(model), images, progress=True)
 
 
-def watch(model: keras.Model, cast: Cast) -> dict[str, float]:
+def watch(model: keras.Model, splits: FaceSplits) -> dict[str, float]:
     """How well the people of the calibration half are told apart: the area under the ROC curve of all their pairs."""
-    rows = cast.rows(cast.people.calibration)
-    scores = verification.all_scores(embed_all(model, cast.faces.images[rows]), cast.faces.person[rows])
-    same = np.repeat([1, 0], [len(scores.positives), len(scores.negatives)])
-    return {"calibration_auc": auc(np.concatenate([scores.positives, scores.negatives]), same)}
+    rows = splits.rows(splits.people.calibration)
+    scores = verification.all_scores(embed_all(model, splits.faces.images[rows]), splits.faces.person[rows])
+    same = np.repeat([1, 0], [len(scores.genuine), len(scores.impostor)])
+    return {"calibration_auc": auc(np.concatenate([scores.genuine, scores.impostor]), same)}
 
 
-def check_range(file: Path, model: keras.Model, given: Reading, cast: Cast, log: Callable[[str], None]) -> None:
+def check_range(file: Path, model: keras.Model, given: Reading, splits: FaceSplits, log: Callable[[str], None]) -> None:
     """Whether a network tells strangers apart far better in another range of images than in the one it is given.
 
     Errors: `UserError` with the remedy where that leaves no doubt; a lesser gain goes to `log`.
     """
-    counts = cast.faces.counts[cast.held_back]
-    people = cast.held_back[counts >= 2][:_TRIED]
-    rows = np.concatenate([cast.rows([person])[:_EACH] for person in people])
-    images = cast.faces.images[rows].astype(np.float32) / np.float32(255)
+    counts = splits.faces.counts[splits.held_out]
+    people = splits.held_out[counts >= 2][:_TRIED]
+    rows = np.concatenate([splits.rows([person])[:_EACH] for person in people])
+    images = splits.faces.images[rows].astype(np.float32) / np.float32(255)
 
     def area(taken: Reading) -> float:
         # The network multiplies and adds by itself what it is given to.
         shown = (images * taken.scale + (taken.offset - given.offset)) / given.scale
-        scores = verification.all_scores(outputs(embedder(model), shown.astype(np.float32)), cast.faces.person[rows])
-        same = np.repeat([1, 0], [len(scores.positives), len(scores.negatives)])
-        return auc(np.concatenate([scores.positives, scores.negatives]), same)
+        scores = verification.all_scores(outputs(embedder(model), shown.astype(np.float32)), splits.faces.person[rows])
+        same = np.repeat([1, 0], [len(scores.genuine), len(scores.impostor)])
+        return auc(np.concatenate([scores.genuine, scores.impostor]), same)
 
     own = area(given)
     if own >= _TOLD_APART:

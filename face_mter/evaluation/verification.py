@@ -21,11 +21,11 @@ _BLOCK = 2**22
 
 
 class Scores(NamedTuple):
-    """Cosines, float32, of all pairs of images: `positives` in the order of `same_pairs`, `negatives` in that of
-    `cross_scores`; `person` int (N,) says who is on each image."""
+    """Cosines, float32, of all pairs of images: `genuine` in the order of `genuine_pairs`, `impostor` in that of
+    `impostor_scores`; `person` int (N,) says who is on each image."""
 
-    positives: np.ndarray
-    negatives: np.ndarray
+    genuine: np.ndarray
+    impostor: np.ndarray
     person: np.ndarray
 
 
@@ -95,7 +95,7 @@ def pair_scores(embeddings: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     return np.clip(scores, -1, 1, out=scores)
 
 
-def same_pairs(person: np.ndarray) -> np.ndarray:
+def genuine_pairs(person: np.ndarray) -> np.ndarray:
     """All pairs of images of one person, int32 (n, 2), the first the smaller, in lexical order."""
     stop = _stops(person)
     count = stop - np.arange(len(person)) - 1
@@ -104,7 +104,7 @@ def same_pairs(person: np.ndarray) -> np.ndarray:
     return np.stack([first, first + 1 + step], axis=1).astype(np.int32)
 
 
-def cross_scores(embeddings: np.ndarray, person: np.ndarray) -> np.ndarray:
+def impostor_scores(embeddings: np.ndarray, person: np.ndarray) -> np.ndarray:
     """The cosines of all pairs of images of different people, float32 (n,), in the lexical order of the pairs.
 
     Computed in blocks: beside the answer (18 MB for 3,000 images) it takes some 40 MB, however many there are.
@@ -121,8 +121,8 @@ def cross_scores(embeddings: np.ndarray, person: np.ndarray) -> np.ndarray:
     return np.clip(scores, -1, 1, out=scores)
 
 
-def cross_pairs(person: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The pairs of images, int32 (n, 2), that the entries `rows` int (n,) of `cross_scores` belong to."""
+def impostor_pairs(person: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The pairs of images, int32 (n, 2), that the entries `rows` int (n,) of `impostor_scores` belong to."""
     stop = _stops(person)
     count = len(person) - stop
     begin = np.cumsum(count) - count
@@ -135,12 +135,12 @@ def all_scores(embeddings: np.ndarray, person: np.ndarray) -> Scores:
 
     Errors: `UserError` when there is no pair of one person or none of two.
     """
-    positives = pair_scores(embeddings, same_pairs(person))
-    negatives = cross_scores(embeddings, person)
-    for kind, scores in (("one person", positives), ("two people", negatives)):
+    genuine = pair_scores(embeddings, genuine_pairs(person))
+    impostor = impostor_scores(embeddings, person)
+    for kind, scores in (("one person", genuine), ("two people", impostor)):
         if not len(scores):
             raise UserError(f"{len(person)} images hold no pair of {kind}; bring more images or people")
-    return Scores(positives, negatives, np.asarray(person))
+    return Scores(genuine, impostor, np.asarray(person))
 
 
 def to_distance(cosine: float | np.ndarray) -> np.ndarray:
@@ -153,51 +153,51 @@ def to_cosine(distance: float | np.ndarray) -> np.ndarray:
     return 1 - np.asarray(distance, np.float64) ** 2 / 2
 
 
-def far_threshold(negatives: np.ndarray, far: float) -> float:
-    """The threshold at a false accept rate: the smallest that accepts at most a share `far` of `negatives` (n,).
+def far_threshold(impostor: np.ndarray, far: float) -> float:
+    """The threshold at a false accept rate: the smallest that accepts at most a share `far` of `impostor` (n,).
 
     It is the next number, in the precision of the scores, above the highest of those that must be refused. Where scores
     tie there, all of them are refused.
 
     Errors: `UserError` for fewer than 1 / `far` negatives, which cannot show such a rate, and a `far` outside (0, 1).
     """
-    negatives = _checked(negatives, "pairs of different people")
-    refused = len(negatives) - 1 - _allowed(len(negatives), far)
-    return float(np.nextafter(np.partition(negatives, refused)[refused], np.inf))
+    impostor = _checked(impostor, "pairs of different people")
+    refused = len(impostor) - 1 - _allowed(len(impostor), far)
+    return float(np.nextafter(np.partition(impostor, refused)[refused], np.inf))
 
 
-def threshold_at_tar(positives: np.ndarray, tar: float) -> float:
-    """The highest threshold at which at least a share `tar` of `positives` (n,) is accepted, to judge two models at
+def threshold_at_tar(genuine: np.ndarray, tar: float) -> float:
+    """The highest threshold at which at least a share `tar` of `genuine` (n,) is accepted, to judge two models at
     equal TAR.
 
     Errors: `UserError` for no positives and a `tar` outside (0, 1].
     """
-    positives = _checked(positives, "pairs of one person")
+    genuine = _checked(genuine, "pairs of one person")
     if not 0 < tar <= 1:
         raise UserError(f"tar={tar}: expected a share above 0, up to 1, such as 0.9")
-    n = len(positives)
+    n = len(genuine)
     accepted = next(k for k in range(max(1, math.floor(tar * n) - 1), n + 1) if k / n >= tar)
-    return float(np.partition(positives, n - accepted)[n - accepted])
+    return float(np.partition(genuine, n - accepted)[n - accepted])
 
 
-def tar_at(positives: np.ndarray, negatives: np.ndarray, far: float) -> float:
-    """The share of `positives` that is accepted at the `far_threshold` of `negatives`. Errors: as that."""
-    return float(np.mean(_checked(positives, "pairs of one person") >= far_threshold(negatives, far)))
+def tar_at(genuine: np.ndarray, impostor: np.ndarray, far: float) -> float:
+    """The share of `genuine` that is accepted at the `far_threshold` of `impostor`. Errors: as that."""
+    return float(np.mean(_checked(genuine, "pairs of one person") >= far_threshold(impostor, far)))
 
 
-def roc(positives: np.ndarray, negatives: np.ndarray, *, points: int = 200) -> Roc:
+def roc(genuine: np.ndarray, impostor: np.ndarray, *, points: int = 200) -> Roc:
     """About `points` points of the ROC curve, from a FAR of 0 to 1 and evenly in its logarithm.
 
     Each lies on the full curve. Errors: `UserError` for no pairs of either kind.
     """
-    positives = np.sort(_checked(positives, "pairs of one person"))
-    negatives = np.sort(_checked(negatives, "pairs of different people"))
-    n = len(negatives)
+    genuine = np.sort(_checked(genuine, "pairs of one person"))
+    impostor = np.sort(_checked(impostor, "pairs of different people"))
+    n = len(impostor)
     accepted = np.unique(np.rint(np.geomspace(1, n, points)).astype(np.int64))
     accepted = np.concatenate([[0], accepted[accepted < n]])
-    threshold = np.nextafter(negatives[n - 1 - accepted], np.inf).astype(np.float64)
-    threshold = np.unique(np.append(threshold, min(positives[0], negatives[0])))[::-1]
-    far, tar = ((len(s) - np.searchsorted(s, threshold)) / len(s) for s in (negatives, positives))
+    threshold = np.nextafter(impostor[n - 1 - accepted], np.inf).astype(np.float64)
+    threshold = np.unique(np.append(threshold, min(genuine[0], impostor[0])))[::-1]
+    far, tar = ((len(s) - np.searchsorted(s, threshold)) / len(s) for s in (impostor, genuine))
     return Roc(threshold, far, tar)
 
 
@@ -210,9 +210,9 @@ def accept_rates(scores: Scores, threshold: float, *, repeats: int = 1000, seed:
     people, number, count = np.unique(scores.person, return_inverse=True, return_counts=True)
     # Of NumPy's own type, or it would be rounded to that of the scores.
     threshold = np.float64(threshold)
-    hits, accepted = scores.positives >= threshold, np.flatnonzero(scores.negatives >= threshold)
-    table = _table(number[cross_pairs(scores.person, accepted)], len(people))
-    mine = number[same_pairs(scores.person)[:, 0]]
+    hits, accepted = scores.genuine >= threshold, np.flatnonzero(scores.impostor >= threshold)
+    table = _table(number[impostor_pairs(scores.person, accepted)], len(people))
+    mine = number[genuine_pairs(scores.person)[:, 0]]
     of_person = [np.bincount(mine, values, len(people)) for values in (hits, np.ones(len(hits)))]
 
     def true_accepts(weights: np.ndarray) -> np.ndarray:
@@ -221,7 +221,7 @@ def accept_rates(scores: Scores, threshold: float, *, repeats: int = 1000, seed:
     def false_accepts(weights: np.ndarray) -> np.ndarray:
         return ratio(_table_weight(weights, table), _cross_weight(weights, count))
 
-    everyone, pairs = np.arange(len(people)), len(scores.negatives)
+    everyone, pairs = np.arange(len(people)), len(scores.impostor)
     tar, far = (bootstrap(s, everyone, repeats=repeats, seed=seed) for s in (true_accepts, false_accepts))
     return Rates(
         Estimate(float(np.mean(hits)), len(hits), *tar),
@@ -234,22 +234,22 @@ def tar_at_far(scores: Scores, far: float, *, repeats: int = 1000, seed: int = 0
 
     So the interval knows how unsure the threshold is. Errors: as `far_threshold`, and for fewer than two people.
     """
-    value = tar_at(scores.positives, scores.negatives, far)
+    value = tar_at(scores.genuine, scores.impostor, far)
     people = np.arange(len(np.unique(scores.person)))
     interval = bootstrap(weighted_tar(scores, far), people, repeats=repeats, seed=seed)
-    return Estimate(value, len(scores.positives), *interval)
+    return Estimate(value, len(scores.genuine), *interval)
 
 
 def weighted_tar(scores: Scores, far: float) -> Statistic:
     """`tar_at` for `common.evaluation.statistics.bootstrap` of the people: weights (draws, people) -> (draws,); without
     a value where a draw has pairs of one kind only."""
     _, number, count = np.unique(scores.person, return_inverse=True, return_counts=True)
-    rising = np.argsort(scores.positives)
-    positives, mine = scores.positives[rising], number[same_pairs(scores.person)[rising, 0]]
+    rising = np.argsort(scores.genuine)
+    genuine, mine = scores.genuine[rising], number[genuine_pairs(scores.person)[rising, 0]]
     highest_refused = _highest_refused(scores, far)
 
     def accepted(weights: np.ndarray) -> np.ndarray:
-        place = np.searchsorted(positives, highest_refused(weights), side="right")
+        place = np.searchsorted(genuine, highest_refused(weights), side="right")
         weight = np.cumsum(weights[:, mine], axis=1)
         below = np.where(place > 0, weight[np.arange(len(place)), place - 1], 0)
         return ratio(weight[:, -1] - below, weight[:, -1])
@@ -265,11 +265,11 @@ def weighted_tar(scores: Scores, far: float) -> Statistic:
 def _highest_refused(scores: Scores, far: float) -> Statistic:
     """The highest negative that each draw of the people must refuse, for draws that have negatives."""
     people, number, count = np.unique(scores.person, return_inverse=True, return_counts=True)
-    falling = np.argsort(scores.negatives)[::-1]
+    falling = np.argsort(scores.impostor)[::-1]
     allowed = _allowed(len(falling), far)
 
     def of_people(low: int, high: int) -> np.ndarray:
-        return number[cross_pairs(scores.person, falling[low:high])]
+        return number[impostor_pairs(scores.person, falling[low:high])]
 
     def search(weights: np.ndarray, low: int, high: int) -> np.ndarray:
         """Look from place `low` to `high` in falling order: draws differ little in where it is."""
@@ -278,7 +278,7 @@ def _highest_refused(scores: Scores, far: float) -> Statistic:
         def of_block(weights: np.ndarray) -> np.ndarray:
             above, total = _table_weight(weights, table), _cross_weight(weights, count)
             share = (above[:, None] + np.cumsum(weights[:, a] * weights[:, b], axis=1)) / total[:, None]
-            refused = scores.negatives[falling[low + np.argmax(share > far, axis=1)]]
+            refused = scores.impostor[falling[low + np.argmax(share > far, axis=1)]]
             outside = (above / total > far) | (share[:, -1] <= far)
             if outside.any():
                 refused[outside] = search(weights[outside], low // 2 if low > 1000 else 0, min(2 * high, len(falling)))
@@ -365,7 +365,7 @@ def make_folds(
             f"{faces.name}: {len(people)} people for {folds} folds; expected {2 * folds}: bring more people, or hold"
             " more of them back by evaluation_share"
         )
-    of_one = same_pairs(faces.person)
+    of_one = genuine_pairs(faces.person)
     pairs = []
     for fold in range(folds):
         mine = np.sort(people[fold::folds])
@@ -427,15 +427,15 @@ def _checked(scores: np.ndarray, kind: str) -> np.ndarray:
     return scores
 
 
-def _allowed(negatives: int, far: float) -> int:
+def _allowed(impostor: int, far: float) -> int:
     """How many of them may be accepted: the highest number whose share is at most `far`."""
     if not 0 < far < 1:
         raise UserError(f"far={far}: expected a share between 0 and 1, such as 0.001")
-    about = math.floor(far * negatives)
-    allowed = max(k for k in range(max(0, about - 1), about + 2) if k / negatives <= far)
+    about = math.floor(far * impostor)
+    allowed = max(k for k in range(max(0, about - 1), about + 2) if k / impostor <= far)
     if not allowed:
         raise UserError(
-            f"{negatives} pairs of different people cannot show a false accept rate of {far}; expected"
+            f"{impostor} pairs of different people cannot show a false accept rate of {far}; expected"
             f" {math.ceil(1 / far)} or more: bring more people or raise far"
         )
     return allowed

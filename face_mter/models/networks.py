@@ -239,7 +239,7 @@ def o18(net: Assembly, emb_size: int) -> Any:
         for block in (1, 2):
             strides = 2 if stage > 1 and block == 1 else 1
             x = preactivation_block(net, x, filters, strides, name=f"stage{stage}_block{block}")
-    x = net.activate(x, name="final")
+    x = net.bn_relu(x, name="final")
     if emb_size == x.shape[-1]:
         return keras.layers.GlobalAveragePooling2D(name=EMBEDDING)(x)
     return net.dense(keras.layers.GlobalAveragePooling2D(name="features")(x), emb_size, name=EMBEDDING)

@@ -27,7 +27,7 @@ Tensor = tf.Tensor
 _both = PerModel()
 
 
-def exploit(*, radius: float, sigma: float, rounds: int, threshold: float) -> Adversary:
+def feature_target_search(*, radius: float, sigma: float, rounds: int, threshold: float) -> Adversary:
     """The search (step 1): each source moves along the sign of the gradient of its cosine distance to the target's
     embedding, up to `rounds` steps of `sigma` within `radius` (L-inf, in [0, 1]).
 

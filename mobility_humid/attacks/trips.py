@@ -152,7 +152,9 @@ class OnTrips:
     def victim(self, model: Model, inputs: Inputs) -> Victim:
         """`model` as a function of moving trips (B, K, length, features), shown on whole cells, with the gradient
         passed straight through the rounding."""
-        return through_grid(partial_victim(model, self.layout, inputs), lambda moving: self.to_grid(inputs, moving))
+        return straight_through_grid(
+            partial_victim(model, self.layout, inputs), lambda moving: self.to_grid(inputs, moving)
+        )
 
     def to_grid(self, inputs: Inputs, moving: Tensor) -> Tensor:
         """`moving` trips on whole cells; in a ball not rounded out of it."""
@@ -211,7 +213,7 @@ def snap(moving: Tensor) -> Tensor:
     return tf.round(moving)
 
 
-def through_grid(victim: Victim, to_grid: Callable[[Tensor], Tensor] = snap) -> Victim:
+def straight_through_grid(victim: Victim, to_grid: Callable[[Tensor], Tensor] = snap) -> Victim:
     """`victim` shown trips on whole cells, with the gradient passed straight through the rounding."""
     return lambda moving: victim(moving + tf.stop_gradient(to_grid(moving) - moving))
 

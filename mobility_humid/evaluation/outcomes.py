@@ -10,7 +10,7 @@ from common.evaluation.statistics import Estimate
 from mobility_humid.data.layout import Layout
 from mobility_humid.data.samples import TRAIN, VALIDATION, Fleet
 from mobility_humid.data.trips import SERVE
-from mobility_humid.evaluation import measures
+from mobility_humid.evaluation import trip_metrics
 from mobility_humid.models import baselines
 from mobility_humid.training.tasks import Task
 
@@ -35,7 +35,7 @@ def sizes(outcome: Outcome, layout: Layout) -> dict[str, float]:
     points that could move; the largest displacement in cells and the largest jump between two points, over all samples.
     """
     before, after = outcome.examples.x, outcome.x
-    changed = measures.changed_points(before, after)
+    changed = trip_metrics.changed_points(before, after)
     movable = layout.movable(before)[..., 0].sum(axis=(1, 2))
     fooled = outcome.success
     of_fooled = {}
@@ -46,9 +46,9 @@ def sizes(outcome: Outcome, layout: Layout) -> dict[str, float]:
         }
     return {
         **of_fooled,
-        "displacement_cells_max": float(measures.displacement(before, after).max()),
-        "largest_jump_before": float(measures.largest_jump(before[:, layout.moving]).max()),
-        "largest_jump_after": float(measures.largest_jump(after[:, layout.moving]).max()),
+        "displacement_cells_max": float(trip_metrics.displacement(before, after).max()),
+        "largest_jump_before": float(trip_metrics.largest_jump(before[:, layout.moving]).max()),
+        "largest_jump_after": float(trip_metrics.largest_jump(after[:, layout.moving]).max()),
     }
 
 

@@ -65,7 +65,7 @@ class Task:
         z = outputs(model, samples.x)
         return auc(z[:, -1] - (z[:, 0] if z.shape[1] == 2 else 0.0), samples.y)
 
-    def settle(self, model: keras.Model, validation: Samples) -> None:
+    def calibrate(self, model: keras.Model, validation: Samples) -> None:
         """Fix the threshold of a verifier on validation samples; a classifier has none."""
         if self.sides == 2:
             verification.fix_threshold(model, validation.x, validation.y)

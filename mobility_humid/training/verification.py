@@ -24,7 +24,7 @@ from mobility_humid.models.networks import Siamese
 _MET = 400
 
 
-def meet_fleet(model: Siamese, fleet: Fleet) -> None:
+def adapt_likeness(model: Siamese, fleet: Fleet) -> None:
     """Show a network that compares maps those of the seen drivers on the training days."""
     if not (model.on_map and model.head == "symmetric"):
         return

@@ -118,7 +118,7 @@ def _along(model: keras.Model, inputs: Inputs) -> Objective:
     return objective
 
 
-def stand_ins(candidates: np.ndarray, index: np.ndarray, seed: int) -> np.ndarray:
+def swap_control(candidates: np.ndarray, index: np.ndarray, seed: int) -> np.ndarray:
     """For each item of `index` (n,) one of the items `candidates` (m,), whose real image is to take its place:
     what an attack may be measured by, and can surpass. Who stands in for an item does not depend on the others."""
     return np.random.default_rng([seed, 0xCE11]).permutation(candidates)[np.asarray(index) % len(candidates)]

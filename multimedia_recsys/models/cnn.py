@@ -10,10 +10,10 @@ from common.arrays import as_float
 from common.attacks import inference, logits_of
 from common.attacks.compile import compiled
 from common.errors import UserError
-from common.models import flat, halves, places
+from common.models import flat, places, split_at
 from common.progress import blocks
-from multimedia_recsys.data.catalogues import Images
-from multimedia_recsys.data.looks import Seen
+from multimedia_recsys.data.catalog import Images
+from multimedia_recsys.data.visual_features import Extracted
 
 Tensor = tf.Tensor
 # Images that are read and looked at together.
@@ -34,23 +34,24 @@ def features_at(model: keras.Model) -> Callable[[Tensor], Tensor]:
     return lambda x: tf.cast(forward(x), tf.float32)
 
 
-def look(model: keras.Model, images: np.ndarray, *, batch_size: int = 64, progress: bool = False) -> Seen:
+def extract(model: keras.Model, images: np.ndarray, *, batch_size: int = 64, progress: bool = False) -> Extracted:
     """Class, probability and features of `images` uint8 (N, H, W, C); `progress` is shown if it takes long."""
     signature = [tf.TensorSpec([None, *images.shape[1:]], tf.uint8)]
-    answer = compiled(model, ("look", images.shape[1:]), _look, signature)
+    answer = compiled(model, ("look", images.shape[1:]), _extract, signature)
     found = [answer(images[rows]) for rows in blocks(len(images), batch_size, "features", shown=progress)]
-    return Seen(*(np.concatenate([block[place].numpy() for block in found]) for place in range(3)))
+    return Extracted(*(np.concatenate([block[place].numpy() for block in found]) for place in range(3)))
 
 
-def see(model: keras.Model, images: Images) -> Seen:
+def extract_all(model: keras.Model, images: Images) -> Extracted:
     """What `model` makes of all `images`, a block in memory at a time."""
     found = [
-        look(model, images.read(np.arange(rows.start, rows.stop))) for rows in blocks(len(images), _BLOCK, "features")
+        extract(model, images.read(np.arange(rows.start, rows.stop)))
+        for rows in blocks(len(images), _BLOCK, "features")
     ]
-    return Seen(*map(np.concatenate, zip(*found, strict=True)))
+    return Extracted(*map(np.concatenate, zip(*found, strict=True)))
 
 
-def _look(model: keras.Model, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _extract(model: keras.Model, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     features = features_at(model)(as_float(images))
     probabilities = tf.nn.softmax(logits_of(_halves(model)[1])(features))
     return tf.argmax(probabilities, axis=1, output_type=tf.int32), tf.reduce_max(probabilities, axis=1), features
@@ -66,4 +67,4 @@ def _halves(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     ]
     if not dense:
         raise UserError(f"{model.name}: no dense layer that reads a vector; give a classifier with pooled features")
-    return halves(model, dense[-1].inputs[0])
+    return split_at(model, dense[-1].inputs[0])

@@ -56,8 +56,8 @@ class Bpr(keras.Model):
         }
         seeds = np.random.default_rng(seed).integers(2**31, size=4).tolist()
 
-        def weight(name: str, shape: tuple[int, ...], deviation: float, place: int) -> keras.Variable:
-            initializer = keras.initializers.RandomNormal(stddev=deviation, seed=seeds[place])
+        def weight(name: str, shape: tuple[int, ...], stddev: float, place: int) -> keras.Variable:
+            initializer = keras.initializers.RandomNormal(stddev=stddev, seed=seeds[place])
             return self.add_weight(shape, initializer=initializer, name=name)
 
         self.user = weight("user", (users, factors), 0.1, 0)
@@ -81,8 +81,8 @@ class Bpr(keras.Model):
         squares = keras.ops.sum(user**2, axis=-1) + keras.ops.sum(item**2, axis=-1) + bias**2
         if self.visual:
             visual_user = take(self.visual_user, users, axis=0)
-            seen = keras.ops.matmul(features, self.projection)
-            score += keras.ops.sum(visual_user * seen, axis=-1) + keras.ops.matmul(features, self.visual_bias)
+            extracted = keras.ops.matmul(features, self.projection)
+            score += keras.ops.sum(visual_user * extracted, axis=-1) + keras.ops.matmul(features, self.visual_bias)
             squares += keras.ops.sum(visual_user**2, axis=-1)
         return score, squares
 
@@ -91,10 +91,10 @@ class Bpr(keras.Model):
         user, item, bias = (np.asarray(w) for w in (self.user, self.item, self.bias))
         if not self.visual:
             return Factors(user, item, bias)
-        seen = features @ np.asarray(self.projection)
+        extracted = features @ np.asarray(self.projection)
         return Factors(
             np.concatenate([user, np.asarray(self.visual_user)], axis=1),
-            np.concatenate([item, seen], axis=1),
+            np.concatenate([item, extracted], axis=1),
             bias + features @ np.asarray(self.visual_bias),
         )
 
@@ -141,14 +141,14 @@ def fit(
     model = Bpr(feedback.users, feedback.items, features.shape[1], settings.factors, visual, seed)
     optimizer = SparseAdagrad(settings.learning_rate)
     with tf.device("CPU"):
-        looks = tf.constant(features)
-    plain = bpr_loss(looks, settings.l2, settings.l2_visual)
+        item_features = tf.constant(features)
+    plain = bpr_loss(item_features, settings.l2, settings.l2_visual)
     phases: list[tuple[int, Loss, Adversary | None]] = [(settings.epochs, plain, None)]
     if kind == "amr":
         half = settings.epochs // 2
         phases = [
             (half, plain, None),
-            (settings.epochs, *amr(looks, settings)),
+            (settings.epochs, *amr(item_features, settings)),
         ]
     for place, (until, loss, adversary) in enumerate(phases):
         first = phases[place - 1][0] if place else 0
@@ -189,13 +189,20 @@ def triplets(feedback: Interactions, batch_size: int, seed: list[int]) -> tf.dat
     return tf.data.Dataset.from_tensor_slices((user, positive, negative)).batch(batch_size).prefetch(4)
 
 
-def bpr_loss(looks: Tensor, l2_rows: float, l2_visual: float) -> Loss:
-    """Sum over triplets of -log sigmoid(y_ui - y_uj), and L2 of what they look up; `looks` (N, D)."""
+def bpr_loss(item_features: Tensor, l2_rows: float, l2_visual: float) -> Loss:
+    """Sum over triplets of -log sigmoid(y_ui - y_uj), and L2 of what they look up; `item_features` (N, D)."""
 
     def loss(model: Bpr, batch: Batch) -> tuple[Terms, Terms]:
         user, positive, negative, *_ = batch
         terms, ahead = _bpr_terms(
-            model, user, positive, negative, tf.gather(looks, positive), tf.gather(looks, negative), l2_rows, l2_visual
+            model,
+            user,
+            positive,
+            negative,
+            tf.gather(item_features, positive),
+            tf.gather(item_features, negative),
+            l2_rows,
+            l2_visual,
         )
         return terms, {"ranked": tf.reduce_mean(tf.cast(ahead > 0, tf.float32))}
 
@@ -221,7 +228,7 @@ FEATURES = in_ball(_bpr_of_triplets, "l2", classes=False)
 """AMR's adversary: features along the gradient of BPR's loss. Rows that triplets share depend on one another."""
 
 
-def amr(looks: Tensor, settings: Settings) -> tuple[Loss, Adversary]:
+def amr(item_features: Tensor, settings: Settings) -> tuple[Loss, Adversary]:
     """Adversarial multimedia recommendation (Tang et al. 2020, equations 7 to 10): the loss of BPR, and `lambd` times
     that of triplets whose features are moved by `epsilon` (L2) along the gradient of BPR's loss.
 
@@ -242,10 +249,10 @@ def amr(looks: Tensor, settings: Settings) -> tuple[Loss, Adversary]:
             "second": of_negative,
         }
         budget = {"eps": settings.epsilon, "alpha": settings.epsilon, "low": -np.inf, "high": np.inf, "steps": 1}
-        moved = search(FEATURES, model, {"x": tf.gather(looks, items), **budget, **triplets}).x
+        moved = search(FEATURES, model, {"x": tf.gather(item_features, items), **budget, **triplets}).x
         return user, positive, negative, tf.gather(moved, of_positive), tf.gather(moved, of_negative)
 
-    plain = bpr_loss(looks, settings.l2, settings.l2_visual)
+    plain = bpr_loss(item_features, settings.l2, settings.l2_visual)
 
     def loss(model: Bpr, batch: Batch) -> tuple[Terms, Terms]:
         terms, watched = plain(model, batch)

@@ -74,7 +74,7 @@ def test_the_attack_raises_the_target_and_keeps_the_best_iterate(classifier, sce
     losses = [loss(clean)]
     attack = targeted_attack(classifier, eps=1.0, alpha=0.2, steps=12)
     for steps in ({"steps": 1}, {"steps": 4}, {}):
-        shift = attack.towards(images, targets, **steps).astype(np.float32)
+        shift = attack.perturb(images, targets, **steps).astype(np.float32)
         assert np.sqrt((shift.astype(np.float64) ** 2).sum(axis=(1, 2, 3))).max() <= 1.0 + 1e-3
         assert (clean + shift).min() >= -1e-3 and (clean + shift).max() <= 1 + 1e-3
         losses.append(loss(clean + shift))

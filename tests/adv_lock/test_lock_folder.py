@@ -127,7 +127,7 @@ def test_the_key_restores_the_decoded_pixels(locked):
     names, _ = listed_and_there(run)
     for name in names:
         shared = read_image(run / "locked" / name).rgb
-        assert (mixing.restore(shared, key.difference(name)) == read_image(_source(photos, name)).rgb).all()
+        assert (mixing.restore(shared, key.residual(name)) == read_image(_source(photos, name)).rgb).all()
 
 
 def test_interruption_loses_no_finished_image(tmp_path, locked, attack, monkeypatch):
@@ -294,10 +294,10 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, monkeypatch):
 
     monkeypatch.setattr(locking, "_PIXELS_AT_ONCE", 512 * 512)
 
-    def towards(images, target, steps=1):
+    def perturb(images, target, steps=1):
         return np.full(images.shape, 0.004, np.float16)
 
-    attack = Attack(towards, lambda images: np.zeros(len(images), np.int32), 1, lambda: "fake")
+    attack = Attack(perturb, lambda images: np.zeros(len(images), np.int32), 1, lambda: "fake")
     recipe = locking.Recipe("basic", 0.5, 0.5, np.array([[1, 0]], np.int32), 1.0, 0, attack)
 
     def peak(count):

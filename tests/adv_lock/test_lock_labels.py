@@ -19,14 +19,14 @@ from common.datasets.images import list_images, read_image, write_png
 def recipe_of(maps, targets):
     """A lock by an attack that notes its targets and answers with the brightness of the first pixel."""
 
-    def towards(images, target, steps=1):
+    def perturb(images, target, steps=1):
         targets.update(int(label) for label in target)
         return np.full(images.shape, 0.01, np.float16)
 
     def answers(images):
         return images[:, 0, 0, 0].astype(np.int32) % maps.shape[1]
 
-    return Recipe("basic", 0.5, 0.5, maps, 5.0, 0, Attack(towards, answers, 1, lambda: "toy"))
+    return Recipe("basic", 0.5, 0.5, maps, 5.0, 0, Attack(perturb, answers, 1, lambda: "toy"))
 
 
 def dataset(path, labels):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from attention_defense import analyse, attack, explain, run_all, train
-from attention_defense.attack import Chosen, chosen, load_tested
+from attention_defense.attack import Victim, chosen, load_test_set
 from attention_defense.attacks.table import Training
 from attention_defense.evaluation import analysis
-from attention_defense.evaluation.superpixels import lime_area
+from attention_defense.evaluation.lime_maps import lime_map
 from common.errors import UserError
 from common.runs.record import read_table
 from common.training import checkpoints
@@ -27,8 +27,8 @@ def case(model):
     masks = np.zeros((40, 16, 16), bool)
     for row, mask in enumerate(masks[:30]):
         mask[2 : 6 + row // 4, 3:9] = True
-    picked = Chosen(model, "toy", None, Training())
-    return analyse.Case(picked, x, y, masks, analysis.look(model, x, y), analyse.Options(eps=EPS))
+    picked = Victim(model, "toy", None, Training())
+    return analyse.Case(picked, x, y, masks, analysis.compute_attention(model, x, y), analyse.Options(eps=EPS))
 
 
 @pytest.fixture
@@ -87,21 +87,21 @@ def test_outcomes_are_all_that_was_attacked(case, run, few_draws):
     table = analyse.Table(run, "toy", EPS)
     shift = np.random.default_rng(2).choice([-0.2, 0.2], size=case.x.shape)
     changed = np.clip(case.x + shift, 0, 1).astype(np.float32)
-    after = case.look(changed)
+    after = case.compute_attention(changed)
     success = after.logits.argmax(axis=1) != case.y
     assert 4 < success.sum() < 36
-    noise = analysis.moved(case.seen.area, case.look(case.attacked("noise", EPS)).area)
+    noise = analysis.attention_iou(case.seen.area, case.compute_attention(case.attacked("noise", EPS)).area)
     overlap = analyse._outcomes(case, table, "pgd20", after, success, headline=True)
-    assert np.array_equal(overlap, analysis.moved(case.seen.area, after.area))
-    stranger = case._replace(chosen=case.chosen._replace(model=analyse._shuffled(case.chosen.model, 0)))
-    stranger = stranger._replace(seen=stranger.look(case.x))
-    analyse._controls(stranger, table, "pgd20", changed, overlap, success, noise)
+    assert np.array_equal(overlap, analysis.attention_iou(case.seen.area, after.area))
+    randomised = case._replace(chosen=case.chosen._replace(model=analyse._shuffled(case.chosen.model, 0)))
+    randomised = randomised._replace(seen=randomised.compute_attention(case.x))
+    analyse._controls(randomised, table, "pgd20", changed, overlap, success, noise)
     curves = analyse._iterated(case, table)
     metrics = run.finish()["metrics"]
     wanted = {f"{metric}_{side}" for metric in ("iou_clean_adv", "iou_object") for side in ("success", "failure")}
     assert wanted | {"trust_clean", "trust_adv"} <= set(metrics)
     assert metrics["iou_clean_adv_success"] == pytest.approx(overlap[success].mean())
-    assert metrics["trust_clean"] == pytest.approx(analysis.trust(case.seen.logits).mean())
+    assert metrics["trust_clean"] == pytest.approx(analysis.confidence(case.seen.logits).mean())
     found = read_table(run.folder)
     for metric in ("iou_clean_adv", "trust_clean", "trust_adv", "entropy_clean", "entropy_adv"):
         sides = {row["split"]: row["n"] for row in found if row["attack"] == "pgd20" and row["metric"] == metric}
@@ -159,7 +159,7 @@ def test_a_image_of_one_channel_is_explained_by_lime():
         bright = np.clip(2 * batch[:, 4:8, 4:8, 0] - 1, 0, 1).mean(axis=(1, 2))
         return np.stack([bright, 1 - bright], axis=1)
 
-    area = lime_area(answer, image, 0, segments=16, features=1, samples=100, seed=3)
+    area = lime_map(answer, image, 0, segments=16, features=1, samples=100, seed=3)
     assert area.shape == (16, 16) and area[5, 5] and not area[10:].any()
 
 
@@ -178,11 +178,11 @@ def test_masks_from_boxes_are_those_of_the_tested_images(tmp_path, run):
                 image.save(tmp_path / "pets" / part / name / f"{name}{number}.png")
                 (tmp_path / "boxes" / f"{name}{number}.xml").write_text(box.format(below=below))
     given = {"dataset": str(tmp_path / "pets"), "boxes": tmp_path / "boxes"}
-    tested = load_tested(analyse.analyse.options(**given), run)
-    assert tested.x.shape == (6, 20, 20, 3) and tested.masks.shape == (6, 20, 20)
-    assert tested.masks.sum(axis=(1, 2)).tolist() == [10 * (4 if label == 0 else 12) for label in tested.y]
+    test_set = load_test_set(analyse.analyse.options(**given), run)
+    assert test_set.x.shape == (6, 20, 20, 3) and test_set.masks.shape == (6, 20, 20)
+    assert test_set.masks.sum(axis=(1, 2)).tolist() == [10 * (4 if label == 0 else 12) for label in test_set.y]
     with pytest.raises(UserError, match="--boxes: belong to an image folder; scenes is none"):
-        load_tested(analyse.analyse.options(boxes=tmp_path / "boxes", n_test=2), run)
+        load_test_set(analyse.analyse.options(boxes=tmp_path / "boxes", n_test=2), run)
 
 
 def test_accuracy_under_pgd_is_watched_at_the_radius_of_the_training(model, case):
@@ -208,18 +208,18 @@ def test_other_ways_are_compared_with_plain_and_pgd_training_alone():
         curve = {**shared, "split": "curve", "attack": "pgd20", "eps": 0.0, "value": clean}
         return [curve, {**shared, "split": "test", "attack": "all", "eps": 0.1, "value": left}]
 
-    def way(name, **settings):
-        return run_all.Way(name, (name,), {"method": name, **settings})
+    def variant(name, **settings):
+        return run_all.Variant(name, (name,), {"method": name, **settings})
 
     tables = {
-        way("standard"): table(0.9, 0.0),
-        way("pgd"): table(0.5, 0.4),
-        way("trades"): table(0.7, 0.3),
-        way("fast"): table(0.4, 0.1),
+        variant("standard"): table(0.9, 0.0),
+        variant("pgd"): table(0.5, 0.4),
+        variant("trades"): table(0.7, 0.3),
+        variant("fast"): table(0.4, 0.1),
     }
     # Two ends of a line say nothing about what lies between.
     assert not list(run_all._compared(tables))
-    tables[way("pgd", eps=0.01)] = table(0.8, 0.2)
+    tables[variant("pgd", eps=0.01)] = table(0.8, 0.2)
     # The one that answers worse than all that are known has nothing to be compared with.
     (found,) = run_all._compared(tables)
     assert (found["metric"], found["eps"], found["n"]) == ("pgd_at_equal_clean", 0.1, None)
@@ -291,14 +291,14 @@ def test_a_layer_that_is_none_is_refused(trained):
 def test_what_is_attacked_knows_how_it_was_trained(trained, run):
     """Name, layer and weights of the model's own run; `train.py` is asked where none is named."""
     options = attack.attack.parse(["--config", "tiny.yaml"])
-    tested = load_tested(options, run)
-    found = chosen(options, tested, run)
+    test_set = load_test_set(options, run)
+    found = chosen(options, test_set, run)
     assert (found.name, found.layer, found.training) == ("aad", None, Training())
     train.train(
         train.train.options(name="own", method="step_ll", layer="block2_relu", alpha=2.0, gamma=0.0, sharpness=5.0)
     )
     options = attack.attack.options(model=Path("runs/attention_defense/train/own"), n_test=20)
-    found = chosen(options, tested, run, maps=False)
+    found = chosen(options, test_set, run, maps=False)
     weights = Training().weights._replace(classification=2.0, preservation=0.0)
     assert (found.name, found.layer) == ("step_ll", "block2_relu")
     assert found.training == Training("block2_relu", weights, 5.0)
@@ -327,10 +327,10 @@ def test_a_network_without_maps_serves_where_nobody_looks(tmp_path, monkeypatch,
     path = tmp_path / "flat.keras"
     keras.Model(images, keras.layers.Dense(10)(keras.layers.Flatten()(images))).save(path)
     options = attack.attack.options(model=path, n_test=20)
-    tested = load_tested(options, run)
-    assert chosen(options, tested, run, maps=False).name == "flat"
+    test_set = load_test_set(options, run)
+    assert chosen(options, test_set, run, maps=False).name == "flat"
     with pytest.raises(UserError, match="no layer of its own with a map"):
-        chosen(options, tested, run)
+        chosen(options, test_set, run)
     settings = {"model": path, "n_test": 20, "n_slow": 10, "curve": (1.0,)}
     with pytest.raises(UserError, match="no layer of its own with a map"):
         attack.attack(attack.Options(attack=("fgsm", "attention"), name="maps", **settings))

@@ -13,12 +13,12 @@ from common.evaluation.robustness import Entry, Examples, Outcome
 from common.runs.record import Identity, Run, read_table
 from common.training import checkpoints
 from face_mter import ad_face, attack, train, verify
-from face_mter.data.faces import Cast, load_pairs, split_people
+from face_mter.data.faces import FaceSplits, load_pairs, split_people
 from face_mter.evaluation import people
 from face_mter.evaluation.people import verify as judge
 from face_mter.evaluation.verification import accept_rates, all_scores, cosines, far_threshold, pair_scores, ten_fold
 from face_mter.training import fit, mter
-from face_mter.verify import JudgeOptions, folded_pairs
+from face_mter.verify import VerificationOptions, folded_pairs
 from tests.helpers.face_toys import drawn_faces, faces_of, linear_network
 
 PEOPLE = {"image_size": 16, "n_train": 6, "seed": 0}
@@ -43,40 +43,40 @@ def pixels(model, images):
 
 
 @pytest.fixture(scope="module")
-def cast():
-    return Cast(drawn_faces(), split_people(drawn_faces(), seed=0, n_train=6))
+def splits():
+    return FaceSplits(drawn_faces(), split_people(drawn_faces(), seed=0, n_train=6))
 
 
-def test_a_model_is_judged_on_strangers(cast):
+def test_a_model_is_judged_on_strangers(splits):
     """Threshold from the calibration half, rates on the attack half, ten-fold accuracy on pairs of both."""
-    pairs = folded_pairs(JudgeOptions(n_folded=6), cast)
-    e = pixels(None, cast.faces.images)
-    found = judge(e, cast, pairs, 0.01)
-    assert len(pairs.same) == 120 and not set(cast.faces.person[pairs.pairs].ravel()) & set(cast.people.train)
+    pairs = folded_pairs(VerificationOptions(n_folded=6), splits)
+    e = pixels(None, splits.faces.images)
+    found = judge(e, splits, pairs, 0.01)
+    assert len(pairs.same) == 120 and not set(splits.faces.person[pairs.pairs].ravel()) & set(splits.people.train)
     halves = [
-        all_scores(e[rows], cast.faces.person[rows])
-        for rows in map(cast.rows, (cast.people.calibration, cast.people.attack))
+        all_scores(e[rows], splits.faces.person[rows])
+        for rows in map(splits.rows, (splits.people.calibration, splits.people.attack))
     ]
-    assert found.threshold == far_threshold(halves[0].negatives, 0.01)
+    assert found.threshold == far_threshold(halves[0].impostor, 0.01)
     assert found.rates == accept_rates(halves[1], found.threshold) and set(found.tars) == {"1e-2"}
     tested = ten_fold(pair_scores(e, pairs.pairs), pairs.same, pairs.fold)
     assert found.accuracy.value == tested.accuracy > 0.5 and found.accuracy.n == 120
     # Whoever trained is not looked at.
     blind = e.copy()
-    blind[cast.rows(cast.people.train)] = 1.0
-    assert judge(blind, cast, pairs, 0.01).threshold == found.threshold
+    blind[splits.rows(splits.people.train)] = 1.0
+    assert judge(blind, splits, pairs, 0.01).threshold == found.threshold
 
 
 def test_pairs_of_a_file_are_those_of_strangers(tmp_path):
     """By their rows among all faces; who trained is left out."""
     faces = faces_of([5] * 20)
-    cast = Cast(faces, split_people(faces, seed=0, n_train=10))
-    first, second = cast.held_back[[1, 4]]
-    trained = cast.people.train[0]
+    splits = FaceSplits(faces, split_people(faces, seed=0, n_train=10))
+    first, second = splits.held_out[[1, 4]]
+    trained = splits.people.train[0]
     lines = [f"{faces.names[person]}\t1\t2" for person in (first, trained)]
     lines += [f"{faces.names[a]}\t1\t{faces.names[b]}\t3" for a, b in ((first, second), (first, trained))]
     (tmp_path / "pairs.txt").write_text("\n".join(["1\t2", *lines]))
-    found = folded_pairs(JudgeOptions(pairs=str(tmp_path / "pairs.txt")), cast)
+    found = folded_pairs(VerificationOptions(pairs=str(tmp_path / "pairs.txt")), splits)
     assert found.pairs.tolist() == [[5 * first, 5 * first + 1], [5 * first, 5 * second + 2]]
     assert found.same.tolist() == [1, 0] and found.left_out == 2 and found.pairs.dtype == np.int32
 
@@ -124,9 +124,9 @@ def attacked(folder, **options):
     """The results of attack.py on stand-ins for three models, run in `folder`, and the stand-ins."""
     subjects = []
 
-    def stand_ins(options, run, cast, folded):
-        e = pixels(None, cast.faces.images)
-        found = judge(e, cast, folded, options.far)
+    def stand_ins(options, run, splits, folded):
+        e = pixels(None, splits.faces.images)
+        found = judge(e, splits, folded, options.far)
         subjects.extend(attack.Subject(name, Nearer(0.01 / (k + 1)), e, found) for k, name in enumerate(MODELS))
         return subjects
 
@@ -144,7 +144,7 @@ def attack_run(tmp_path_factory):
     return folder, *attacked(folder)
 
 
-def test_attack_writes_what_the_issue_names(attack_run, cast):
+def test_attack_writes_what_the_issue_names(attack_run, splits):
     workplace, results, subjects = attack_run
     keys = {
         f"hit_rate_{name}" for name in ("fftgsm_10", "iftgsm_5", "iftgsm_10", "itgsm_10", "pgd_10", "noise_10", "clean")
@@ -161,8 +161,8 @@ def test_attack_writes_what_the_issue_names(attack_run, cast):
     assert {"iftgsm on base", "pgd on hardened"} <= {row["attack"] for row in table}
 
     # By hand: what a stand-in says comes nearer than the threshold, before and after rounding.
-    pairs = load_pairs(folder / "pairs.csv", cast.faces)
-    e = pixels(None, cast.faces.images)
+    pairs = load_pairs(folder / "pairs.csv", splits.faces)
+    e = pixels(None, splits.faces.images)
     clean = cosines(e[pairs[:, 0]], e[pairs[:, 1]])
     values = {(row["model"], row["attack"], row["eps"], row["metric"]): row["value"] for row in table if row["attack"]}
     for subject in subjects:
@@ -177,8 +177,8 @@ def test_attack_writes_what_the_issue_names(attack_run, cast):
         asked = sorted(asked[:2] for asked in subject.attacker.asked)
         assert asked == sorted(named + [("iftgsm", eps) for eps in (2, 5, 10)])
         (classes,) = (asked[2] for asked in subject.attacker.asked if asked[0] == "itgsm")
-        victims = load_pairs(folder / "pairs_itgsm.csv", cast.faces)[:, 1]
-        np.testing.assert_array_equal(cast.people.train[classes], cast.faces.person[victims])
+        victims = load_pairs(folder / "pairs_itgsm.csv", splits.faces)[:, 1]
+        np.testing.assert_array_equal(splits.people.train[classes], splits.faces.person[victims])
     base, hardened = (values[name, "pgd", 10 / 255, "hit_rate"] for name in MODELS[:2])
     assert values["hardened", "pgd", 10 / 255, "hit_rate_less_base"] == pytest.approx(hardened - base) != 0
     assert results["metrics"]["hit_rate_pgd_10_base"] == base and results["metrics"]["hit_rate_pgd_10"] == hardened
@@ -197,8 +197,8 @@ def test_the_base_model_is_judged_the_same_at_all_three_thresholds(attack_run):
     assert at["hit_rate"] == at["hit_rate_base_threshold"] and len(at["hit_rate"]) >= 8
 
 
-def test_lists_are_of_different_people_who_did_not_train(attack_run, cast):
-    faces, run = cast.faces, attack_run[0] / "runs/face_mter/attack/demo"
+def test_lists_are_of_different_people_who_did_not_train(attack_run, splits):
+    faces, run = splits.faces, attack_run[0] / "runs/face_mter/attack/demo"
     pairs, labelled = (load_pairs(run / f"{name}.csv", faces) for name in ("pairs", "pairs_itgsm"))
     assert (faces.person[pairs[:, 0]] != faces.person[pairs[:, 1]]).all() and len(pairs) == len(labelled) == 30
     trained = set(faces.person[labelled[:, 1]])
@@ -269,7 +269,7 @@ def test_a_model_is_tuned_by_the_head_that_it_has(workplace, monkeypatch):
 
 
 @pytest.mark.parametrize("paired", [False, True])
-def test_one_step_on_all_who_train(workplace, cast, paired):
+def test_one_step_on_all_who_train(workplace, splits, paired):
     options = train.Options(**PEOPLE, epochs=1, batch_size=64, learning_rate=0.01, augment="none")
     run = Run(workplace, Identity("face_mter", "train", ""), {"seed": 0})
     way = mter.method("none", loss_type="softmax") if paired else mter.classification("softmax", scale=1.0, margin=0.0)
@@ -278,7 +278,7 @@ def test_one_step_on_all_who_train(workplace, cast, paired):
     model, history = fit.fit_faces(
         options.recipe,
         run,
-        cast.faces.of(cast.people.train),
+        splits.faces.of(splits.people.train),
         lambda: network,
         lambda model: {"seen": 1.0},
         method=way,

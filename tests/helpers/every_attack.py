@@ -18,7 +18,7 @@ from common.attacks import Bound
 from common.training.methods import APART
 from mobility_humid.attacks.trips import ATTACKS as TRIP_ATTACKS
 from mobility_humid.attacks.trips import moving_inputs, replace_rows, snap, trip_attack
-from mobility_humid.training.hardening import fast_crafting, pgd_crafting
+from mobility_humid.training.fast_st_fgsm import fast_crafting, pgd_crafting
 from multimedia_recsys.attacks.images import insa
 from multimedia_recsys.models.recommenders import FEATURES, Bpr
 from tests.helpers.trip_toys import GRID, MODELS, answers, random_samples, tiny_model

@@ -11,15 +11,15 @@ from multimedia_recsys import classify_extract as extraction
 from multimedia_recsys.classify_extract import classify_extract
 from multimedia_recsys.classify_extract_attack import classify_extract_attack
 from multimedia_recsys.data.categories import named
-from multimedia_recsys.data.looks import Seen, read_looks, write_looks
 from multimedia_recsys.data.products import CATEGORIES
+from multimedia_recsys.data.visual_features import Extracted, read_visual, write_visual
 from multimedia_recsys.evaluate_visual_images import evaluate_visual_images
 from multimedia_recsys.evaluation import ranking
 from multimedia_recsys.models import recommendations
 from multimedia_recsys.models.recommenders import Bpr
 from multimedia_recsys.models.settings import KINDS
 from multimedia_recsys.rec_generator import rec_generator
-from multimedia_recsys.train_cnn import load_shop, train_cnn
+from multimedia_recsys.train_cnn import load_catalog, train_cnn
 
 SHOP = {"n_items": 60, "n_users": 40, "seed": 0}
 FILES = [f"{item}.png" for item in range(SHOP["n_items"])]
@@ -30,8 +30,8 @@ QUALITY = {"mse": 0.001, "psnr": 30.0, "ssim": 0.9, "psm": 0.02, "linf": 8 / 255
 
 
 @functools.cache
-def shop():
-    return load_shop(classify_extract.options(**SHOP))
+def catalog():
+    return load_catalog(classify_extract.options(**SHOP))
 
 
 def drawn_recommender(kind, seed):
@@ -54,42 +54,42 @@ def _looked(options, run):
     label = (np.arange(SHOP["n_items"]) % CLASSES).astype(np.int32)
     features = rng.normal(size=(len(label), FEATURES)) + np.eye(FEATURES)[label]
     folder = run.folder / "original_images"
-    seen = Seen(label, rng.random(len(label)).astype(np.float32), features.astype(np.float32))
-    write_looks(folder, shop(), seen, CATEGORIES)
+    extracted = Extracted(label, rng.random(len(label)).astype(np.float32), features.astype(np.float32))
+    write_visual(folder, catalog(), extracted, CATEGORIES)
     run.artifact("looks", folder)
     run.metrics(items=len(label))
 
 
 def _recommended(options, run):
-    looks = read_looks(extraction.required(options.features, options, run), FILES)
-    scaled = looks.features / np.float32(looks.scale)
+    visual = read_visual(extraction.required(options.features, options, run), FILES)
+    scaled = visual.features / np.float32(visual.scale)
     for place, kind in enumerate(options.models):
         model = None if kind == "popularity" else drawn_recommender(kind, 3)
-        factors = recommendations.factors_of(model, shop().feedback, scaled)
-        lists = ranking.top_k(factors, shop().feedback, options.top_k)
+        factors = recommendations.factors_of(model, catalog().feedback, scaled)
+        lists = ranking.top_k(factors, catalog().feedback, options.top_k)
         np.savez(run.folder / f"top_{kind}.npz", items=lists)
         if model is not None:
-            recommendations.save(run.folder / f"{kind}.npz", model, looks.scale)
+            recommendations.save(run.folder / f"{kind}.npz", model, visual.scale)
         run.row(model=kind, split="all", metric="hr_at_10", value=0.1 * (place + 1), n=40)
     run.metrics(hr_at_10=0.1, ndcg_at_10=0.05, auc=0.6)
 
 
 def _attacked(options, run):
-    looks = read_looks(extraction.required(options.features, options, run), FILES)
+    visual = read_visual(extraction.required(options.features, options, run), FILES)
     origin, target = (named(getattr(options, f"{side}_class"), CATEGORIES, side) for side in ("origin", "target"))
-    items = np.flatnonzero(looks.label == origin)
+    items = np.flatnonzero(visual.label == origin)
     taken = items[: round(SUCCESS[options.attack] * len(items))]
-    label, prob, features = (np.array(values) for values in looks[:3])
+    label, prob, features = (np.array(values) for values in visual[:3])
     label[taken] = target
     # Towards the features of the target's own items, further the more succeed.
     reach = np.float32(20 * options.eps * (0.2 + SUCCESS[options.attack]))
-    features[items] += reach * (looks.features[looks.label == target].mean(axis=0))
+    features[items] += reach * (visual.features[visual.label == target].mean(axis=0))
     folder = run.folder / f"{options.attack}_{origin}_{target}_eps{255 * options.eps:g}_images"
-    shift = np.random.default_rng(4).integers(-8, 9, size=(len(items), *shop().images.shape))
-    images = np.clip(shop().images.read(items) + shift, 0, 255).astype(np.uint8)
+    shift = np.random.default_rng(4).integers(-8, 9, size=(len(items), *catalog().images.shape))
+    images = np.clip(catalog().images.read(items) + shift, 0, 255).astype(np.uint8)
     for item, image in zip(items, images, strict=True):
         write_png(folder / "images" / f"{item}.png", image)
-    write_looks(folder, shop(), Seen(label, prob, features), CATEGORIES, started=looks)
+    write_visual(folder, catalog(), Extracted(label, prob, features), CATEGORIES, started=visual)
     write_text(folder / "items.csv", "".join(f"{item}\n" for item in items))
     run.artifact("images", folder)
     share = len(taken) / len(items)

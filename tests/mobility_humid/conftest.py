@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mobility_humid.data.trips import PROFILE_FEATURES, SEEK, SERVE, Grid, TripSet, save_trips
-from mobility_humid.train import SampleOptions, load_fleet
+from mobility_humid.train import Options, load_fleet
 from tests.helpers.trip_toys import SMALLEST
 
 
@@ -56,6 +56,6 @@ def tiny_fleet(tiny_file):
     validate, 2 to test; samples of 2 trips of each kind, of 12 points."""
 
     def make(*, sides=2, **options):
-        return load_fleet(SampleOptions(dataset=str(tiny_file), **SMALLEST | options), print, sides=sides)
+        return load_fleet(Options(dataset=str(tiny_file), **SMALLEST | options), print, sides=sides)
 
     return make

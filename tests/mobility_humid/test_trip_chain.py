@@ -32,10 +32,10 @@ def chain(tmp_path_factory, tiny_file):
         trained = SMALLEST | TRAINED | {"encoder": "places"}
         (folder / "tiny.yaml").write_text(f"train: {json.dumps(trained)}\n")
         shared = {"dataset": str(tiny_file), **SMALLEST}
-        hardening = {"epochs": 2, "n_train": 64, "train_batch_size": 16, "rounds": 2, "n_watch": 8}
+        fast_st_fgsm_training = {"epochs": 2, "n_train": 64, "train_batch_size": 16, "rounds": 2, "n_watch": 8}
         attacks = {"steps": 3, "restarts": 1, "n_slow": 8}
         hardened = fast_adversarial_train(
-            fast_adversarial_train.options(**shared, **hardening, **attacks, config=folder / "tiny.yaml")
+            fast_adversarial_train.options(**shared, **fast_st_fgsm_training, **attacks, config=folder / "tiny.yaml")
         )
         attacked = siamese_attack(siamese_attack.options(**shared, **ATTACKED))
     return folder, hardened, attacked

@@ -17,13 +17,13 @@ from multimedia_recsys import (
     run_all,
     train_cnn,
 )
-from multimedia_recsys.data import catalogues
+from multimedia_recsys.data import catalog
 from multimedia_recsys.data.categories import Pair
-from multimedia_recsys.data.looks import read_looks
-from multimedia_recsys.evaluation import effects, ranking
+from multimedia_recsys.data.visual_features import read_visual
+from multimedia_recsys.evaluation import exposure, ranking
 from multimedia_recsys.models import recommendations
 from multimedia_recsys.results_analyzer import read_attack
-from multimedia_recsys.train_cnn import load_shop
+from multimedia_recsys.train_cnn import load_catalog
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ def chain(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         # Every script draws the same products again.
-        patch.setattr(catalogues, "products", functools.cache(catalogues.products))
+        patch.setattr(catalog, "products", functools.cache(catalog.products))
         (folder / "tiny.yaml").write_text(CONFIG)
         options = evaluate_visual_images.Options(**SHOP, config="tiny.yaml")
         evaluate_visual_images.evaluate_visual_images(options)
@@ -62,9 +62,9 @@ def chain(tmp_path_factory):
         yield folder, whole
 
 
-def classes(looks):
+def classes(visual):
     """Origin and target of an attack: the class that most images are taken for, and another one."""
-    most = np.argsort(np.bincount(looks.label, minlength=12))[::-1]
+    most = np.argsort(np.bincount(visual.label, minlength=12))[::-1]
     return {"origin_class": str(most[0]), "target_class": str(most[1])}
 
 
@@ -107,27 +107,32 @@ def test_unchanged_images_leave_the_lists_as_they_are(chain, monkeypatch):
     """F7: the push of an attack that changes nothing is nothing, exactly."""
     folder, _ = chain
     monkeypatch.chdir(folder)
-    shop = load_shop(classify_extract.Options(**SHOP))
-    looks = read_looks(place(folder, "classify_extract") / "original_images", FILES)
+    catalog = load_catalog(classify_extract.Options(**SHOP))
+    visual = read_visual(place(folder, "classify_extract") / "original_images", FILES)
     model, scale = recommendations.load(
-        place(folder, "rec_generator") / "vbpr.npz", shop.feedback, looks.features.shape[1]
+        place(folder, "rec_generator") / "vbpr.npz", catalog.feedback, visual.features.shape[1]
     )
-    factors = model.factors(looks.features / np.float32(scale))
-    lists = recommendations.read_lists(place(folder, "rec_generator") / "top_vbpr.npz", shop.feedback)
+    factors = model.factors(visual.features / np.float32(scale))
+    lists = recommendations.read_lists(place(folder, "rec_generator") / "top_vbpr.npz", catalog.feedback)
     # What was stored is what the stored weights answer, so clean and attacked lists have one origin.
-    assert np.array_equal(ranking.top_k(factors, shop.feedback, 50), lists)
-    options = {**classes(looks), "eps": 0.0, "attack": "pgd"}
+    assert np.array_equal(ranking.top_k(factors, catalog.feedback, 50), lists)
+    options = {**classes(visual), "eps": 0.0, "attack": "pgd"}
     results = classify_extract_attack.classify_extract_attack(
         classify_extract_attack.Options(**SHOP, config="tiny.yaml", out=folder / "idle", **options)
     )
     attack = read_attack(folder / "idle", FILES)
-    assert np.array_equal(attack.features, looks.features)
+    assert np.array_equal(attack.features, visual.features)
     assert attack.pair == Pair(results["metrics"]["origin"], results["metrics"]["target"])
-    before = effects.standing(factors, shop.feedback, looks.label, attack.items, attack.pair, 20)
-    after = effects.standing(
-        model.factors(attack.features / np.float32(scale)), shop.feedback, looks.label, attack.items, attack.pair, 20
+    before = exposure.exposure_of(factors, catalog.feedback, visual.label, attack.items, attack.pair, 20)
+    after = exposure.exposure_of(
+        model.factors(attack.features / np.float32(scale)),
+        catalog.feedback,
+        visual.label,
+        attack.items,
+        attack.pair,
+        20,
     )
-    measured = effects.measures(before, after)
+    measured = exposure.measures(before, after)
     unchanged = {"value": 0.0, "n": len(attack.items), "low": 0.0, "high": 0.0}
     assert measured["chr_lift"] == {"value": 0.0}
     assert (measured["item_lift"], measured["rank_shift"]) == (unchanged, unchanged)
@@ -140,10 +145,10 @@ def test_attacked_images_are_files_and_were_judged_from_there(chain):
     attack = read_attack(found, FILES)
     images = attack.folder / "images"
     assert sorted(int(path.stem) for path in images.iterdir()) == attack.items.tolist()
-    shop = load_shop(classify_extract.Options(**SHOP))
+    catalog = load_catalog(classify_extract.Options(**SHOP))
     for item in attack.items[:5]:
         stored = np.asarray(Image.open(images / f"{item}.png")).astype(int)
-        assert 0 < np.abs(stored - shop.images.read(np.array([item]))[0]).max() <= 8
+        assert 0 < np.abs(stored - catalog.images.read(np.array([item]))[0]).max() <= 8
     with open(attack.folder / "classes.csv", newline="") as file:
         table = list(csv.DictReader(file))
     assert len(table) == 260
@@ -163,9 +168,9 @@ def test_image_measures_against_numpy(chain, monkeypatch):
     folder, _ = chain
     monkeypatch.chdir(folder)
     attack = read_attack(place(folder, "classify_extract_attack"), FILES)
-    shop = load_shop(classify_extract.Options(**SHOP))
-    clean = read_looks(place(folder, "classify_extract") / "original_images", FILES)
-    before = shop.images.read(attack.items).astype(np.float64) / 255
+    catalog = load_catalog(classify_extract.Options(**SHOP))
+    clean = read_visual(place(folder, "classify_extract") / "original_images", FILES)
+    before = catalog.images.read(attack.items).astype(np.float64) / 255
     after = np.stack(
         [np.asarray(Image.open(attack.folder / f"images/{item}.png"), np.float64) / 255 for item in attack.items]
     )
@@ -182,8 +187,8 @@ def test_image_measures_against_numpy(chain, monkeypatch):
 def test_an_interrupted_attack_goes_on_and_ends_alike(chain, monkeypatch):
     folder, _ = chain
     monkeypatch.chdir(folder)
-    looks = read_looks(place(folder, "classify_extract") / "original_images", FILES)
-    options = {**SHOP, "config": "tiny.yaml", **classes(looks)}
+    visual = read_visual(place(folder, "classify_extract") / "original_images", FILES)
+    options = {**SHOP, "config": "tiny.yaml", **classes(visual)}
     whole = classify_extract_attack.classify_extract_attack(
         classify_extract_attack.Options(**options, name="tiny", out=folder / "whole")
     )

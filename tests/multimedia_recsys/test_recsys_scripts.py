@@ -24,13 +24,13 @@ from multimedia_recsys.data import attack_folders
 from multimedia_recsys.data.attack_folders import image_paths
 from multimedia_recsys.data.categories import Pair
 from multimedia_recsys.data.interactions import interactions
-from multimedia_recsys.data.looks import read_looks
-from multimedia_recsys.evaluation import effects, ranking
+from multimedia_recsys.data.visual_features import read_visual
+from multimedia_recsys.evaluation import exposure, ranking
 from multimedia_recsys.models import recommendations
 from multimedia_recsys.models.recommenders import Factors
 from multimedia_recsys.results_analyzer import read_attack
-from multimedia_recsys.train_cnn import load_shop
-from tests.helpers.recsys_toys import CLASSES, FILES, SHOP, drawn_recommender, shop, stub
+from multimedia_recsys.train_cnn import load_catalog
+from tests.helpers.recsys_toys import CLASSES, FILES, SHOP, catalog, drawn_recommender, stub
 
 PLACE = "runs/multimedia_recsys"
 CLASS_PAIR = {"origin_class": "0", "target_class": "1"}
@@ -59,8 +59,8 @@ def test_f7_what_changes_nothing_has_no_effect():
     """F7: the push of an attack that changes nothing is nothing, exactly."""
     feedback, factors, label = toy_scores()
     items = np.flatnonzero(label == 2)
-    before, after = (effects.standing(factors, feedback, label, items, Pair(2, 0), 20) for _ in range(2))
-    measured = effects.measures(before, after)
+    before, after = (exposure.exposure_of(factors, feedback, label, items, Pair(2, 0), 20) for _ in range(2))
+    measured = exposure.measures(before, after)
     unchanged = {"value": 0.0, "n": len(items), "low": 0.0, "high": 0.0}
     assert measured["chr_lift"] == {"value": 0.0}
     assert (measured["item_lift"], measured["rank_shift"]) == (unchanged, unchanged)
@@ -71,8 +71,8 @@ def test_a_raised_score_shows_in_lift_and_rank():
     items = np.flatnonzero(label == label[0])
     raised = factors._replace(offset=factors.offset + 100.0 * (label == label[0]))
     pair = Pair(int(label[0]), int(label[label != label[0]][0]))
-    before, after = (effects.standing(f, feedback, label, items, pair, 20) for f in (factors, raised))
-    measured = effects.measures(before, after)
+    before, after = (exposure.exposure_of(f, feedback, label, items, pair, 20) for f in (factors, raised))
+    measured = exposure.measures(before, after)
     assert measured["chr_lift"]["value"] > 0
     assert measured["rank_shift"]["value"] > 0
     lift = measured["item_lift"]
@@ -92,13 +92,13 @@ def test_images_that_are_there_already_are_not_changed_again(tmp_path, monkeypat
         return 255 - images
 
     with pytest.raises(KeyboardInterrupt):
-        attack_folders.write_images(tmp_path, shop(), items, change)
+        attack_folders.write_images(tmp_path, catalog(), items, change)
     assert sorted(int(path.stem) for path in tmp_path.iterdir()) == [7, 8, 9, 10]
     asked.clear()
     monkeypatch.setattr(attack_folders, "_CHUNK", 64)
-    attack_folders.write_images(tmp_path, shop(), items, change)
+    attack_folders.write_images(tmp_path, catalog(), items, change)
     assert asked == [[11, 12, 13]]
-    assert np.array_equal(attack_folders.read_images(tmp_path, shop(), items), 255 - shop().images.read(items))
+    assert np.array_equal(attack_folders.read_images(tmp_path, catalog(), items), 255 - catalog().images.read(items))
 
 
 def toy_network():
@@ -107,7 +107,7 @@ def toy_network():
     drawn = [{"kernel_initializer": keras.initializers.GlorotUniform(seed)} for seed in (4, 5)]
     x = keras.layers.Conv2D(6, 8, strides=8, activation="relu", **drawn[0])(images)
     made = keras.Model(images, keras.layers.Dense(12, **drawn[1])(keras.layers.GlobalAveragePooling2D()(x)))
-    logits = made(shop().images.read(np.arange(SHOP["n_items"])) / np.float32(255), training=False).numpy()
+    logits = made(catalog().images.read(np.arange(SHOP["n_items"])) / np.float32(255), training=False).numpy()
     made.layers[-1].bias.assign(np.where(np.arange(12) < CLASSES, -logits.mean(axis=0), -100))
     return made
 
@@ -118,8 +118,8 @@ def test_attacked_images_are_files_and_were_judged_from_there(toys, monkeypatch)
     network = toy_network()
     checkpoints.save_model(network, toys / "net.keras")
     classify_extract.classify_extract(options_of_toys(classify_extract.classify_extract, model=toys / "net.keras"))
-    clean = read_looks(toys / PLACE / "classify_extract/tiny/original_images", FILES)
-    logits = network(shop().images.read(np.arange(SHOP["n_items"])) / np.float32(255), training=False).numpy()
+    clean = read_visual(toys / PLACE / "classify_extract/tiny/original_images", FILES)
+    logits = network(catalog().images.read(np.arange(SHOP["n_items"])) / np.float32(255), training=False).numpy()
     assert np.array_equal(clean.label, logits.argmax(axis=1)) and len(np.unique(clean.label)) > 1
     most = np.argsort(np.bincount(clean.label))[::-1]
     pair = {"origin_class": str(most[0]), "target_class": str(most[1])}
@@ -131,7 +131,7 @@ def test_attacked_images_are_files_and_were_judged_from_there(toys, monkeypatch)
     images = attack.folder / "images"
     assert sorted(int(path.stem) for path in images.iterdir()) == attack.items.tolist()
     stored = np.stack([np.asarray(Image.open(images / f"{item}.png")) for item in attack.items])
-    changed = np.abs(stored.astype(int) - shop().images.read(attack.items)).max(axis=(1, 2, 3))
+    changed = np.abs(stored.astype(int) - catalog().images.read(attack.items)).max(axis=(1, 2, 3))
     assert changed.min() > 0 and changed.max() <= 8
     judged = network(stored / np.float32(255), training=False).numpy().argmax(axis=1)
     assert np.array_equal(attack.label[attack.items], judged)
@@ -155,8 +155,8 @@ def test_image_measures_against_numpy(toys, monkeypatch):
     script = evaluate_visual_images.evaluate_visual_images
     metrics = script(options_of_toys(script))["metrics"]
     attack = read_attack(toys / PLACE / "classify_extract_attack/tiny", FILES)
-    clean = read_looks(toys / PLACE / "classify_extract/tiny/original_images", FILES)
-    before = shop().images.read(attack.items).astype(np.float64) / 255
+    clean = read_visual(toys / PLACE / "classify_extract/tiny/original_images", FILES)
+    before = catalog().images.read(attack.items).astype(np.float64) / 255
     after = np.stack(
         [np.asarray(Image.open(attack.folder / f"images/{item}.png"), np.float64) / 255 for item in attack.items]
     )
@@ -184,22 +184,22 @@ def test_an_analysis_measures_an_attack_frozen_and_retrained(toys, monkeypatch):
     assert {"chr_lift_frozen", "chr_lift_retrained", "rank_shift_frozen", "item_lift_retrained"} <= set(
         results["metrics"]
     )
-    looks = read_looks(toys / PLACE / "classify_extract/tiny/original_images", FILES)
+    visual = read_visual(toys / PLACE / "classify_extract/tiny/original_images", FILES)
     attack = read_attack(attacked, FILES)
     for threat, seed in (("frozen", 3), ("retrained", 8)):
         models = drawn_recommender("vbpr", 3), drawn_recommender("vbpr", seed)
         before, after = (
-            effects.standing(
-                model.factors(features / np.float32(looks.scale)),
-                shop().feedback,
-                looks.label,
+            exposure.exposure_of(
+                model.factors(features / np.float32(visual.scale)),
+                catalog().feedback,
+                visual.label,
                 attack.items,
                 attack.pair,
                 20,
             )
-            for model, features in zip(models, (looks.features, attack.features), strict=True)
+            for model, features in zip(models, (visual.features, attack.features), strict=True)
         )
-        for metric, columns in effects.measures(before, after).items():
+        for metric, columns in exposure.measures(before, after).items():
             assert results["metrics"][f"{metric}_{threat}"] == pytest.approx(columns["value"], abs=1e-6)
     with pytest.raises(UserError, match="bprmf does not look at images"):
         script(options_of_toys(script, **settings, out=toys / "blind", recommender="bprmf"))
@@ -211,13 +211,13 @@ def test_lists_are_those_of_the_stored_weights(toys, monkeypatch):
     script = rec_generator.rec_generator
     results = script(options_of_toys(script, models=("vbpr", "popularity"), top_k=50))
     run = toys / PLACE / "rec_generator/tiny"
-    looks = read_looks(toys / PLACE / "classify_extract/tiny/original_images", FILES)
-    model, scale = recommendations.load(run / "vbpr.npz", shop().feedback, looks.features.shape[1])
-    assert scale == pytest.approx(looks.scale)
-    factors = model.factors(looks.features / np.float32(scale))
-    lists = recommendations.read_lists(run / "top_vbpr.npz", shop().feedback)
-    assert np.array_equal(ranking.top_k(factors, shop().feedback, 50), lists)
-    quality = ranking.quality(ranking.ranks(factors, shop().feedback))
+    visual = read_visual(toys / PLACE / "classify_extract/tiny/original_images", FILES)
+    model, scale = recommendations.load(run / "vbpr.npz", catalog().feedback, visual.features.shape[1])
+    assert scale == pytest.approx(visual.scale)
+    factors = model.factors(visual.features / np.float32(scale))
+    lists = recommendations.read_lists(run / "top_vbpr.npz", catalog().feedback)
+    assert np.array_equal(ranking.top_k(factors, catalog().feedback, 50), lists)
+    quality = ranking.quality(ranking.ranks(factors, catalog().feedback))
     for name in ("hr_at_10", "ndcg_at_10", "auc"):
         assert results["metrics"][name] == pytest.approx(quality[name].mean())
     assert {row["model"] for row in read_table(run)} == {"vbpr", "popularity"}
@@ -243,9 +243,9 @@ def options_of(layout, **more):
 
 
 def test_the_original_layout_is_read(layout):
-    shop = load_shop(options_of(layout))
-    assert (len(shop.images), shop.feedback.users, shop.feedback.items) == (12, 8, 12)
-    assert shop.images.read(np.array([3, 0])).shape == (2, 32, 32, 3)
+    catalog = load_catalog(options_of(layout))
+    assert (len(catalog.images), catalog.feedback.users, catalog.feedback.items) == (12, 8, 12)
+    assert catalog.images.read(np.array([3, 0])).shape == (2, 32, 32, 3)
     with pytest.raises(UserError, match="has no categories to train on"):
         train_cnn.train_cnn(train_cnn.Options(dataset=str(layout), out=layout.parent / "run"))
 
@@ -254,28 +254,28 @@ def test_images_that_do_not_do_are_named(layout):
     images = layout / "original_images/images"
     (images / "5.jpg").rename(layout / "kept.jpg")
     with pytest.raises(UserError, match="no image of item 5, but of 11"):
-        load_shop(options_of(layout))
+        load_catalog(options_of(layout))
     shutil.copy(layout / "kept.jpg", images / "5.png.jpg")
     with pytest.raises(UserError, match=r"5.png.jpg: its name is no item"):
-        load_shop(options_of(layout))
+        load_catalog(options_of(layout))
     (images / "5.png.jpg").unlink()
     (images / "5.jpg").write_bytes((layout / "kept.jpg").read_bytes()[:200])
-    shop = load_shop(options_of(layout))
+    catalog = load_catalog(options_of(layout))
     with pytest.raises(UserError, match=r"5.jpg"):
-        shop.images.read(np.array([5]))
+        catalog.images.read(np.array([5]))
     shutil.copy(layout / "kept.jpg", images / "5.png")
     with pytest.raises(UserError, match="item 5 has a second image"):
-        load_shop(options_of(layout))
+        load_catalog(options_of(layout))
 
 
 def test_an_item_without_a_image_names_its_line(layout):
     (layout / "pos.txt").write_text("0\t1\n0\t12\n")
     with pytest.raises(UserError, match=r"pos.txt:2: item 12; there are images of 0 to 11"):
-        load_shop(options_of(layout))
+        load_catalog(options_of(layout))
 
 
 def test_names_from_data_cannot_leave_the_folder(tmp_path):
-    honest = shop()
+    honest = catalog()
     for name in ("../../out.jpg", "/etc/out.jpg"):
         evil = honest.__class__(honest.name, honest.images, honest.feedback, (name,), "", None, ())
         path = image_paths(tmp_path, evil, np.array([0]))[0]
@@ -291,13 +291,13 @@ def test_an_image_folder_with_a_csv_is_a_shop(tmp_path):
             image.save(tmp_path / "shop" / kind / f"{kind}{number}.png")
     lines = [f"u{user},{kind}{number}" for user in range(4) for kind in ("hat", "sock") for number in range(3)]
     (tmp_path / "who.csv").write_text("user,item\n" + "\n".join(lines) + "\n")
-    shop = load_shop(
+    catalog = load_catalog(
         classify_extract.Options(dataset=str(tmp_path / "shop"), interactions=tmp_path / "who.csv", image_size=16)
     )
-    assert shop.category_names == ("hat", "sock")
-    assert shop.category.tolist() == [0] * 4 + [1] * 4
-    assert shop.feedback.users == 4
-    assert (shop.feedback.test >= 0).all()
+    assert catalog.category_names == ("hat", "sock")
+    assert catalog.category.tolist() == [0] * 4 + [1] * 4
+    assert catalog.feedback.users == 4
+    assert (catalog.feedback.test >= 0).all()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_a_fully_convolutional_one_takes_images_as_they_are():
     attack = targeted_attack(base, eps=0.5, alpha=0.2, steps=3)
     for height, width in ((8, 8), (12, 9)):
         images = RNG.integers(256, size=(2, height, width, 3), dtype=np.uint8)
-        shift = attack.towards(images, np.array([0, 1]))
+        shift = attack.perturb(images, np.array([0, 1]))
         assert shift.shape == images.shape and np.abs(shift).max() > 0
         assert (attack.answers(images) == np.asarray(base(images / np.float32(255))).argmax(1)).all()
 
@@ -69,5 +69,5 @@ def test_photographs_are_looked_at_one_by_one():
 def test_infinite_slopes_at_black_pixels_give_finite_signals():
     images = RNG.integers(256, size=(4, 8, 8, 3), dtype=np.uint8)
     images[:3, :4] = 0
-    shift = targeted_attack(classifier((8, 8, 3), 3), eps=0.5, alpha=0.2, steps=4).towards(images, np.arange(4) % 3)
+    shift = targeted_attack(classifier((8, 8, 3), 3), eps=0.5, alpha=0.2, steps=4).perturb(images, np.arange(4) % 3)
     assert np.isfinite(shift).all() and (np.abs(shift).max(axis=(1, 2, 3)) > 0).all()

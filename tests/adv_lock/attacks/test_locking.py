@@ -81,7 +81,7 @@ def test_rounding_alone_would_break_the_budget_and_pulling_in_costs_little():
 def test_difference_restores_every_pixel(seed):
     random = np.random.default_rng(seed)
     original, stored = random.integers(0, 256, (2, 3, 5, 5, 3), np.uint8)
-    assert (mixing.restore(stored, mixing.difference(original, stored)) == original).all()
+    assert (mixing.restore(stored, mixing.residual(original, stored)) == original).all()
 
 
 def test_budget_grows_with_the_root_of_the_number_of_values():

@@ -9,7 +9,7 @@ import tensorflow as tf
 from attention_defense.attacks import table
 from attention_defense.attacks.attention import KINDS, attention_attack
 from attention_defense.attacks.names import AttackName
-from attention_defense.models.grad_cam import Attention, area, overlap, shown
+from attention_defense.models.grad_cam import Attention, above_mean, overlap, shown
 from common.attacks import attack_dataset
 from common.errors import UserError
 from common.evaluation.robustness import adversarial_examples
@@ -57,8 +57,8 @@ def test_the_gated_attack_has_an_end(model, case):
     assert np.array_equal(at_once, x)
     key = 0.9
     moved = attention_attack(model, x, y, kind="gated", eps=EPS, alpha=EPS / 4, steps=3, iou_key=key)
-    before = area(Attention(model)(x, y).cam)
-    reached = overlap(before, area(Attention(model)(moved, y).cam)).numpy() <= key
+    before = above_mean(Attention(model)(x, y).cam)
+    reached = overlap(before, above_mean(Attention(model)(moved, y).cam)).numpy() <= key
     steps = np.rint(np.abs(moved - x).max(axis=(1, 2, 3)) / (EPS / 4))
     # Who has not moved his attention has taken all three steps, and somebody has rested before.
     assert reached.any() and (steps[~reached] == 3).all() and (steps[reached] >= 1).all() and (steps < 3).any()
@@ -126,8 +126,8 @@ def test_the_layer_that_is_aimed_at_decides_and_no_other(model, case, kind):
     x, y = case
 
     def moved(aim, other):
-        look, trained = (other, aim) if kind == "adaptive" else (aim, other)
-        attack = table.named(kind, model, eps=EPS, layer=look, training=table.Training(layer=trained))
+        compute_attention, trained = (other, aim) if kind == "adaptive" else (aim, other)
+        attack = table.named(kind, model, eps=EPS, layer=compute_attention, training=table.Training(layer=trained))
         return attack_dataset(attack, x, y).x
 
     # None is the layer that is looked at unless one is named.

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from attention_defense.data import images as images
-from attention_defense.data.boxes import masks_from
 from attention_defense.data.images import relabelled
+from attention_defense.data.voc_boxes import masks_from
 from common.errors import UserError
 
 FOLDERS = ("polar bear", "zebra", os.fsdecode(b"Jos\xe9"))
@@ -33,11 +33,11 @@ def test_a_class_that_is_listed_twice_names_its_line(tmp_path):
 
 
 def test_labels_for_a_model_that_knows_those_of_the_file():
-    tested = images.Tested(
+    test_set = images.TestSet(
         np.zeros((2, 4, 4, 1)), np.array([0, 1]), None, ("2", "5"), (np.array([2, 5]), tuple("012345"))
     )
-    assert tested.for_outputs(2) is tested and tested.for_outputs(7) is tested
-    other = tested.for_outputs(6)
+    assert test_set.for_outputs(2) is test_set and test_set.for_outputs(7) is test_set
+    other = test_set.for_outputs(6)
     assert other.y.tolist() == [2, 5] and other.class_names == tuple("012345")
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from attention_defense.data.boxes import masks_from, read_boxes
 from attention_defense.data.images import relabelled
+from attention_defense.data.voc_boxes import masks_from, read_boxes
 from attention_defense.evaluation import analysis
-from attention_defense.evaluation.superpixels import lime_area
+from attention_defense.evaluation.lime_maps import lime_map
 from attention_defense.models.networks import NETWORKS
 from common.errors import UserError
 
@@ -23,7 +23,7 @@ def test_the_object_is_compared_with_as_many_pixels_as_it_has():
 
 def test_trust_margin_and_entropy():
     logits = np.array([[0.0, np.log(3.0), -50.0]])
-    assert analysis.trust(logits)[0] == pytest.approx(0.75)
+    assert analysis.confidence(logits)[0] == pytest.approx(0.75)
     assert analysis.margin(logits, np.array([0]))[0] == pytest.approx(-np.log(3))
     assert analysis.margin(logits, np.array([1]))[0] == pytest.approx(np.log(3))
     assert analysis.entropy(np.ones((1, 4, 4)))[0] == pytest.approx(1)
@@ -68,7 +68,7 @@ def test_lime_names_the_superpixels_that_matter_and_repeats_itself():
         red = np.clip(batch[:, 4:8, 4:8, 0] - batch[:, 4:8, 4:8, 2], 0, 1).mean(axis=(1, 2))
         return np.stack([red, 1 - red], axis=1)
 
-    found = [lime_area(answer, image, 0, segments=16, features=1, samples=200, seed=3) for _ in range(2)]
+    found = [lime_map(answer, image, 0, segments=16, features=1, samples=200, seed=3) for _ in range(2)]
     assert np.array_equal(*found)
     assert found[0][5, 5] and found[0][4:8, 4:8].mean() > 0.7
     assert not found[0][10:14, 10:14].any()
@@ -79,7 +79,9 @@ def test_looks_are_the_same_in_any_batch():
     x = np.random.default_rng(0).integers(256, size=(7, 16, 16, 1), dtype=np.uint8)
     y = np.arange(7, dtype=np.int32) % 3
     for one, other in zip(
-        analysis.look(model, x, y, batch_size=7), analysis.look(model, x, y, batch_size=2), strict=True
+        analysis.compute_attention(model, x, y, batch_size=7),
+        analysis.compute_attention(model, x, y, batch_size=2),
+        strict=True,
     ):
         assert np.allclose(one, other, atol=1e-3)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from attention_defense.models.grad_cam import Attention, area, overlap, resized, shown, spread
+from attention_defense.models.grad_cam import Attention, above_mean, overlap, resized, shown, softmax_map
 from attention_defense.models.networks import NETWORKS
 from common.errors import UserError
 
@@ -52,9 +52,9 @@ def test_a_map_does_not_depend_on_its_neighbours(images, arch):
     """The original normalised over the whole batch, so that results changed with the batch size."""
     model = NETWORKS[arch]((16, 16, 3), 4, seed=2)
     y = np.arange(6, dtype=np.int32) % 4
-    together = spread(Attention(model)(images, y).cam).numpy()
+    together = softmax_map(Attention(model)(images, y).cam).numpy()
     for row in range(6):
-        alone = spread(Attention(model)(images[row : row + 1], y[row : row + 1]).cam).numpy()[0]
+        alone = softmax_map(Attention(model)(images[row : row + 1], y[row : row + 1]).cam).numpy()[0]
         assert np.allclose(alone, together[row], atol=1e-3)
 
 
@@ -75,7 +75,7 @@ def test_f8_second_order_gradients_agree_with_finite_differences(images):
     pattern = tf.constant(np.random.default_rng(5).normal(size=(6, 16, 16)), tf.float32)
 
     def value(x):
-        return tf.reduce_sum(pattern * resized(spread(attention(x, y).cam), (16, 16)), axis=(1, 2))
+        return tf.reduce_sum(pattern * resized(softmax_map(attention(x, y).cam), (16, 16)), axis=(1, 2))
 
     x = tf.constant(images)
     with tf.GradientTape() as tape:
@@ -97,7 +97,7 @@ def test_f8_second_order_gradients_agree_with_finite_differences(images):
 def test_weights_of_layers_below_the_map_get_gradients_through_it(model, images):
     y = np.zeros(6, np.int32)
     with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(spread(Attention(model)(images, y).cam) ** 2)
+        loss = tf.reduce_mean(softmax_map(Attention(model)(images, y).cam) ** 2)
     gradients = tape.gradient(loss, model.trainable_variables)
     by_name = {weight.path: g for weight, g in zip(model.trainable_variables, gradients, strict=True)}
     assert float(tf.reduce_max(tf.abs(by_name["conv1/kernel"]))) > 0
@@ -109,10 +109,10 @@ def test_readings_of_a_map():
     values = cam.numpy()[0].ravel()
     z = (values - values.mean()) / values.std()
     expected = 4 * np.exp(z) / np.exp(z).sum()
-    assert np.allclose(spread(cam).numpy()[0].ravel(), expected, atol=1e-3)
+    assert np.allclose(softmax_map(cam).numpy()[0].ravel(), expected, atol=1e-3)
     # A flat map is attended evenly, and has no slope that is not a number.
-    assert np.allclose(spread(cam).numpy()[1], 1.0)
-    assert np.array_equal(area(cam).numpy()[0], [[False, False], [False, True]])
+    assert np.allclose(softmax_map(cam).numpy()[1], 1.0)
+    assert np.array_equal(above_mean(cam).numpy()[0], [[False, False], [False, True]])
     assert np.allclose(shown(cam).numpy(), [[[1 / 6, 1 / 3], [0.5, 1.0]], [[0, 0], [0, 0]]])
 
 

@@ -10,11 +10,11 @@ import tensorflow as tf
 from attention_defense import train as train_script
 from attention_defense.attacks.attention import attention_attack
 from attention_defense.models import losses
-from attention_defense.models.grad_cam import Attention, area, overlap, resized, spread
+from attention_defense.models.grad_cam import Attention, above_mean, overlap, resized, softmax_map
 from attention_defense.models.networks import NETWORKS
 from attention_defense.training import defence
 from common.training import loop
-from common.training.batches import batches, repeated
+from common.training.batches import batches, minibatch_replay
 from common.training.loop import compiled_step, train
 
 EPS = 8 / 255
@@ -47,10 +47,10 @@ def test_each_loss_equals_numpy():
     assert np.isclose(losses.rectification(p, q), -((p - q) ** 2).mean(), rtol=1e-5)
     a, b = rng.random((2, 3, 4, 4)).astype(np.float32)
     assert np.isclose(losses.preservation(a, b), ((a - b) ** 2).mean(), rtol=1e-5)
-    mask = losses.hiding(tf.constant(2 * a), 10.0).numpy()
+    mask = losses.soft_mask(tf.constant(2 * a), 10.0).numpy()
     assert np.allclose(mask, 1 / (1 + np.exp(-10 * (2 * a - 1))), atol=1e-5)
     x = rng.random((3, 4, 4, 2)).astype(np.float32)
-    assert np.allclose(losses.hidden(x, mask), x * (1 - mask[..., None]) + 0.5 * mask[..., None], atol=1e-6)
+    assert np.allclose(losses.occlude(x, mask), x * (1 - mask[..., None]) + 0.5 * mask[..., None], atol=1e-6)
 
 
 def test_the_originals_sum_is_twelve_and_a_half_times_our_mean():
@@ -95,8 +95,8 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(model, batch):
         expected["classification"] += 8 * keras.ops.mean(
             keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
         )
-        attention = resized(spread(cam), (16, 16))
-        blank = losses.hidden(images, losses.hiding(attention, 10.0))
+        attention = resized(softmax_map(cam), (16, 16))
+        blank = losses.occlude(images, losses.soft_mask(attention, 10.0))
         change = losses.rectification(tf.nn.softmax(logits), tf.nn.softmax(model(blank)))
         expected["rectification"] += 4 * change
         maps.append(attention)
@@ -109,10 +109,10 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(model, batch):
 @pytest.mark.parametrize("name", defence.ATTENTIVE)
 def test_every_method_that_claims_the_terms_has_gradients_of_them(model, batch, name):
     """Two of the original's three trainings switch them off without a word."""
-    way = defence.method(name, eps=EPS)
-    turn = (tf.fill([16], 2),) if way.turns > 1 else ()
+    variant = defence.method(name, eps=EPS)
+    turn = (tf.fill([16], 2),) if variant.replays > 1 else ()
     before = [np.asarray(v) for v in model.variables]
-    norms = loop.gradient_norms(model, way.loss, way.adversary(model, (*batch, *turn), tf.zeros([2], tf.int32)))
+    norms = loop.gradient_norms(model, variant.loss, variant.adversary(model, (*batch, *turn), tf.zeros([2], tf.int32)))
     assert set(norms) == {f"gradient_norm_{term}" for term in ("classification", "rectification", "preservation")}
     assert min(norms.values()) > 0
     assert all(np.array_equal(a, b) for a, b in zip(before, model.variables, strict=True))
@@ -160,31 +160,31 @@ def test_the_adaptive_attack_raises_this_very_loss(model, batch):
 
 def test_measuring_gradients_leaves_running_averages(batch):
     model = NETWORKS["cifarnet_bn"]((16, 16, 3), 4, width=8)
-    way = defence.method("aad", eps=EPS)
+    variant = defence.method("aad", eps=EPS)
     before = [np.asarray(v) for v in model.variables]
-    loop.gradient_norms(model, way.loss, way.adversary(model, batch, tf.zeros([2], tf.int32)))
+    loop.gradient_norms(model, variant.loss, variant.adversary(model, batch, tf.zeros([2], tf.int32)))
     assert all(np.array_equal(a, b) for a, b in zip(before, model.variables, strict=True))
 
 
 def test_step_ll_is_aad_without_attention(model, batch):
-    way = defence.method("step_ll", eps=EPS)
-    terms, _ = way.loss(model, way.adversary(model, batch, tf.zeros([2], tf.int32)))
+    variant = defence.method("step_ll", eps=EPS)
+    terms, _ = variant.loss(model, variant.adversary(model, batch, tf.zeros([2], tf.int32)))
     assert set(terms) == {"classification"}
 
 
 def test_all_adversaries_stay_in_the_ball_and_the_box(model, batch):
     for name in ("step_ll", *defence.ATTENTIVE):
-        way = defence.method(name, eps=EPS)
-        turn = (tf.fill([16], 2),) if way.turns > 1 else ()
-        x, _y, moved = way.adversary(model, (*batch, *turn), tf.zeros([2], tf.int32))
+        variant = defence.method(name, eps=EPS)
+        turn = (tf.fill([16], 2),) if variant.replays > 1 else ()
+        x, _y, moved = variant.adversary(model, (*batch, *turn), tf.zeros([2], tf.int32))
         assert float(tf.reduce_max(tf.abs(moved - x))) <= EPS + 1e-6, name
         assert float(tf.reduce_min(moved)) >= 0 and float(tf.reduce_max(moved)) <= 1
         assert float(tf.reduce_max(tf.abs(moved - x))) > EPS / 2
 
 
 def test_the_second_turn_is_one_step_further(model, batch):
-    way = defence.method("aad_two_step", eps=EPS)
-    moved = [way.adversary(model, (*batch, tf.fill([16], turn)), tf.zeros([2], tf.int32))[2] for turn in (1, 2)]
+    variant = defence.method("aad_two_step", eps=EPS)
+    moved = [variant.adversary(model, (*batch, tf.fill([16], turn)), tf.zeros([2], tf.int32))[2] for turn in (1, 2)]
     one_step = defence.method("aad", eps=EPS).adversary(model, batch, tf.zeros([2], tf.int32))[2]
     assert np.allclose(moved[0], one_step, atol=1e-6)
     assert not np.allclose(moved[1], one_step, atol=1e-3)
@@ -195,13 +195,13 @@ def test_the_gate_stops_where_attention_has_moved(model, batch):
     x, y = batch
     always = defence.method("aad_iou", eps=EPS, iou_key=1.0).adversary(model, batch, tf.zeros([2], tf.int32))[2]
     assert np.array_equal(always, x)
-    before = area(Attention(model)(x, y).cam)
+    before = above_mean(Attention(model)(x, y).cam)
     key = 0.7
     gated = defence.method("aad_iou", eps=EPS, iou_key=key, iou_steps=4)
     moved = gated.adversary(model, batch, tf.zeros([2], tf.int32))[2]
     steps = {k: defence.method("aad_iou", eps=EPS, iou_key=-1.0, iou_steps=k) for k in range(1, 5)}
-    paths = [x, *(way.adversary(model, batch, tf.zeros([2], tf.int32))[2] for way in steps.values())]
-    overlaps = [overlap(before, area(Attention(model)(of, y).cam)).numpy() for of in paths]
+    paths = [x, *(variant.adversary(model, batch, tf.zeros([2], tf.int32))[2] for variant in steps.values())]
+    overlaps = [overlap(before, above_mean(Attention(model)(of, y).cam)).numpy() for of in paths]
     for row in range(16):
         first = next((k for k in range(5) if overlaps[k][row] <= key), 4)
         assert np.allclose(moved[row], paths[first][row], atol=1e-6)
@@ -209,8 +209,8 @@ def test_the_gate_stops_where_attention_has_moved(model, batch):
 
 def test_a_repeated_batch_comes_as_often_as_it_should(data):
     once = batches(*data, batch_size=16, seed=0)
-    twice = list(repeated(once, 2)(3))
-    assert len(twice) == 8 == int(repeated(once, 2)(3).cardinality())
+    twice = list(minibatch_replay(once, 2)(3))
+    assert len(twice) == 8 == int(minibatch_replay(once, 2)(3).cardinality())
     for place, (x, y) in enumerate(once(3)):
         for turn in (1, 2):
             again = twice[2 * place + turn - 1]
@@ -221,15 +221,15 @@ def test_a_repeated_batch_comes_as_often_as_it_should(data):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["aad", "aad_two_step"])
 def test_training_learns(model, data, name):
-    way = defence.method(name, eps=EPS)
+    variant = defence.method(name, eps=EPS)
     epochs = batches(*data, batch_size=16, seed=0)
     history = train(
         model,
-        repeated(epochs, way.turns) if way.turns > 1 else epochs,
-        way.loss,
+        minibatch_replay(epochs, variant.replays) if variant.replays > 1 else epochs,
+        variant.loss,
         keras.optimizers.Adam(2e-3),
         epochs=16,
-        adversary=way.adversary,
+        adversary=variant.adversary,
         verbose=False,
     )
     assert history[-1]["attacked_accuracy"] > 0.9 > history[0]["attacked_accuracy"]
@@ -238,15 +238,15 @@ def test_training_learns(model, data, name):
 @pytest.mark.parametrize("name", get_args(train_script.MethodName))
 def test_one_step_of_every_method_changes_every_weight(model, batch, name):
     """Each as train.py makes it of its name, with the terms that it watches."""
-    way = train_script._way(train_script.Options(method=name))
+    variant = train_script._way(train_script.Options(method=name))
     before = [np.asarray(w) for w in model.trainable_variables]
-    turn = (tf.fill([16], 2),) if way.turns > 1 else ()
-    step = compiled_step(model, way.loss, keras.optimizers.SGD(0.1), adversary=way.adversary)
+    turn = (tf.fill([16], 2),) if variant.replays > 1 else ()
+    step = compiled_step(model, variant.loss, keras.optimizers.SGD(0.1), adversary=variant.adversary)
     logs = step((*batch, *turn))
     changed = [not np.array_equal(a, b) for a, b in zip(before, model.trainable_variables, strict=True)]
     assert all(changed) and np.isfinite(logs["loss"])
-    assert way.turns == (2 if name == "aad_two_step" else 1)
+    assert variant.replays == (2 if name == "aad_two_step" else 1)
     if name in defence.ATTENTIVE:
         x, y = (np.asarray(of) for of in batch)
-        norms = train_script._gradient_norms(model, way, x, y)
+        norms = train_script._gradient_norms(model, variant, x, y)
         assert min(norms[f"gradient_norm_{term}"] for term in ("rectification", "preservation")) > 0

@@ -239,7 +239,7 @@ def test_a_class_of_its_own_is_refused(tmp_path):
 def test_maps_and_features_are_those_in_memory(tmp_path, kind):
     """A Sequential model read from a file has called its layers more than once."""
     from attention_defense.models.grad_cam import Attention
-    from multimedia_recsys.models.cnn import feature_model, look
+    from multimedia_recsys.models.cnn import extract, feature_model
 
     model = TAKEN[kind]()
     checkpoints.save_model(model, tmp_path / "m.keras")
@@ -249,7 +249,7 @@ def test_maps_and_features_are_those_in_memory(tmp_path, kind):
     assert before.layer == after.layer == "conv"
     for one, other in zip(before(x), after(x), strict=True):
         assert np.allclose(one, other, atol=1e-6)
-    for one, other in zip(look(model, X), look(loaded, X), strict=True):
+    for one, other in zip(extract(model, X), extract(loaded, X), strict=True):
         assert np.allclose(one, other, atol=1e-6)
     assert feature_model(loaded).output_shape == (None, 4)
 

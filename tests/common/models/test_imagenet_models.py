@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from common.models import IMAGENET, build, halves, imagenet_classifier
+from common.models import IMAGENET, build, imagenet_classifier, split_at
 
 
 def test_inception_v3_has_its_preprocessing_inside():
@@ -32,9 +32,9 @@ def test_weights_that_cannot_be_had_are_one_line(monkeypatch, tmp_path):
 def test_two_halves_make_the_whole():
     model = build("small_cnn", (16, 16, 3), 4)
     x = np.random.default_rng(0).random((3, 16, 16, 3), np.float32)
-    first, second = halves(model, model.get_layer("block2_pool").output)
+    first, second = split_at(model, model.get_layer("block2_pool").output)
     assert np.allclose(second(first(x)), model(x), atol=1e-6)
-    assert halves(model, model.get_layer("block2_pool").output)[0] is first
+    assert split_at(model, model.get_layer("block2_pool").output)[0] is first
     # One and the same weights, not copies of them.
     assert {id(v) for v in (*first.variables, *second.variables)} == {id(v) for v in model.variables}
 
@@ -42,4 +42,4 @@ def test_two_halves_make_the_whole():
 def test_a_cut_that_something_passes_by_is_refused():
     model = build("resnet20", (16, 16, 3), 4)
     with pytest.raises(UserError, match="something passes it by"):
-        halves(model, model.get_layer("stage1_block1_conv1").output)
+        split_at(model, model.get_layer("stage1_block1_conv1").output)

@@ -17,16 +17,16 @@ from face_mter.evaluation.verification import (
     accept_rates,
     all_scores,
     cosines,
-    cross_pairs,
-    cross_scores,
     far_threshold,
+    genuine_pairs,
+    impostor_pairs,
+    impostor_scores,
     make_folds,
     mean_cosine,
     normalised,
     pair_scores,
     read_pairs,
     roc,
-    same_pairs,
     tar_at,
     tar_at_far,
     templates,
@@ -76,23 +76,23 @@ def test_scores_of_pairs(monkeypatch):
     every = list(itertools.combinations(range(len(e)), 2))
     same = [pair for pair in every if person[pair[0]] == person[pair[1]]]
     cross = [pair for pair in every if person[pair[0]] != person[pair[1]]]
-    assert same_pairs(person).tolist() == list(map(list, same)) and same_pairs(person).dtype == np.int32
-    negatives = cross_scores(e, person)
-    assert negatives.dtype == np.float32
-    np.testing.assert_allclose(negatives, [cosine(e[i], e[j]) for i, j in cross], atol=1e-6)
+    assert genuine_pairs(person).tolist() == list(map(list, same)) and genuine_pairs(person).dtype == np.int32
+    impostor = impostor_scores(e, person)
+    assert impostor.dtype == np.float32
+    np.testing.assert_allclose(impostor, [cosine(e[i], e[j]) for i, j in cross], atol=1e-6)
     rows = rng.permutation(len(cross))
-    assert cross_pairs(person, rows).tolist() == [list(cross[row]) for row in rows]
+    assert impostor_pairs(person, rows).tolist() == [list(cross[row]) for row in rows]
     np.testing.assert_allclose(pair_scores(e, np.array(every)), [cosine(e[i], e[j]) for i, j in every], atol=1e-6)
     np.testing.assert_allclose(
         cosines(e[:5], e[5:10]), [cosine(*pair) for pair in zip(e[:5], e[5:10], strict=True)], atol=1e-6
     )
     scores = all_scores(e, person)
-    np.testing.assert_array_equal(scores.positives, pair_scores(e, np.array(same)))
-    np.testing.assert_array_equal(scores.negatives, negatives)
+    np.testing.assert_array_equal(scores.genuine, pair_scores(e, np.array(same)))
+    np.testing.assert_array_equal(scores.impostor, impostor)
     # People need not be numbered without gaps, but stand together.
-    np.testing.assert_array_equal(cross_scores(e, person * 3 + 1), negatives)
+    np.testing.assert_array_equal(impostor_scores(e, person * 3 + 1), impostor)
     with pytest.raises(ValueError, match="ascending"):
-        cross_scores(e, person[::-1])
+        impostor_scores(e, person[::-1])
     refused(lambda: all_scores(e[:4], np.arange(4)), "no pair of one person")
     refused(lambda: all_scores(e[:3], np.zeros(3, int)), "no pair of two people")
 
@@ -103,7 +103,7 @@ def test_scores_stay_cosines():
     for scores in (
         cosines(e, e),
         pair_scores(e, np.stack([np.arange(400)] * 2, axis=1)),
-        cross_scores(twice, np.arange(1200)),
+        impostor_scores(twice, np.arange(1200)),
     ):
         assert scores.max() <= 1 and scores.min() >= -1
         assert scores.max() == pytest.approx(1)
@@ -114,51 +114,51 @@ def test_all_negatives_in_bounded_memory():
     rng = np.random.default_rng(2)
     e, person = rng.normal(size=(3000, 64)).astype(np.float32), np.repeat(np.arange(1000), 3)
     tracemalloc.start()
-    scores = cross_scores(e, person)
+    scores = impostor_scores(e, person)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(scores) == 3000 * 2997 // 2
     assert peak < scores.nbytes + 45e6
 
 
-def far_by_hand(negatives, far):
+def far_by_hand(impostor, far):
     """The smallest number, of all near a score, with a share of at most `far` at it or above."""
-    near = [np.nextafter(negatives, np.float32(side * np.inf)) for side in (-1, 1)]
-    return min(t for t in np.concatenate([negatives, *near]) if np.mean(negatives >= t) <= far)
+    near = [np.nextafter(impostor, np.float32(side * np.inf)) for side in (-1, 1)]
+    return min(t for t in np.concatenate([impostor, *near]) if np.mean(impostor >= t) <= far)
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_far_threshold_is_the_smallest_that_keeps_the_rate(seed):
     rng = np.random.default_rng(seed)
     n = int(rng.integers(100, 400))
-    negatives = rng.normal(0, 0.3, n).astype(np.float32)
+    impostor = rng.normal(0, 0.3, n).astype(np.float32)
     if seed % 2:
-        negatives = np.round(negatives, 1)
+        impostor = np.round(impostor, 1)
     for far in (0.01, 0.07, 0.29, 0.5, 0.9):
-        threshold = far_threshold(negatives, far)
-        assert threshold == far_by_hand(negatives, far)
-        accepted = np.mean(negatives >= threshold)
-        assert accepted <= far < np.mean(negatives >= np.nextafter(np.float32(threshold), np.float32(-1)))
-        assert np.mean(negatives.astype(np.float64) >= threshold) == accepted
+        threshold = far_threshold(impostor, far)
+        assert threshold == far_by_hand(impostor, far)
+        accepted = np.mean(impostor >= threshold)
+        assert accepted <= far < np.mean(impostor >= np.nextafter(np.float32(threshold), np.float32(-1)))
+        assert np.mean(impostor.astype(np.float64) >= threshold) == accepted
         assert seed % 2 or accepted == pytest.approx(far, abs=1 / n)
-        positives = rng.normal(0.5, 0.3, 60).astype(np.float32)
-        assert tar_at(positives, negatives, far) == np.mean(positives >= threshold)
+        genuine = rng.normal(0.5, 0.3, 60).astype(np.float32)
+        assert tar_at(genuine, impostor, far) == np.mean(genuine >= threshold)
 
 
 def test_a_rate_that_is_met_exactly_is_used_up():
     """29 of 100 are a share of 0.29, although 0.29 * 100 is below 29."""
-    negatives = np.arange(100, dtype=np.float32)
+    impostor = np.arange(100, dtype=np.float32)
     for k in range(1, 100):
-        assert np.sum(negatives >= far_threshold(negatives, k / 100)) == k
-        assert np.sum(negatives >= threshold_at_tar(negatives, k / 100)) == k
+        assert np.sum(impostor >= far_threshold(impostor, k / 100)) == k
+        assert np.sum(impostor >= threshold_at_tar(impostor, k / 100)) == k
 
 
 def test_far_threshold_with_ties_refuses_them_all():
-    negatives = np.array([0.1] * 7 + [0.5] * 2 + [0.9])
-    assert far_threshold(negatives, 0.1) == np.nextafter(0.5, 1)
-    assert far_threshold(negatives, 0.29) == np.nextafter(0.5, 1)
-    assert far_threshold(negatives, 0.3) == np.nextafter(0.1, 1)
-    assert tar_at([0.5, 0.6], negatives, 0.29) == 0.5
+    impostor = np.array([0.1] * 7 + [0.5] * 2 + [0.9])
+    assert far_threshold(impostor, 0.1) == np.nextafter(0.5, 1)
+    assert far_threshold(impostor, 0.29) == np.nextafter(0.5, 1)
+    assert far_threshold(impostor, 0.3) == np.nextafter(0.1, 1)
+    assert tar_at([0.5, 0.6], impostor, 0.29) == 0.5
 
 
 def test_too_few_negatives_are_refused():
@@ -173,13 +173,13 @@ def test_too_few_negatives_are_refused():
 
 def test_threshold_at_tar_is_the_highest_that_keeps_the_rate():
     rng = np.random.default_rng(3)
-    positives = np.round(rng.normal(0.5, 0.2, 83), 2).astype(np.float32)
+    genuine = np.round(rng.normal(0.5, 0.2, 83), 2).astype(np.float32)
     for tar in (0.001, 0.3, 0.5, 0.9, 0.999, 1.0):
-        threshold = threshold_at_tar(positives, tar)
-        assert threshold == max(t for t in positives if np.mean(positives >= t) >= tar)
-        assert np.mean(positives >= np.nextafter(np.float32(threshold), np.float32(2))) < tar
+        threshold = threshold_at_tar(genuine, tar)
+        assert threshold == max(t for t in genuine if np.mean(genuine >= t) >= tar)
+        assert np.mean(genuine >= np.nextafter(np.float32(threshold), np.float32(2))) < tar
     for tar in (0.0, 1.01):
-        refused(lambda tar=tar: threshold_at_tar(positives, tar), "tar=")
+        refused(lambda tar=tar: threshold_at_tar(genuine, tar), "tar=")
     refused(lambda: threshold_at_tar([], 0.5), "no pairs of one person")
 
 
@@ -194,13 +194,13 @@ def test_cosine_and_distance():
 
 def test_roc_is_a_part_of_the_whole_curve():
     rng = np.random.default_rng(5)
-    positives = np.round(rng.normal(0.5, 0.2, 400), 3).astype(np.float32)
-    negatives = np.round(rng.normal(0, 0.2, 20_000), 3).astype(np.float32)
-    positives[0] = -2
-    curve = roc(positives, negatives, points=60)
+    genuine = np.round(rng.normal(0.5, 0.2, 400), 3).astype(np.float32)
+    impostor = np.round(rng.normal(0, 0.2, 20_000), 3).astype(np.float32)
+    genuine[0] = -2
+    curve = roc(genuine, impostor, points=60)
     assert 30 < len(curve.far) <= 61
     for threshold, far, tar in zip(*curve, strict=True):
-        assert far == np.mean(negatives >= np.float32(threshold)) and tar == np.mean(positives >= np.float32(threshold))
+        assert far == np.mean(impostor >= np.float32(threshold)) and tar == np.mean(genuine >= np.float32(threshold))
     assert curve.far[0] == 0 and (curve.far[-1], curve.tar[-1]) == (1, 1)
     assert (np.diff(curve.far) > 0).all() and (np.diff(curve.tar) >= 0).all() and (np.diff(curve.threshold) < 0).all()
     assert 0 < curve.tar[0] < 1
@@ -211,10 +211,10 @@ def test_roc_is_a_part_of_the_whole_curve():
 def tar_by_hand(scores, times, far):
     """TAR of plain lists in which each pair is repeated as often as it counts."""
     person = scores.person
-    positives = np.repeat(scores.positives, [times[person[i]] for i, _ in same_pairs(person)])
-    pairs = cross_pairs(person, np.arange(len(scores.negatives)))
-    negatives = np.repeat(scores.negatives, times[person[pairs[:, 0]]] * times[person[pairs[:, 1]]])
-    return np.mean([np.mean(negatives >= positive) <= far for positive in positives])
+    genuine = np.repeat(scores.genuine, [times[person[i]] for i, _ in genuine_pairs(person)])
+    pairs = impostor_pairs(person, np.arange(len(scores.impostor)))
+    impostor = np.repeat(scores.impostor, times[person[pairs[:, 0]]] * times[person[pairs[:, 1]]])
+    return np.mean([np.mean(impostor >= positive) <= far for positive in genuine])
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -222,7 +222,7 @@ def test_tar_at_far_finds_the_threshold_of_every_draw(ties, monkeypatch):
     rng = np.random.default_rng(6)
     scores = all_scores(*some_faces(rng, [3, 1, 4, 2, 5, 2], dims=3))
     if ties:
-        scores = Scores(np.round(scores.positives, 1), np.round(scores.negatives, 1), scores.person)
+        scores = Scores(np.round(scores.genuine, 1), np.round(scores.impostor, 1), scores.person)
     times = rng.multinomial(6, np.full(6, 1 / 6), 40)
     # One who is drawn alone has no negatives, one with a single image no positives.
     times = np.concatenate([times, [[1] * 6, [6, 0, 0, 0, 0, 0], [0, 6, 0, 0, 0, 0]]])
@@ -230,7 +230,7 @@ def test_tar_at_far_finds_the_threshold_of_every_draw(ties, monkeypatch):
         found = weighted_tar(scores, far)(times.astype(float))
         assert np.isnan(found[-2:]).all() and not np.isnan(found[:-2]).any()
         np.testing.assert_allclose(found[:-2], [tar_by_hand(scores, t, far) for t in times[:-2]])
-        assert found[-3] == tar_at(scores.positives, scores.negatives, far)
+        assert found[-3] == tar_at(scores.genuine, scores.impostor, far)
         monkeypatch.setattr(verification, "_BLOCK", 50)
         np.testing.assert_array_equal(weighted_tar(scores, far)(times.astype(float)), found)
         monkeypatch.undo()
@@ -243,7 +243,7 @@ def test_tar_at_far_looks_further_where_a_draw_is_unlike_the_others():
     rng = np.random.default_rng(7)
     e, person = some_faces(rng, [6] * 30, dims=3)
     scores = all_scores(e, person)
-    assert len(scores.negatives) > 10_000
+    assert len(scores.impostor) > 10_000
     between = templates(e, person) @ templates(e, person).T
     places = (between - 2 * np.eye(30)).argmax(), between.argmin()
     alike, unlike = (np.unravel_index(place, between.shape) for place in places)
@@ -259,28 +259,28 @@ def test_accept_rates_weigh_pairs_by_their_people():
     rng = np.random.default_rng(8)
     e, person = some_faces(rng, [3, 1, 4, 2, 5, 2], dims=3)
     scores = all_scores(e, person * 2)
-    threshold = far_threshold(scores.negatives, 0.2)
+    threshold = far_threshold(scores.impostor, 0.2)
     rates = accept_rates(scores, threshold, seed=5)
-    assert rates.tar.value == np.mean(scores.positives >= threshold) and rates.tar.n == len(scores.positives)
-    assert rates.far.value == np.mean(scores.negatives >= threshold) and rates.far.n == len(scores.negatives)
+    assert rates.tar.value == np.mean(scores.genuine >= threshold) and rates.tar.n == len(scores.genuine)
+    assert rates.far.value == np.mean(scores.impostor >= threshold) and rates.far.n == len(scores.impostor)
     # What the general bootstrap makes of all pairs, one by one.
-    who = scores.person[cross_pairs(scores.person, np.arange(len(scores.negatives)))]
-    far = bootstrap(weighted_mean(scores.negatives >= threshold), who, seed=5)
+    who = scores.person[impostor_pairs(scores.person, np.arange(len(scores.impostor)))]
+    far = bootstrap(weighted_mean(scores.impostor >= threshold), who, seed=5)
     assert rates.far[2:] == pytest.approx(far)
-    mine = scores.person[same_pairs(scores.person)[:, 0]]
+    mine = scores.person[genuine_pairs(scores.person)[:, 0]]
     names = np.unique(scores.person)
     tar = []
 
     def statistic(weights):
         of = weights[:, np.searchsorted(names, mine)]
-        tar.append(of @ (scores.positives >= threshold) / np.maximum(of.sum(axis=1), 1e-9))
+        tar.append(of @ (scores.genuine >= threshold) / np.maximum(of.sum(axis=1), 1e-9))
         return weights.sum(axis=1)
 
     bootstrap(statistic, names, seed=5)
     assert rates.tar[2:] == pytest.approx(np.quantile(np.concatenate(tar), [0.025, 0.975]))
     # Just at a score it counts, also where the threshold has more digits than the scores.
-    highest = float(scores.negatives.max())
-    assert accept_rates(scores, highest, repeats=50).far.value == 1 / len(scores.negatives)
+    highest = float(scores.impostor.max())
+    assert accept_rates(scores, highest, repeats=50).far.value == 1 / len(scores.impostor)
     assert accept_rates(scores, np.nextafter(highest, 2), repeats=50).far.value == 0
 
 
@@ -295,8 +295,8 @@ def test_intervals_cover_the_truth():
         return all_scores(rng.normal(size=(people, 8))[person] + spread * rng.normal(size=(5 * people, 8)), person)
 
     many = drawn(400)
-    truth = tar_at(many.positives, many.negatives, 0.05)
-    threshold = far_threshold(many.negatives, 0.05)
+    truth = tar_at(many.genuine, many.impostor, 0.05)
+    threshold = far_threshold(many.impostor, 0.05)
     at_far, at_threshold, by_pair = 0, 0, 0
     for _ in range(40):
         scores = drawn(25)
@@ -305,7 +305,7 @@ def test_intervals_cover_the_truth():
         assert found.low <= found.value <= found.high and found.n == 250
         tar, far = accept_rates(scores, threshold, repeats=200)
         at_threshold += far.low <= 0.05 <= far.high
-        pairs = rate(scores.positives >= threshold, np.arange(250))
+        pairs = rate(scores.genuine >= threshold, np.arange(250))
         by_pair += pairs.low <= truth <= pairs.high
         assert tar.high - tar.low > pairs.high - pairs.low
     assert at_far >= 34 and at_threshold >= 34 > by_pair + 3
@@ -452,7 +452,7 @@ def test_folds_that_cannot_be_filled_are_refused():
 def test_mean_cosine_against_all_pairs():
     rng = np.random.default_rng(12)
     e, person = some_faces(rng, [4, 1, 7, 3])
-    expected = cross_scores(e, person).astype(np.float64).mean()
+    expected = impostor_scores(e, person).astype(np.float64).mean()
     assert mean_cosine(e, person) == pytest.approx(expected, abs=1e-6)
     order = rng.permutation(len(e))
     assert mean_cosine(e[order], person[order]) == pytest.approx(expected, abs=1e-6)

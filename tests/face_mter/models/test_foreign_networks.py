@@ -10,8 +10,8 @@ from common.errors import UserError
 from common.runs import record
 from common.training import checkpoints
 from face_mter import ad_face, attack, verify
-from face_mter.ad_face import check_strangers, knows_the_trained, lineage, load_checked
-from face_mter.data.faces import Cast, Faces, hold_all_back, split_people
+from face_mter.ad_face import check_held_out, knows_the_trained, lineage, load_checked
+from face_mter.data.faces import Faces, FaceSplits, hold_all_out, split_people
 from face_mter.models import networks
 from face_mter.models.networks import CosineLogits, embedder, embedder_at, head_of, with_head
 from face_mter.verify import folded_pairs
@@ -111,7 +111,7 @@ def options(**more):
 
 
 FACES = people()
-CAST = Cast(FACES, split_people(FACES, seed=0, n_train=4, min_images=1))
+CAST = FaceSplits(FACES, split_people(FACES, seed=0, n_train=4, min_images=1))
 
 
 def test_the_range_of_images_shows_in_who_is_told_apart(tmp_path):
@@ -130,20 +130,20 @@ def test_the_range_of_images_shows_in_who_is_told_apart(tmp_path):
 
 
 def test_everybody_is_judged_when_nobody_trains(tmp_path):
-    cast = Cast(FACES, hold_all_back(FACES, seed=0))
-    assert len(cast.people.train) == 0 and (cast.held_back == np.arange(12)).all()
-    assert abs(len(cast.people.calibration) - len(cast.people.attack)) <= 1
+    splits = FaceSplits(FACES, hold_all_out(FACES, seed=0))
+    assert len(splits.people.train) == 0 and (splits.held_out == np.arange(12)).all()
+    assert abs(len(splits.people.calibration) - len(splits.people.attack)) <= 1
     lines = ["1\t6", *(f"A_{p:02d}\t1\t2" for p in range(6)), *(f"A_{p:02d}\t1\tA_{p + 1:02d}\t1" for p in range(6))]
     (tmp_path / "pairs.txt").write_text("\n".join(lines) + "\n")
     named = tuple(f"{FACES.names[p]}/{FACES.names[p]}_{k % 4 + 1:04d}.png" for k, p in enumerate(FACES.person))
     faces = Faces("toys", FACES.images, FACES.person, FACES.names, named, "")
     listed = options(pairs=str(tmp_path / "pairs.txt"))
-    found = folded_pairs(listed, Cast(faces, cast.people))
+    found = folded_pairs(listed, FaceSplits(faces, splits.people))
     assert len(found.pairs) == 12 and found.left_out == 0
     # Of those who train no pair is judged.
-    assert len(folded_pairs(listed, Cast(faces, CAST.people)).pairs) < 12
+    assert len(folded_pairs(listed, FaceSplits(faces, CAST.people)).pairs) < 12
     with pytest.raises(UserError, match="bring more images"):
-        hold_all_back(people(each=1), seed=0)
+        hold_all_out(people(each=1), seed=0)
 
 
 def run_folder(folder, **config):
@@ -168,18 +168,18 @@ def test_a_run_that_knows_the_held_out_is_refused_and_one_of_others_is_not(tmp_p
     )
     tuned = run_folder(tmp_path / "tuned", dataset="casia", pretrained=str(more / "model.keras"))
     for folder in (same, other, fewer):
-        check_strangers(folder, CAST, options())
+        check_held_out(folder, CAST, options())
     for folder in (more, tuned):
         with pytest.raises(UserError, match="more: has learnt 2 of the 8 people who are held out here"):
-            check_strangers(folder, CAST, options())
+            check_held_out(folder, CAST, options())
     assert [folder.name for folder, _ in lineage(tuned / "model.keras")] == ["tuned", "more"]
-    everyone = Cast(FACES, hold_all_back(FACES, seed=0))
+    everyone = FaceSplits(FACES, hold_all_out(FACES, seed=0))
     with pytest.raises(UserError, match=r"same: has learnt 4 of the 12 people .* no --evaluate-only"):
-        check_strangers(same, everyone, options())
-    check_strangers(other, everyone, options())
+        check_held_out(same, everyone, options())
+    check_held_out(other, everyone, options())
     # Drawn anew with another seed, portraits are other people's.
     drawn = run_folder(tmp_path / "drawn", dataset="portraits", seed=7)
-    check_strangers(drawn, everyone, options(dataset="portraits"))
+    check_held_out(drawn, everyone, options(dataset="portraits"))
 
 
 def test_a_head_is_kept_by_who_it_knows(tmp_path):

@@ -9,7 +9,7 @@ from common.errors import UserError
 from common.training import loop
 from face_mter.data.pair_batches import pair_epochs, pairs_of
 from face_mter.models.networks import build, embedder
-from face_mter.training.mter import distance, exploit, method, triplet
+from face_mter.training.mter import distance, feature_target_search, method, triplet
 from tests.helpers.steep import classifier
 
 SETTINGS = {"radius": 0.2, "sigma": 0.05, "rounds": 8, "threshold": 0.1}
@@ -40,7 +40,7 @@ def cosine(model, a, b):
 @pytest.mark.parametrize("radius", [0.0, 0.07, 0.2, 1.0])
 def test_f1_the_search_stays_in_ball_and_box_and_comes_nearer(model, radius):
     batch = pairs()
-    *kept, moved = exploit(**SETTINGS | {"radius": radius})(model, batch, tf.constant([0, 0]))
+    *kept, moved = feature_target_search(**SETTINGS | {"radius": radius})(model, batch, tf.constant([0, 0]))
     assert all((a.numpy() == b.numpy()).all() for a, b in zip(kept, batch, strict=True))
     shift = np.abs(moved.numpy() - batch[0].numpy())
     assert shift.max() <= radius + 1e-6 and moved.numpy().min() >= 0 and moved.numpy().max() <= 1
@@ -55,7 +55,7 @@ def test_each_example_rests_when_it_is_near_enough(model):
     """The original goes on until the farthest of the batch is there."""
     source, _, *labels = pairs()
     target = tf.concat([source[:6] + 0.002, 1.0 - source[6:]], axis=0)
-    moved = exploit(**SETTINGS)(model, (source, target, *labels), tf.constant([0, 0]))[-1]
+    moved = feature_target_search(**SETTINGS)(model, (source, target, *labels), tf.constant([0, 0]))[-1]
     shift = np.abs(moved.numpy() - source.numpy()).max(axis=(1, 2, 3))
     near = cosine(model, source, target) > 0.9
     assert near[:6].all() and not near[6:].all() and (shift[near] == 0).all() and (shift[~near] > 0).all()
@@ -64,7 +64,7 @@ def test_each_example_rests_when_it_is_near_enough(model):
 def test_the_search_uses_inference_statistics_and_leaves_them(model):
     batch = pairs()
     before = [v.numpy().copy() for v in model.variables]
-    exploit(**SETTINGS)(model, batch, tf.constant([0, 0]))
+    feature_target_search(**SETTINGS)(model, batch, tf.constant([0, 0]))
     assert all((a == b.numpy()).all() for a, b in zip(before, model.variables, strict=True))
 
 
@@ -170,7 +170,9 @@ def training_of(name):
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(4), 12)
     x = np.clip(y[:, None, None, None] * 50 + rng.integers(0, 30, (48, 8, 8, 1)), 0, 255).astype(np.uint8)
-    way = method(name, loss_type="arcface", scale=16.0, margin=0.2, adversary=exploit(**SETTINGS | {"rounds": 2}))
+    way = method(
+        name, loss_type="arcface", scale=16.0, margin=0.2, adversary=feature_target_search(**SETTINGS | {"rounds": 2})
+    )
     return way, pair_epochs(x, y, batch_size=8, seed=0)
 
 
@@ -207,7 +209,7 @@ def test_a_training_lowers_loss_and_names_people(name):
 def test_the_search_stays_finite_where_slopes_are_infinite():
     model, x = classifier((12, 12, 3), 6), np.random.default_rng(0).random((8, 12, 12, 3), np.float32)
     x[:3, :6] = 0
-    adversary = exploit(radius=0.05, sigma=0.01, rounds=4, threshold=0.0)
+    adversary = feature_target_search(radius=0.05, sigma=0.01, rounds=4, threshold=0.0)
     labels = tf.zeros([4], tf.int32)
     moved = adversary(model, (tf.constant(x[:4]), tf.constant(x[4:]), labels, labels), tf.zeros([2], tf.int32))[-1]
     assert np.isfinite(moved).all() and 0 < np.abs(moved - x[:4]).max() <= 0.05 + 1e-6

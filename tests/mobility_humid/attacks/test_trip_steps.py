@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from common.training.loop import compiled_step
-from mobility_humid.training.hardening import fast_st_fgsm, pgd_on_trips
+from mobility_humid.training.fast_st_fgsm import fast_st_fgsm, pgd_on_trips
 from mobility_humid.training.tasks import CLASSIFICATION, SIAMESE
 from tests.helpers.trip_toys import CLASSES, GRID, MODELS, answers, dense, random_samples, tiny_model
 

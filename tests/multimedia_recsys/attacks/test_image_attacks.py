@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from common.errors import UserError
 from common.models import imagenet_classifier
-from multimedia_recsys.attacks.images import ImageAttack, stand_ins
+from multimedia_recsys.attacks.images import ImageAttack, swap_control
 from multimedia_recsys.models import cnn
 from tests.helpers.steep import classifier
 
@@ -53,17 +53,17 @@ def images():
 
 
 def test_look_gives_class_probability_and_the_pooled_layer(model, images):
-    seen = cnn.look(model, images, batch_size=32)
+    extracted = cnn.extract(model, images, batch_size=32)
     logits = model(images / np.float32(255), training=False).numpy()
-    assert np.array_equal(seen.label, logits.argmax(axis=1))
-    assert np.allclose(seen.prob, tf.nn.softmax(logits).numpy().max(axis=1), atol=1e-6)
+    assert np.array_equal(extracted.label, logits.argmax(axis=1))
+    assert np.allclose(extracted.prob, tf.nn.softmax(logits).numpy().max(axis=1), atol=1e-6)
     pooled = keras.Model(model.input, model.layers[-1].input)(images / np.float32(255), training=False)
-    assert np.allclose(seen.features, pooled, rtol=1e-4, atol=1e-5)
+    assert np.allclose(extracted.features, pooled, rtol=1e-4, atol=1e-5)
 
 
 def test_look_through_a_softmax_is_the_same(model, images):
     ended = keras.Model(model.input, keras.layers.Softmax()(model.output))
-    for one, other in zip(cnn.look(model, images), cnn.look(ended, images), strict=True):
+    for one, other in zip(cnn.extract(model, images), cnn.extract(ended, images), strict=True):
         assert np.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
@@ -114,11 +114,11 @@ def test_what_an_item_becomes_does_not_depend_on_its_neighbours(model, images, k
 
 def test_steps_along_the_gradient_lead_to_the_class(model, images):
     some, label = blobs(40, 3)
-    assert (cnn.look(model, some).label == label).mean() > 0.9
+    assert (cnn.extract(model, some).label == label).mean() > 0.9
     some, success = some[label != 2], {}
     for kind in ("noise", "fgsm", "pgd", "cw"):
         attack = ImageAttack(kind, model, eps=24 / 255, steps=20, confidence=1.0, cw_steps=100, cw_learning_rate=0.02)
-        success[kind] = (cnn.look(model, attack(some, 2, np.arange(len(some)))).label == 2).mean()
+        success[kind] = (cnn.extract(model, attack(some, 2, np.arange(len(some)))).label == 2).mean()
     assert success["noise"] < 0.1
     assert success["pgd"] >= success["fgsm"]
     assert min(success["pgd"], success["cw"]) > 0.9
@@ -129,7 +129,7 @@ def test_insa_raises_the_score_more_than_noise(model, images):
     gain = {}
     for kind in ("noise", "insa"):
         changed = ImageAttack(kind, model, eps=8 / 255, direction=direction)(images, 0, np.arange(70))
-        gain[kind] = (cnn.look(model, changed).features - cnn.look(model, images).features) @ direction
+        gain[kind] = (cnn.extract(model, changed).features - cnn.extract(model, images).features) @ direction
     assert (gain["insa"] > 0).all()
     assert gain["insa"].mean() > 3 * np.abs(gain["noise"]).mean()
 
@@ -141,9 +141,9 @@ def test_a_budget_for_each_channel_holds_for_each(model, images):
 
 def test_stand_ins_are_candidates_and_each_items_own():
     candidates = np.array([3, 5, 8])
-    found = stand_ins(candidates, np.array([10, 11, 12, 13]), seed=0)
+    found = swap_control(candidates, np.array([10, 11, 12, 13]), seed=0)
     assert set(found) == set(candidates)
-    assert stand_ins(candidates, np.array([12]), seed=0)[0] == found[2]
+    assert swap_control(candidates, np.array([12]), seed=0)[0] == found[2]
 
 
 def test_a_look_follows_the_model():
@@ -152,7 +152,7 @@ def test_a_look_follows_the_model():
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3)).astype(np.uint8)
 
     def agrees():
-        answer, found = keras.ops.softmax(net(images / np.float32(255))), cnn.look(net, images)
+        answer, found = keras.ops.softmax(net(images / np.float32(255))), cnn.extract(net, images)
         np.testing.assert_allclose(found.prob, np.max(answer, axis=1), atol=1e-5)
         np.testing.assert_array_equal(found.label, np.argmax(answer, axis=1))
         np.testing.assert_allclose(found.features, cnn.feature_model(net)(images / np.float32(255)), atol=1e-5)

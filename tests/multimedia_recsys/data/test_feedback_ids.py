@@ -9,10 +9,10 @@ from PIL import Image
 
 from common.errors import UserError
 from multimedia_recsys.data import attack_folders
-from multimedia_recsys.data.catalogues import Images, Shop
+from multimedia_recsys.data.catalog import Catalog, Images
 from multimedia_recsys.data.categories import named as parse_class
 from multimedia_recsys.data.interactions import interactions, leave_one_out, read_feedback, read_named
-from multimedia_recsys.data.looks import read_looks, write_looks
+from multimedia_recsys.data.visual_features import read_visual, write_visual
 
 NAMES = ["a.jpg", "b.jpg", "c.jpg"]
 OTHERS = "".join(f"{user},{item},1\n" for user in ("u2", "u3") for item in "abc")
@@ -139,14 +139,14 @@ def test_further_columns_of_the_original_layout_are_passed_over(tmp_path):
         read_feedback(tmp_path, 2, seed=0)
 
 
-def shop_of(names):
+def catalog_of(names):
     count = len(names)
     images = np.arange(count * 48, dtype=np.uint8).reshape(count, 4, 4, 3)
     feedback = interactions(np.arange(count), np.arange(count), np.full(count, -1), items=count)
-    return Shop("toys", Images(images), feedback, tuple(names), "0" * 64)
+    return Catalog("toys", Images(images), feedback, tuple(names), "0" * 64)
 
 
-def seen_of(count):
+def extracted_of(count):
     rng = np.random.default_rng(0)
     return types.SimpleNamespace(label=np.arange(count) % 2, prob=rng.random(count), features=rng.random((count, 3)))
 
@@ -154,46 +154,46 @@ def seen_of(count):
 def test_classes_in_another_order_than_the_items_are_refused(tmp_path):
     """features.npy says by its order alone whose features a row holds."""
     names = ["a.jpg", "b.png", os.fsdecode(b"Jos\xe9.png")]
-    write_looks(tmp_path, shop_of(names), seen_of(3), ["hat", "sock"])
-    found = read_looks(tmp_path, names)
+    write_visual(tmp_path, catalog_of(names), extracted_of(3), ["hat", "sock"])
+    found = read_visual(tmp_path, names)
     assert found.label.tolist() == [0, 1, 0] and found.names == ("hat", "sock")
     path = tmp_path / "classes.csv"
     header, *lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(header + lines[0].replace(b"a.jpg", b"a") + b"".join(lines[1:]))
-    assert np.array_equal(read_looks(tmp_path, names).features, found.features)
+    assert np.array_equal(read_visual(tmp_path, names).features, found.features)
     path.write_bytes(header + lines[0] + lines[2] + lines[1])
     with pytest.raises(
         UserError, match=r"classes.csv:3: ImageID 'Jos.*', the shop has 'b.png' there; bring classes.csv"
     ):
-        read_looks(tmp_path, names)
+        read_visual(tmp_path, names)
     path.write_bytes(header + b"".join(lines))
     with pytest.raises(UserError, match=r"classes.csv:2: ImageID 'a.jpg', the shop has 'x.jpg' there"):
-        read_looks(tmp_path, ["x.jpg", *names[1:]])
+        read_visual(tmp_path, ["x.jpg", *names[1:]])
 
 
 def test_features_of_attacked_images_are_scaled_as_the_clean_ones(tmp_path):
     """Or one attacked item with a large feature would bring all others nearer to zero."""
     names = ["a.jpg", "b.jpg", "c.jpg"]
-    write_looks(tmp_path / "clean", shop_of(names), seen_of(3), ["hat", "sock"])
-    clean, seen = read_looks(tmp_path / "clean", names), seen_of(3)
+    write_visual(tmp_path / "clean", catalog_of(names), extracted_of(3), ["hat", "sock"])
+    clean, extracted = read_visual(tmp_path / "clean", names), extracted_of(3)
     assert clean.scale == np.abs(clean.features).max()
-    seen.features[1] = 50
-    write_looks(tmp_path / "attacked", shop_of(names), seen, ["hat", "sock"], started=clean)
-    attacked = read_looks(tmp_path / "attacked", names)
+    extracted.features[1] = 50
+    write_visual(tmp_path / "attacked", catalog_of(names), extracted, ["hat", "sock"], started=clean)
+    attacked = read_visual(tmp_path / "attacked", names)
     assert attacked.features.max() == 50 and attacked.scale == clean.scale
     (tmp_path / "attacked/scale.txt").write_text("much\n")
     with pytest.raises(UserError, match=r"scale.txt: expected a number"):
-        read_looks(tmp_path / "attacked", names)
+        read_visual(tmp_path / "attacked", names)
 
 
 def test_attacked_images_of_one_name_but_for_the_ending_are_two_files(tmp_path):
-    shop = shop_of(["a.jpg", "b.jpg", "a.png", "a_png.jpg", "../a.jpg"])
+    catalog = catalog_of(["a.jpg", "b.jpg", "a.png", "a_png.jpg", "../a.jpg"])
     items = np.arange(5)
-    attack_folders.write_images(tmp_path / "images", shop, items, lambda images, _: 255 - images)
+    attack_folders.write_images(tmp_path / "images", catalog, items, lambda images, _: 255 - images)
     assert len(list((tmp_path / "images").iterdir())) == 5
     assert (tmp_path / "images" / "b.png").is_file()
-    found = attack_folders.read_images(tmp_path / "images", shop, items)
-    np.testing.assert_array_equal(found, 255 - shop.images.read(items))
+    found = attack_folders.read_images(tmp_path / "images", catalog, items)
+    np.testing.assert_array_equal(found, 255 - catalog.images.read(items))
     assert np.asarray(Image.open(tmp_path / "images" / "b.png")).shape == (4, 4, 3)
 
 

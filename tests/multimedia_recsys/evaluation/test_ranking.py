@@ -11,7 +11,7 @@ from multimedia_recsys.evaluation import ranking
 from multimedia_recsys.models.recommenders import Factors, popularity
 
 
-def shop(users=40, items=60, seed=0, ties=True):
+def catalog(users=40, items=60, seed=0, ties=True):
     """Feedback, and factors whose scores are small whole numbers: nearly every list holds ties."""
     rng = np.random.default_rng(seed)
     user, item = rng.integers(users, size=5 * users), rng.integers(items, size=5 * users)
@@ -36,7 +36,7 @@ def scores_of(factors, feedback):
 @pytest.mark.parametrize("block", [64, 2**24])
 def test_top_k_is_the_head_of_a_full_stable_sort(monkeypatch, ties, block):
     monkeypatch.setattr(ranking, "BLOCK_SCORES", block)
-    feedback, factors = shop(ties=ties)
+    feedback, factors = catalog(ties=ties)
     scores = scores_of(factors, feedback)
     expected = np.argsort(-scores, axis=1, kind="stable")[:, :10]
     assert np.array_equal(ranking.top_k(factors, feedback, 10), expected)
@@ -52,7 +52,7 @@ def test_a_user_with_few_items_left_has_empty_places_at_the_end():
 def test_ranks_and_measures_against_brute_force_and_scikit_learn():
     """F6: HR, nDCG and AUC on lists with ties."""
     for seed in range(5):
-        feedback, factors = shop(seed=seed)
+        feedback, factors = catalog(seed=seed)
         scores = scores_of(factors, feedback)
         found = ranking.ranks(factors, feedback)
         assert found.user.tolist() == np.flatnonzero(feedback.test >= 0).tolist()
@@ -74,7 +74,7 @@ def test_ranks_and_measures_against_brute_force_and_scikit_learn():
 
 
 def test_item_ranks_against_brute_force():
-    feedback, factors = shop(seed=2)
+    feedback, factors = catalog(seed=2)
     scores = scores_of(factors, feedback)
     items = np.array([0, 7, 59, 13])
     place = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1)
@@ -84,7 +84,7 @@ def test_item_ranks_against_brute_force():
 
 
 def test_popularity_ranks_by_counts():
-    feedback, _ = shop()
+    feedback, _ = catalog()
     lists = ranking.top_k(popularity(feedback), feedback, 60)
     counts = feedback.popularity()
     for line in lists:

@@ -21,7 +21,7 @@ def model(visual=3, seed=0):
     return made
 
 
-def looks(seed=1):
+def item_features(seed=1):
     return np.random.default_rng(seed).normal(size=(ITEMS, FEATURES)).astype(np.float32)
 
 
@@ -43,7 +43,7 @@ def score(w, f, u, i):
 
 @pytest.mark.parametrize("visual", [0, 3])
 def test_scores_and_factors_follow_the_formula(visual):
-    made, f = model(visual), looks()
+    made, f = model(visual), item_features()
     w = arrays(made)
     expected = np.array([[score(w, f, u, i) for i in range(ITEMS)] for u in range(USERS)])
     factors = made.factors(f)
@@ -54,7 +54,7 @@ def test_scores_and_factors_follow_the_formula(visual):
 
 
 def test_the_gradient_of_bpr_against_finite_differences():
-    made, f = model(), looks()
+    made, f = model(), item_features()
     loss = bpr_loss(tf.constant(f), 0.3, 0.2)
 
     def total():
@@ -90,7 +90,7 @@ def test_the_gradient_of_bpr_against_finite_differences():
 
 def test_amr_moves_each_feature_by_eps_along_the_gradient_of_its_row():
     """F5: the length is eps, and a feature that is looked up three times moves once, along the sum."""
-    made, f = model(), looks()
+    made, f = model(), item_features()
     _, adversary = amr(tf.constant(f), Settings(epsilon=0.7))
     user, positive, negative, of_positive, of_negative = adversary(made, batch(), tf.constant([0, 0]))
     features = tf.Variable(f)
@@ -107,7 +107,7 @@ def test_amr_moves_each_feature_by_eps_along_the_gradient_of_its_row():
 
 def test_amr_without_a_budget_is_vbpr_bit_for_bit():
     """F5: eps = 0 gives the adversarial term the very value of the plain one."""
-    made, f = model(), tf.constant(looks())
+    made, f = model(), tf.constant(item_features())
     loss, adversary = amr(f, Settings(epsilon=0.0, lambd=1.0, l2=0.0))
     terms, _ = loss(made, adversary(made, batch(), tf.constant([0, 0])))
     plain, _ = bpr_loss(f, 0.0, 0.0)(made, batch())
@@ -116,14 +116,14 @@ def test_amr_without_a_budget_is_vbpr_bit_for_bit():
 
 
 def test_amr_raises_the_loss():
-    made, f = model(), tf.constant(looks())
+    made, f = model(), tf.constant(item_features())
     loss, adversary = amr(f, Settings(epsilon=0.5, lambd=1.0))
     terms, _ = loss(made, adversary(made, batch(), tf.constant([0, 0])))
     assert float(terms["adversarial"]) > float(terms["bpr"])
 
 
 def test_the_sparse_optimiser_gives_the_numbers_of_the_dense_one():
-    f = tf.constant(looks())
+    f = tf.constant(item_features())
     found = []
     for optimizer in (SparseAdagrad(0.1), keras.optimizers.Adagrad(0.1)):
         made, loss = model(), bpr_loss(f, 0.1, 0.1)
@@ -206,7 +206,7 @@ def test_training_ranks_what_users_have_and_repeats_itself(kind):
 
 
 def test_the_mean_score_grows_along_its_direction():
-    made, f = model(), looks()
+    made, f = model(), item_features()
     along = recommenders.mean_score_direction(made)
     moved = f + 0.1 * along / np.linalg.norm(along)
     before, after = (made.factors(v) for v in (f, moved))

@@ -11,7 +11,7 @@ from multimedia_recsys.evaluation import ranking
 from multimedia_recsys.models.recommenders import Factors
 
 
-class Standing(NamedTuple):
+class Exposure(NamedTuple):
     """Where the attacked items stand with one recommender and one set of images.
 
     `chr_origin`, `ncdcg_origin`, `chr_target`: of the attack's classes. `item_rate` float64 (m,): in which share of the
@@ -25,15 +25,15 @@ class Standing(NamedTuple):
     item_rank: np.ndarray
 
 
-def standing(
+def exposure_of(
     factors: Factors, feedback: Interactions, label: np.ndarray, items: np.ndarray, pair: Pair, k: int
-) -> Standing:
+) -> Exposure:
     """Of the attacked `items` (m,) in top-`k` lists; `label` (N,) is the class of each item before the attack."""
     lists = ranking.top_k(factors, feedback, k)
     classes = int(max(label.max(), *pair)) + 1
     shares, gains = chr_at(lists, label, classes, k), ncdcg_at(lists, label, classes, k)
     counts = np.bincount(lists[lists >= 0], minlength=feedback.items)
-    return Standing(
+    return Exposure(
         float(shares[pair.origin]),
         float(gains[pair.origin]),
         float(shares[pair.target]),
@@ -42,7 +42,7 @@ def standing(
     )
 
 
-def measures(before: Standing, after: Standing) -> dict[str, dict[str, float]]:
+def measures(before: Exposure, after: Exposure) -> dict[str, dict[str, float]]:
     """What a row of `table.csv` says of each measure, its value and, where there is one, the interval:
 
     `chr_origin`, `ncdcg_origin`, `chr_target` after the attack; `chr_lift`, how much more of all places the origin

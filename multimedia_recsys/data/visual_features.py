@@ -10,14 +10,14 @@ import pandas as pd
 
 from common.errors import UserError
 from common.files import replacing, write_text
-from multimedia_recsys.data.catalogues import Shop
+from multimedia_recsys.data.catalog import Catalog
 
 # The files of the original layout, and of attacked images the scale of the clean ones.
 CLASSES, FEATURES, SCALE = "classes.csv", "features.npy", "scale.txt"
 _COLUMNS = ("ImageID", "ClassStr", "ClassNum", "Prob")
 
 
-class Seen(NamedTuple):
+class Extracted(NamedTuple):
     """What a network makes of images: `label` int32 (N,), its probability `prob` float32 (N,), `features` (N, D)."""
 
     label: np.ndarray
@@ -25,7 +25,7 @@ class Seen(NamedTuple):
     features: np.ndarray
 
 
-class Looks(NamedTuple):
+class VisualFeatures(NamedTuple):
     """Of all items: `label` int32 (N,), its probability `prob` (N,), `features` float32 (N, D); classes' `names`."""
 
     label: np.ndarray
@@ -42,12 +42,14 @@ class Looks(NamedTuple):
         return max(float(np.abs(self.features).max()), 1e-12) if self.clean_scale is None else self.clean_scale
 
 
-def write_looks(folder: Path, shop: Shop, seen: Seen, names: Sequence[str], started: Looks | None = None) -> None:
+def write_visual(
+    folder: Path, catalog: Catalog, extracted: Extracted, names: Sequence[str], started: VisualFeatures | None = None
+) -> None:
     """Write `classes.csv` and `features.npy` of the original layout; `started`: before an attack."""
     rows = []
-    for item, name in enumerate(shop.file_names):
-        label = int(seen.label[item])
-        row = [name, names[label], label, f"{seen.prob[item]:.6f}"]
+    for item, name in enumerate(catalog.file_names):
+        label = int(extracted.label[item])
+        row = [name, names[label], label, f"{extracted.prob[item]:.6f}"]
         if started is not None:
             before = int(started.label[item])
             row += [names[before], before, f"{started.prob[item]:.6f}"]
@@ -57,13 +59,13 @@ def write_looks(folder: Path, shop: Shop, seen: Seen, names: Sequence[str], star
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([columns, *rows])
     with replacing(folder / FEATURES) as file:
-        np.save(file, seen.features.astype(np.float32), allow_pickle=False)
+        np.save(file, extracted.features.astype(np.float32), allow_pickle=False)
     if started is not None:
         write_text(folder / SCALE, f"{started.scale!r}\n")
 
 
-def read_looks(folder: Path, file_names: Sequence[str]) -> Looks:
-    """What `write_looks` wrote, for a shop whose items' images have these names.
+def read_visual(folder: Path, file_names: Sequence[str]) -> VisualFeatures:
+    """What `write_visual` wrote, for a shop whose items' images have these names.
 
     Errors: `UserError` naming a file that is missing, damaged or of another shop, and the line of an item that is not
     in its place: `features.npy` says by its order alone whose features a row holds.
@@ -101,11 +103,13 @@ def read_looks(folder: Path, file_names: Sequence[str]) -> Looks:
             clean_scale = float((folder / SCALE).read_text("utf-8"))
         except ValueError as error:
             raise UserError(f"{folder / SCALE}: expected a number ({error}); make the attack anew") from error
-    return Looks(label, prob, features, tuple(names.get(n, str(n)) for n in range(max(names) + 1)), clean_scale)
+    return VisualFeatures(
+        label, prob, features, tuple(names.get(n, str(n)) for n in range(max(names) + 1)), clean_scale
+    )
 
 
-def check_looks(folder: Path) -> None:
-    """Errors: `UserError` for a folder without the files of `write_looks`."""
+def check_visual(folder: Path) -> None:
+    """Errors: `UserError` for a folder without the files of `write_visual`."""
     for name in (CLASSES, FEATURES):
         if not (folder / name).is_file():
             raise UserError(f"{folder / name}: no such file; make it by classify_extract.py")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mobility_humid.training.hardening import fast_st_fgsm, pgd_on_trips
+from mobility_humid.training.fast_st_fgsm import fast_st_fgsm, pgd_on_trips
 from tests.helpers.trip_toys import GRID, MODELS, answers, random_samples, tiny_model
 
 PAIRS = ("dense", "places_symmetric_profile")

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 
 from mobility_humid.data.trips import SLOT
-from mobility_humid.evaluation import measures
+from mobility_humid.evaluation import trip_metrics
 
 
 def trips_with_padding(rng, n):
@@ -18,16 +18,16 @@ def trips_with_padding(rng, n):
 
 def test_jumps_and_displacements_against_a_loop():
     rng = np.random.default_rng(8)
-    n = measures.BLOCK + 7
+    n = trip_metrics.BLOCK + 7
     before = trips_with_padding(rng, n)
     there = before[..., SLOT] > 0
     shift = rng.integers(-2, 3, (n, 4, 9, 2)) * (there & (rng.random((n, 4, 9)) < 0.2))[..., None]
     after = before.copy()
     after[..., :2] += shift.astype(np.int16)
     jumps, changed, moved = (
-        measures.largest_jump(after),
-        measures.changed_points(before, after),
-        measures.displacement(before, after),
+        trip_metrics.largest_jump(after),
+        trip_metrics.changed_points(before, after),
+        trip_metrics.displacement(before, after),
     )
     for i in range(n):
         longest = 0
@@ -40,6 +40,6 @@ def test_jumps_and_displacements_against_a_loop():
         assert changed[i] == sum((p[:2] != q[:2]).any() for p, q in zip(old, new, strict=True))
         assert moved[i] == abs(shift[i]).max()
     empty = before[:0]
-    assert measures.largest_jump(empty).shape == (0,) and measures.displacement(empty, empty).shape == (0,)
+    assert trip_metrics.largest_jump(empty).shape == (0,) and trip_metrics.displacement(empty, empty).shape == (0,)
     # The step from padding to the first point is none, wherever that is.
-    assert measures.largest_jump(np.array([[[[0, 0, 0], [50, 50, 3], [51, 49, 3]]]], np.int16)).tolist() == [1]
+    assert trip_metrics.largest_jump(np.array([[[[0, 0, 0], [50, 50, 3], [51, 49, 3]]]], np.int16)).tolist() == [1]

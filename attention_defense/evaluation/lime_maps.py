@@ -10,7 +10,7 @@ import numpy as np
 from attention_defense.models.losses import GREY
 
 
-def lime_area(
+def lime_map(
     answer: Callable[[np.ndarray], np.ndarray],
     image: np.ndarray,
     label: int,

@@ -47,7 +47,7 @@ class Images:
 
 
 @dataclass(frozen=True, eq=False)
-class Shop:
+class Catalog:
     """Items, feedback, and the shop's own `category` of each item, int32 (N,), where it is known.
 
     `file_names`: of each item's image; `sha256` over all of it (of folders: over the feedback, and names and sizes of
@@ -74,7 +74,7 @@ class Training(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def load_shop(
+def load_catalog(
     dataset: str = EMBEDDED,
     *,
     data_dir: Path = Path("data"),
@@ -83,7 +83,7 @@ def load_shop(
     image_size: int | None = None,
     n_items: int = 1000,
     n_users: int = 2000,
-) -> Shop:
+) -> Catalog:
     """The shop called `dataset`, or in that folder: of the original layout or, with `interactions`, one of images.
 
     `image_size`: pixels a side to which images of folders are brought, by default 224; `n_items` and `n_users` of
@@ -141,13 +141,13 @@ def load_training(
 
 # One experiment asks for the same shop a dozen times in one process.
 @functools.lru_cache(maxsize=1)
-def _drawn(n_items: int, n_users: int, seed: int) -> Shop:
+def _drawn(n_items: int, n_users: int, seed: int) -> Catalog:
     drawn = products(n_items, seed=seed)
     feedback = simulated((drawn.category, drawn.colour, drawn.style), n_users, seed=seed)
     return _in_memory(EMBEDDED, drawn.images, feedback, drawn.category, CATEGORIES)
 
 
-def _clothes(data_dir: Path, n_items: int, n_users: int, seed: int) -> Shop:
+def _clothes(data_dir: Path, n_items: int, n_users: int, seed: int) -> Catalog:
     """Test images of Fashion-MNIST; beside the category, users like light or dark and small or large ones."""
     data = datasets.load("fashion_mnist", data_dir=data_dir, n_train=1, n_test=n_items)
     ink = data.x_test.astype(np.float32).reshape(len(data.x_test), -1)
@@ -164,14 +164,14 @@ def _in_colour(images: np.ndarray) -> np.ndarray:
 
 def _in_memory(
     name: str, images: np.ndarray, feedback: Interactions, category: np.ndarray, names: tuple[str, ...]
-) -> Shop:
+) -> Catalog:
     digest = hashlib.sha256(images.tobytes())
     _add_feedback(digest, feedback)
     files = tuple(f"{item}.png" for item in range(len(images)))
-    return Shop(name, Images(images), feedback, files, digest.hexdigest(), category, names)
+    return Catalog(name, Images(images), feedback, files, digest.hexdigest(), category, names)
 
 
-def _layout(root: Path, seed: int, size: int) -> Shop:
+def _layout(root: Path, seed: int, size: int) -> Catalog:
     found = {}
     for entry in visible(root / IMAGES):
         path = Path(entry.path)
@@ -193,7 +193,7 @@ def _layout(root: Path, seed: int, size: int) -> Shop:
     return _of_files(root, paths, feedback, size)
 
 
-def _folder(root: Path, interactions: Path, seed: int, size: int) -> Shop:
+def _folder(root: Path, interactions: Path, seed: int, size: int) -> Catalog:
     images, names = list_images(root, progress=True)
     paths = [image.path for image in images]
     stems = [path.name for path in paths]
@@ -212,14 +212,14 @@ def _of_files(
     size: int,
     category: np.ndarray | None = None,
     names: tuple[str, ...] = (),
-) -> Shop:
+) -> Catalog:
     digest = hashlib.sha256()
     for path in paths:
         digest.update(os.fsencode(path.relative_to(root)) + f"\0{path.stat().st_size}\n".encode())
     _add_feedback(digest, feedback)
     images = Images(paths, size)
     files = tuple(path.name for path in paths)
-    return Shop(root.name, images, feedback, files, digest.hexdigest(), category, names)
+    return Catalog(root.name, images, feedback, files, digest.hexdigest(), category, names)
 
 
 def _add_feedback(digest, feedback: Interactions) -> None:
