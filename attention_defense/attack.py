@@ -254,8 +254,8 @@ def evaluate(
     y: "np.ndarray",
     source: "keras.Model | None" = None,
 ) -> "Evaluation":
-    """All attacks of `options` on `victim`, on images `x` float32 (N, H, W, C), `y` int32 (N,); with a `source` also the
-    PGD-20 examples of that model."""
+    """All attacks of `options` on `victim`, on images `x` float32 (N, H, W, C), `y` int32 (N,); with a `source` also
+    the PGD-20 examples of that model."""
     from attention_defense.attacks import table
     from common.evaluation.robustness import Entry
 
