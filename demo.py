@@ -41,7 +41,7 @@ of `results.json`."""
 
 @dataclasses.dataclass(kw_only=True)
 class Options(RunOptions):
-    """The settings of each script stand in `<app>/configs/quick.yaml`."""
+    """The settings of each script are in `<app>/configs/quick.yaml`."""
 
     config: Path | None = internal()
     name: str | None = option("quick", compared=False)
@@ -130,7 +130,7 @@ class Chapter(NamedTuple):
 
 
 CHAPTERS = (
-    Chapter("adv_lock", "Adversarial Lock: images that mislead whoever trains on them", _lock),
+    Chapter("adv_lock", "Adversarial Lock: images that mislead models trained on them", _lock),
     Chapter("mobility_humid", "ST-iFGSM: trips whose driver is no longer identified", _mobility),
     Chapter("face_mter", "MTER: face embeddings that resist impersonation", _faces),
     Chapter("multimedia_recsys", "TAaMR: product images that climb in a visual recommender", _recommender),
@@ -157,7 +157,7 @@ def demo(options: Options, run: Run) -> None:
     """Run the papers one after the other, and put what they show into one table."""
     run.log(
         f"five papers on embedded data: about {MINUTES} minutes on two cores;"
-        " after an interruption, --resume goes on where it stopped"
+        " after an interruption, --resume continues where it stopped"
     )
     figures: dict[str, Path] = {}
     for number, chapter in enumerate(CHAPTERS):

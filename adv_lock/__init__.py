@@ -1,1 +1,1 @@
-"""Adversarial Lock: images that people can use and that mislead whoever trains on them (arXiv 2002.03793)."""
+"""Adversarial Lock: images that people can use and that mislead models trained on them (arXiv 2002.03793)."""

@@ -1,4 +1,4 @@
-"""Lock images with a small wrong-class signal, so that whoever trains on them learns the signal, not the content."""
+"""Lock images with a small wrong-class signal: a model trained on them learns the signal, not the content."""
 
 import itertools
 from dataclasses import dataclass
@@ -28,15 +28,16 @@ _TRIED, _FEW = 128, 8
 
 @dataclass(kw_only=True)
 class Options(InputOptions, ExampleOptions, DataOptions, ScriptOptions):
-    """The owner's side: what to lock, how, and with which base classifier."""
+    """What to lock, how, and with which base classifier."""
 
     dataset: str = option("scenes", "orig_data")
     """Images to lock: a data set's name, an .npz with Keras keys, or a folder <root>/<class>/<file>, whose images
     keep size, alpha and metadata."""
     out: Path | None = option(None, "lock_data", written=True, compared=False)
-    """Folder of the run, in place of runs/adv_lock/lock/<name>; its `locked/` is what may be shared."""
+    """Folder of the run; by default runs/adv_lock/lock/<name>. Its `locked/` may be shared."""
     model: Path | None = option(None, "resume_path")
-    """Base classifier, any Keras classifier in a .keras file; by default the one of train_base, trained if need be."""
+    """Base classifier, any Keras classifier in a .keras file; by default that of train_base.py, which is run if need
+    be."""
     lock_method: Literal["basic", "mixup", "horiz", "mixandcat"] = "basic"
     """One class map (basic), two mixed (mixup), two side by side (horiz), or two mixtures side by side (mixandcat)."""
     eps: Budget = 1.5
@@ -168,7 +169,7 @@ def _examples(originals: list, stored: list) -> dict:
 def _warn(run: Run, success: float) -> None:
     if success < 0.5:
         run.log(
-            f"the base classifier sees the wrong class in only {100 * success:.0f} % of the locked images, so the"
+            f"the base classifier predicts the wrong class for only {100 * success:.0f} % of the locked images, so the"
             " lock is weak: raise --eps or --steps, or give a --model that was trained on more such images"
         )
 
@@ -235,7 +236,7 @@ def _check(options: Options) -> None:
         raise UserError(f"--attack-store: {options.attack_store} is a file; name a folder")
     for name in ("alpha", "lambd"):
         if not getattr(options, name) <= 1:
-            raise UserError(f"--{name}: is a share and at most 1; received {getattr(options, name)}")
+            raise UserError(f"--{name}: must be at most 1; received {getattr(options, name)}")
 
 
 def _tried(options: Options, count: int) -> "np.ndarray":

@@ -1,4 +1,4 @@
-"""The whole experiment: base classifier, every lock method, thieves and clean reference, one table."""
+"""The whole experiment: base classifier, locks, models trained on locked images, clean reference, one table."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,12 @@ MEASURED = ("original_accuracy", "original_accuracy_peak", "locked_accuracy", "i
 
 @dataclass(kw_only=True)
 class Options(DeviceOptions, ExampleOptions, DataOptions, RunOptions):
-    """Which methods and seeds; the settings of each script stand in its section of --config."""
+    """Which methods and seeds; the settings of each script are in its section of --config."""
 
     methods: tuple[Method, ...] = METHODS
     """Lock methods to run at --seed; the first one also at --more-seeds."""
     more_seeds: tuple[Natural, ...] = ()
-    """Further seeds for the first method, each with a base classifier, lock, thief and reference of its own."""
+    """Further seeds for the first method, each with its own base classifier, lock, trained model and reference."""
 
 
 def refusals(options: Options) -> None:
@@ -40,7 +40,7 @@ def refusals(options: Options) -> None:
 
 @script(app="adv_lock", name="run_all", refusals=refusals)
 def run_all(options: Options, run: Run) -> None:
-    """Run what is not there yet and join the tables; with --force, run all of it anew."""
+    """Run what is missing and join the tables; with --force, run all of it again."""
     from common.evaluation import plots
 
     part = SubRuns(options, run)
@@ -60,12 +60,12 @@ def run_all(options: Options, run: Run) -> None:
         for name, metric in (("original", "original_accuracy"), ("locked", "locked_accuracy"))
     }
     reference = results[first, options.seed]["metrics"]["reference_accuracy"]
-    title, levels = "test accuracy of the thief", {"reference": reference}
+    title, levels = "test accuracy after training on locked images", {"reference": reference}
     run.figure("methods", plots.grouped_bars, options.methods, bars, title=title, levels=levels)
 
 
 def _one_seed(part: SubRuns, seed: int, methods: tuple[str, ...]) -> dict[str, dict]:
-    """The thieves' results by method; rows of the table."""
+    """Results of the models trained on locked images, by method; rows of the table."""
     place = f"seed-{seed}"
     model = part(train_base, place, "base", seed=seed) / "model.keras"
     thieves, reference = {}, None

@@ -1,4 +1,4 @@
-"""Train on locked images as a thief would, and measure what the model is worth on clean ones."""
+"""Train on locked images, as an unauthorised trainer would, and measure accuracy on clean test images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from adv_lock.data.locked import LockedData
 
 
-# The owner's and the thief's networks must not start from the same weights: of one architecture, seed and recipe they
-# would be one and the same network, and the lock would look stronger than it is against a stranger.
+# The owner's and the unauthorised trainer's networks must not start from the same weights: with one architecture, seed
+# and recipe they would be the same network, and the lock would look stronger than it is against others.
 _TRAINER_SEED = 1_000_000
 
 
 @dataclass(kw_only=True)
 class Options(FittingOptions):
-    """The thief's side: any network and recipe; and the owner's, who holds the key and measures."""
+    """The unauthorised trainer's network and recipe; and the owner's key, for the measurement."""
 
     lock_data: Path | None = None
     """Run folder of lock.py, with `locked/` and `key.npz`; by default the one of the same name, made if need be."""
@@ -109,7 +109,7 @@ def _metrics(options: Options, model, history: list[dict[str, float]], data: "Lo
     seen = predictions.predict(model, data.original_test, progress=True)
     last = history[-1]
     metrics = {
-        # The last epoch is what a thief has who cannot see clean images; the peak is what an oracle would pick.
+        # Without clean images a trainer has the last epoch; the peak is what an oracle would pick.
         "original_accuracy": last["original_accuracy"],
         "original_accuracy_peak": max(epoch["original_accuracy"] for epoch in history),
         "locked_accuracy": last["locked_accuracy"],
@@ -157,14 +157,14 @@ def _reference(options: Options, run: Run, source: Path, sha256: str) -> tuple[P
         results = read_results(folder)
     _check_recipe(options, results["config"])
     if results["data_sha256"] != sha256:
-        raise UserError(f"--reference: {options.reference} was trained on other data than {source} locks")
+        raise UserError(f"--reference: {options.reference} was trained on other data than {source} holds")
     return folder, results["metrics"]["original_accuracy"]
 
 
 def _check_recipe(options: Options, config: Mapping[str, Any]) -> None:
     """Errors: `UserError` for the `config` of a reference of another recipe than `options`."""
     if config.get("train_on") != "original":
-        raise UserError(f"--reference: {options.reference} is no run of train.py with --train-on original")
+        raise UserError(f"--reference: {options.reference} is not a run of train.py with --train-on original")
     for name in option_fields(FittingOptions).keys() - option_fields(CommonOptions).keys():
         ours = getattr(options, name)
         if config.get(name) != (list(ours) if isinstance(ours, tuple) else ours):

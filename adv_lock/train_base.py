@@ -1,4 +1,4 @@
-"""Train the base classifier F on clean data: the network whose mistakes a lock writes into images."""
+"""Train the base classifier F on clean data: the surrogate model that a lock is crafted against."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ class FittingOptions(training_options.FittingOptions, ExampleOptions, DataOption
 
 @dataclass(kw_only=True)
 class Options(FittingOptions):
-    """The owner's side: clean images and their labels."""
+    """The base classifier."""
 
 
 def refusals(options: Options) -> None:

@@ -1,4 +1,4 @@
-"""Undo a lock with its key: the decoded original pixels, bit by bit."""
+"""Undo a lock with its key: restores the original pixels bit for bit."""
 
 import hashlib
 import json
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Options(ComputeOptions, ExampleOptions, DataOptions, RunOptions):
-    """What was shared, and the key that stayed behind."""
+    """The locked data and the key."""
 
     lock_data: Path | None = None
     """Run folder of lock.py or a `locked/` folder; by default the run of the same name, made if need be."""
     key: Path | None = None
-    """The owner's key.npz; by default the one beside `locked/`."""
+    """The owner's key.npz; by default the one next to `locked/`."""
 
 
 def refusals(options: Options) -> None:
@@ -86,7 +86,9 @@ def _arrays(locked: Path, key: "Key", manifest: dict, out: Path) -> int:
             count += len(labels)
             if digest.hexdigest() != key.about["originals_sha256"].get(split):
                 # Leaving by an exception abandons the file: nothing wrong may lie where the originals belong.
-                raise UserError(f"{key.path}: is not the key of these images; they come out other than they were")
+                raise UserError(
+                    f"{key.path}: is not the key of these images; the restored images differ from the originals"
+                )
     return count
 
 
@@ -109,9 +111,7 @@ def _images(locked: Path, key: "Key", manifest: dict, out: Path) -> int:
         write_png(files.inside(out, entry["file"]), rgb, image.alpha, image.metadata)
     count = len(manifest["files"])
     if differing:
-        raise UserError(
-            f"{key.path}: is not the key of these images; {differing} of {count} come out other than locked"
-        )
+        raise UserError(f"{key.path}: is not the key of these images; {differing} of {count} differ from the originals")
     return count
 
 

@@ -1,4 +1,4 @@
-"""Test what the paper claims about attention and attacks: O1, O2 and O3, with intervals and controls."""
+"""Test the paper's claims about attention and attacks (O1, O2, O3), with intervals and controls."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -120,8 +120,8 @@ def analyse(options: Options, run: Run) -> None:
     right = predict(model, test_set.x, batch_size=options.batch_size, progress=True) == test_set.y
     run.rate("clean_accuracy", float(right.mean()), len(right), model=name, split="test")
     if not right.any():
-        raise UserError(f"{name}: answers none of the {len(right)} images rightly; there is nothing to attack")
-    run.log(f"{right.sum()} of {len(right)} images are answered rightly and attacked")
+        raise UserError(f"{name}: classifies none of the {len(right)} images correctly; there is nothing to attack")
+    run.log(f"{right.sum()} of {len(right)} images are classified correctly and attacked")
     x, y = np.asarray(as_float(test_set.x[right])), test_set.y[right]
     seen = analysis.compute_attention(model, x, y, layer=layer, batch_size=options.batch_size, progress=True)
     case = Case(picked, x, y, None if test_set.masks is None else test_set.masks[right], seen, options)
@@ -154,7 +154,7 @@ def analyse(options: Options, run: Run) -> None:
 def _outcomes(
     case: Case, table: Table, kind: str, after: "AttentionMaps", success: "np.ndarray", *, headline: bool
 ) -> "np.ndarray":
-    """Attention of successes beside that of failures, and O1; the IoU of clean and attacked attention (N,)."""
+    """Attention of successes against that of failures, and O1; the IoU of clean and attacked attention (N,)."""
     from attention_defense.evaluation import analysis
 
     seed = case.options.seed
@@ -203,7 +203,7 @@ def _controls(
     success: "np.ndarray",
     noise: "np.ndarray",
 ) -> None:
-    """O2 beside what moves attention without fooling anyone: noise of the same budget, which gave the IoU `noise` (N,),
+    """O2 against controls that change no prediction: noise of the same budget, which gave the IoU `noise` (N,),
     and the same images seen by `randomised`, the same network with its weights shuffled (Adebayo et al. 2018)."""
     from attention_defense.evaluation import analysis
 

@@ -1,4 +1,4 @@
-"""Attack a classifier: by the gradients of its answer, and by those of its attention."""
+"""Attack a classifier by gradients of its loss and of its attention maps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ HEADLINE = ("fgsm", "step_ll", "pgd20", "attention")
 
 @dataclass(kw_only=True)
 class VictimOptions(InputOptions, ImageOptions, ScriptOptions):
-    """Images to judge a model by; see also --n-test."""
+    """Model under attack and test images; see also --n-test."""
 
     model: Path | None = option(None, known=IMAGENET_NAMES)
     """Classifier: a .keras file, a run of train.py, inception_v3 or resnet50 (ImageNet weights, downloaded once); by
@@ -41,9 +41,9 @@ class VictimOptions(InputOptions, ImageOptions, ScriptOptions):
     boxes: Path | None = None
     """Folder of PASCAL VOC annotations, <image's name>.xml, for the objects of an image folder."""
     layer: str | None = None
-    """Layer whose attention is looked at; by default the last with a map of at least 7 x 7 cells."""
+    """Layer whose attention is computed; by default the last with a map of at least 7 x 7 cells."""
     batch_size: Count = 100
-    """Images looked at or attacked at a time."""
+    """Images per batch."""
 
 
 @dataclass(kw_only=True)
@@ -57,13 +57,13 @@ class Options(VictimOptions):
     """Radii of the attacks (L-inf), in [0, 1]; the first is the headline's. The paper's 0.15 on [-1, 1] is
     19.125/255."""
     curve: tuple[LinfBudget, ...] = (1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255, 32 / 255, 1.0)
-    """Radii at which PGD-20 is measured for the curve; without bound, at 1, nothing should stand."""
+    """Radii at which PGD-20 is measured for the curve; at 1, without a bound, accuracy should be 0."""
     n_slow: Count = option(200, "n_strongest")
     """Images for pgd100, adaptive and the curve, the first of --n-test."""
     source: Path | None = None
-    """Another model, a .keras file: the images that PGD-20 makes for it are shown to --model too."""
+    """Surrogate model, a .keras file: its PGD-20 examples are transferred to --model."""
     iou_key: Budget = 0.59513
-    """gated: attacks while the attended areas overlap by more than this."""
+    """gated: attacks while the IoU of the attended areas is above this."""
     n_test: Count | None = 300
     """Number of test images; null takes all."""
 
@@ -111,7 +111,7 @@ def check_test_set(options: VictimOptions) -> None:
     from common.files import read_lines
 
     if options.boxes is not None and (options.dataset in datasets.NAMES or not Path(options.dataset).is_dir()):
-        raise UserError(f"--boxes: belong to an image folder; {options.dataset} is none")
+        raise UserError(f"--boxes: are for an image folder; {options.dataset} is not one")
     if options.class_list is not None:
         read_lines(options.class_list)
 
@@ -134,7 +134,7 @@ def load_test_set(options: VictimOptions, run: Run) -> "TestSet":
 
 
 def load_victim(options: VictimOptions, test_set: "TestSet", run: Run, *, maps: bool = True) -> Victim:
-    """The classifier of `--model`, by default that of train.py; one whose `maps` nobody asks for needs none.
+    """The classifier of `--model`, by default that of train.py; `maps=False` skips the check for a convolutional layer.
 
     Errors: `UserError` for one that is not there, takes other images, has other classes or has not `--layer`; and for
     a run of train.py on the same data set with another seed, whose test images may have been trained on.

@@ -1,4 +1,4 @@
-"""Draw where a classifier looks, before and after an attack, by Grad-CAM and by LIME."""
+"""Draw the attention of a classifier before and after an attack, by Grad-CAM and by LIME."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The whole experiment: every way of training under every attack, in one table."""
+"""The whole experiment: every training method under every attack, in one table."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ SHARED = ("image_size",)
 
 @dataclass(kw_only=True)
 class Options(ImageOptions, DeviceOptions, ScriptOptions):
-    """Which ways of training; the settings of each script stand in its section of --config."""
+    """Which training methods; the settings of each script are in its section of --config."""
 
     methods: tuple[MethodName, ...] = (STANDARD, PGD, "aad", "step_ll")
-    """Ways of training, as in train.py; the images that PGD makes for the standard one are shown to all others."""
+    """Training methods, as in train.py; the PGD examples of the standard model are transferred to all others."""
     few_methods: tuple[MethodName, ...] = ()
-    """Ways, the same or others, on --n-few training images."""
+    """Training methods, the same or others, on --n-few training images."""
     n_few: Count = 5000
     """Training images of --few-methods."""
     pgd_eps: tuple[LinfBudget, ...] = ()
-    """Further radii of PGD training, wherever that is among the ways: for comparison at equal clean accuracy."""
+    """Further radii of PGD training, where that is among the methods: for comparison at equal clean accuracy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,7 @@ def refusals(options: Options) -> None:
 
 @script(app="attention_defense", name="run_all", refusals=refusals)
 def run_all(options: Options, run: Run) -> None:
-    """Run what is not there yet and join the tables; with --force, run all of it anew."""
+    """Run what is missing and join the tables; with --force, run all of it again."""
     from attention_defense.evaluation import figures
 
     part = SubRuns(options, run, shared=SHARED)
@@ -114,7 +114,7 @@ def _groups(options: Options) -> Iterator[list[Variant]]:
 
 
 def _headline(variant: Variant, attacked: Mapping[str, float]) -> dict[str, float]:
-    """Metrics of a training on all images; the others stand in the table alone."""
+    """Headline metrics, of trainings on all images only."""
     method = variant.settings["method"]
     return {f"{method}_{key}": value for key, value in attacked.items()} if variant.place == (method,) else {}
 

@@ -1,4 +1,4 @@
-"""Train a classifier: plainly, adversarially, or by AAD, which also rectifies and preserves its attention."""
+"""Train a classifier: standard, adversarial, or by AAD, which also rectifies and preserves its attention."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
@@ -50,8 +50,8 @@ class Options(ImageOptions, FittingOptions, ExampleOptions, ScriptOptions):
     arch: str = "small_cnn"
     """Network: small_cnn, cifarnet, cifarnet_bn, resnet18, resnet20, resnet50, ..."""
     method: MethodName = "aad"
-    """Plain training; on Step-LL, fast FGSM or PGD examples; TRADES; AAD, with a second step, or attacking while the
-    attention has not moved."""
+    """Standard training; on Step-LL, fast FGSM or PGD examples; TRADES; AAD, with a second step, or attacking while the
+    attention overlaps."""
     eps: LinfBudget = 8 / 255
     """Radius of the training examples (L-inf), in [0, 1]."""
     steps: Count = option(4, "pgd_steps")
@@ -65,19 +65,19 @@ class Options(ImageOptions, FittingOptions, ExampleOptions, ScriptOptions):
     gamma: Budget = 1.0
     """Weight of preservation in AAD, of maps of mean 1; see the README for the original's."""
     sharpness: Budget = 10.0
-    """Slope of the soft mask that hides what is attended."""
+    """Slope of the soft mask that occludes the attended area."""
     iou_key: Budget = 0.2
-    """aad_iou: an image is attacked on while its attended areas overlap by more than this."""
+    """aad_iou: an image is attacked further while the IoU of its attended areas is above this."""
     iou_steps: Count = 5
     """aad_iou: most steps."""
     layer: str | None = None
     """Layer whose attention is trained; by default the last with a map of at least 7 x 7 cells."""
     n_validation: Natural = 200
-    """Training images held back to measure the accuracy under PGD-10 after every epoch; they choose nothing."""
+    """Training images held out to measure the accuracy under PGD-10 after every epoch; not used for model selection."""
     epochs: Count = 8
     """Passes over the training images."""
     learning_rate: Budget = 0.1
-    """Learning rate at its highest."""
+    """Highest learning rate."""
     batch_size: Count = 64
     """Images a step, over all devices."""
 

@@ -37,11 +37,11 @@ def to_array(values: Any, name: str = "x", remedy: str = "") -> np.ndarray:
                 raise TypeError("text")
             values = values.astype(np.float64)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{name}: numbers are wanted; received {_some(values)}{remedy}") from error
+            raise ValueError(f"{name}: expected numbers; received {_some(values)}{remedy}") from error
     if values.dtype.kind not in "biuf" and values.dtype.name != "bfloat16":
-        raise ValueError(f"{name}: numbers are wanted; received {_some(values)}{remedy}")
+        raise ValueError(f"{name}: expected numbers; received {_some(values)}{remedy}")
     if not values.shape:
-        raise ValueError(f"{name}: an array with one row per example is wanted; received a single value")
+        raise ValueError(f"{name}: expected an array with one row per example; received a single value")
     return values
 
 
@@ -64,11 +64,11 @@ def to_labels(labels: Any, count: int | None = None, classes: int | None = None,
         with np.errstate(invalid="ignore"):
             whole = np.isfinite(found) & (found == np.rint(found)) & (np.abs(found) < 2**31)
         if not whole.all():
-            raise ValueError(f"{name}: whole class numbers are wanted; received {found[~whole][0]:g}")
+            raise ValueError(f"{name}: expected whole class numbers; received {found[~whole][0]:g}")
     if len(found) and classes is not None and (found.min() < 0 or found.max() >= classes):
         raise ValueError(_out_of_range(name, classes, int(found.min()), int(found.max())))
     if len(found) and not (-(2**31) <= int(found.min()) <= int(found.max()) < 2**31):
-        raise ValueError(f"{name}: class numbers are wanted; received {found.min()} to {found.max()}")
+        raise ValueError(f"{name}: expected class numbers; received {found.min()} to {found.max()}")
     return found.astype(np.int32)
 
 
@@ -91,7 +91,7 @@ def label_column(labels: Any, classes: int | None = None) -> Tensor:
     if not tf.is_tensor(labels):
         labels = tf.constant(to_labels(labels))
     if labels.dtype == tf.string:
-        raise UserError("labels: class numbers are wanted; received text")
+        raise UserError("labels: expected class numbers; received text")
     if labels.shape.rank == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.shape.rank != 1:

@@ -88,7 +88,7 @@ def printable(text: str) -> str:
 def check_text(start: bytes, where: str) -> None:
     """Refuse a file of text whose first bytes say that a character takes two or four of them: `UserError`."""
     if start.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
-        raise UserError(f"{where}: is no text in UTF-8 but in UTF-16 or 32, as spreadsheets may save it; convert it")
+        raise UserError(f"{where}: is text in UTF-16 or 32, as spreadsheets may save it; convert it to UTF-8")
 
 
 def write_npz(path: Path | str, arrays: Mapping[str, np.ndarray], *, compress: bool = True) -> None:
@@ -195,7 +195,7 @@ def read_lines(path: Path | str) -> list[str]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     check_text(content, str(path))
     if b"\0" in content:
-        raise UserError(f"{path}: is no text, it holds NUL bytes")
+        raise UserError(f"{path}: is not text, it holds NUL bytes")
     text = content.decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
     return text.rstrip().split("\n")
 
@@ -241,5 +241,5 @@ def refusing_damage(where: str) -> Iterator[None]:
         raise
     except (*DAMAGE, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{where}: cannot be read ({one_line(error)}); the file is damaged or hostile, get it anew"
+            f"{where}: cannot be read ({one_line(error)}); the file is damaged or hostile, download it again"
         ) from error

@@ -33,8 +33,8 @@ _written: dict[int, frozenset[str]] = {}
 
 
 class PerModel:
-    """Values by model and key. They are made anew once the model's layers, variables or properties are others than when
-    they were made, and forgotten with the model."""
+    """Values by model and key. They are made again once the model's layers, variables or properties are others than
+    when they were made, and forgotten with the model."""
 
     def __init__(self) -> None:
         self._kept: weakref.WeakKeyDictionary[Any, tuple[State, dict]] = weakref.WeakKeyDictionary()
@@ -65,7 +65,7 @@ class PerModel:
 
 
 def state(model: Any) -> State:
-    """What a function of `model` that was traced depends on, beside the values of variables: equal as long as the model
+    """What a traced function of `model` depends on, apart from the values of variables: equal as long as the model
     has the same layers, variables and properties. Numbers and tensors that its own calls write down count as values.
 
     Of a function that is no Keras model those are the models that it holds: in its closure, in its module, as arguments
@@ -90,7 +90,7 @@ def _properties(model: Any) -> list[tuple[keras.Layer, dict[str, Any]]]:
 
 
 def _learn(before: list[tuple[keras.Layer, dict[str, Any]]]) -> None:
-    """Note what calls have written since `before`: a counter is no reason to compile anew."""
+    """Note what calls have written since `before`: a counter is no reason to compile again."""
     ignored = _ignored()
     for layer, old in before:
         names = {

@@ -8,7 +8,7 @@
     for path in track(paths, "reading", units="files"): ...
     for rows in blocks(len(x), 256, "pgd"): ...
 
-Work that is soon done shows nothing, so whatever may take ten seconds with somebody's data can have one. All of it goes
+Short work shows nothing, so anything that may take ten seconds on a user's data can have one. All of it goes
 to stdout. `log` is the `print` that tears no bar.
 """
 
@@ -35,7 +35,7 @@ _open: list["Progress"] = []
 class Progress:
     """Progress of one piece of work, as a context; several may be open within each other.
 
-    On a terminal it is a bar that appears after a second and stays when it is done, unless it stands within another.
+    On a terminal it is a bar that appears after a second and remains when it is done, unless it is nested in another.
     Elsewhere it is a line such as `pgd: 120/500 images, 35 s, 110 s left` at most every half minute, and a last one
     if there was one before. The time left is what the pace since the first update makes of the rest: until then work
     compiles. One update says something only where it is a tenth of the work.
@@ -50,7 +50,7 @@ class Progress:
         shown: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`total`: how many `units` there are, or None while nobody knows; it and `title` may be set on the way.
+        """`total`: how many `units` there are, or None while unknown; it and `title` may be set later.
 
         Without `shown` nothing is printed, by `line` neither. `clock` gives seconds.
         """
@@ -81,7 +81,7 @@ class Progress:
         self.done = self._skipped = count
 
     def update(self, done: int, values: Values | None = None) -> None:
-        """So many units are `done` in all; `values` are shown beside."""
+        """Set the units `done` in all, and the `values` to show."""
         self.done, self._values = done, values
         now = self._clock()
         if self._paced is None:
@@ -191,7 +191,7 @@ def log(text: str) -> None:
 
 
 def close_all() -> None:
-    """Close what an exception has left open: a generator that nobody asks any more does not hear of it."""
+    """Close what an exception has left open: an abandoned generator is not told of it."""
     for progress in reversed(_open[:]):
         progress.close()
 

@@ -1,4 +1,4 @@
-"""Fine-tune a face network so that nobody can be taken for somebody else: MTER, or adversarial training."""
+"""Fine-tune a face network to resist feature-space impersonation: MTER, or adversarial training."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -28,14 +28,15 @@ _WATCHED = 100
 
 @dataclass(kw_only=True)
 class RegulariserOptions:
-    """The search for embeddings that can be taken for others, and what is done about them."""
+    """The regulariser: search in feature space and penalty."""
 
     method: Literal["mter", "adv", "none"] = "mter"
-    """The regulariser; classification of the moved images too, under their true names; or neither."""
+    """MTER; or classification of the adversarial images under their true names; or neither."""
     adv_thd: Budget = 0.1
-    """An image rests once its cosine distance to its target is below."""
+    """Cosine distance to the target at which the search stops for that image."""
     adv_alpha: Budget = 0.2
-    """Margin of the triplets: how much nearer a moved image is to stay to itself than to its target."""
+    """Margin of the triplets: by how much an adversarial image has to remain nearer to its source than to its
+    target."""
 
 
 @dataclass(kw_only=True)
@@ -61,7 +62,7 @@ class Options(RegulariserOptions, NetworkOptions, FaceFittingOptions):
     margin_s: Budget | None = None
     """Scale of the cosines of a new head, 64 in the paper; by default 30."""
     weightadv: Budget = 10.0
-    """Weight of the regulariser beside the mean cross-entropy; 3 balances as the paper's 1 on four devices."""
+    """Weight of the regulariser relative to the mean cross-entropy; 3 balances as the paper's 1 on four devices."""
     steps: Count = option(10, "adv_round")
     """Steps of the search, at most."""
     adv_sigma: LinfBudget = 1 / 255
@@ -71,7 +72,7 @@ class Options(RegulariserOptions, NetworkOptions, FaceFittingOptions):
     batch_size: Count = 32
     """Pairs a step, over all devices."""
     learning_rate: Budget = option(0.01, "lr")
-    """Learning rate at its highest."""
+    """Highest learning rate."""
     epochs: Count = 5
     """Passes over the pairs; a pass ends when the smaller half of the people is used up."""
 
@@ -217,11 +218,11 @@ def load_checked(
     if attacked:
         classifiers.check_answer(file, embedder(model), splits.faces.images[:2])
     elif not np.isfinite(outputs(embedder(model), splits.faces.images[:2])).all():
-        raise UserError(f"{file}: answers with values that are not finite; train it again, or give another model")
+        raise UserError(f"{file}: outputs values that are not finite; train it again, or give another model")
     if not is_run(path):
         part = embedder(model)
         layer = part.outputs[0]._keras_history.operation.name
-        log(f"{file}: embeddings of {part.output_shape[1]} numbers, the answer of its layer {layer}")
+        log(f"{file}: embeddings of {part.output_shape[1]} numbers, the output of its layer {layer}")
         check_range(file, model, taken, splits, log)
     return model
 
@@ -294,12 +295,12 @@ def _beginning(
 
     if head is not None:
         if options.loss_type is not None or options.margin_s is not None:
-            raise UserError(
-                f"--loss-type, --margin-s: are for a new head; {path} knows the people who train here and keeps its own"
-            )
+            raise UserError(f"--loss-type, --margin-s: are for a new head; {path} has one for the training identities")
         return lambda: open_network(path, options)[0]
     loss_type = options.loss_type or "arcface"
-    run.log(f"{path}: does not know the people who train here; a new head ({loss_type}) of {people} people is put on")
+    run.log(
+        f"{path}: has no head for the training identities; a new one ({loss_type}) for {people} identities is added"
+    )
 
     def build() -> "keras.Model":
         base, _ = open_network(path, options)

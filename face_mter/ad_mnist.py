@@ -1,4 +1,4 @@
-"""Train digits with MTER or adversarially, beside a plain model, and attack both at their labels and embeddings."""
+"""Train digits with MTER or adversarially, and a standard model, and attack both at labels and embeddings."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -47,7 +47,7 @@ class Options(RegulariserOptions, HeadOptions, FittingOptions, ExampleOptions, D
     batch_size: Count = 32
     """Pairs a step, over all devices."""
     learning_rate: Budget = option(0.05, "lr")
-    """Learning rate at its highest."""
+    """Highest learning rate."""
     augment: Literal["none"] = "none"
     """Digits are not augmented."""
     steps: Count = option(10, "adv_round")
@@ -57,9 +57,9 @@ class Options(RegulariserOptions, HeadOptions, FittingOptions, ExampleOptions, D
     adv_step: LinfBudget | None = None
     """Length of a step; by default 2.5 x radius / rounds."""
     adv_thd: Budget = 0.05
-    """An image rests once its cosine distance to its target is below."""
+    """Cosine distance to the target at which the search stops for that image."""
     weightadv: Budget = 2.25
-    """Weight of the regulariser beside the mean cross-entropy; 2.25 balances as the paper's 1 does."""
+    """Weight of the regulariser relative to the mean cross-entropy; 2.25 balances as the paper's 1 does."""
     far: Budget = 1e-2
     """False accept rate of the threshold that a hit is judged by."""
     n_attack: Count = 300

@@ -1,4 +1,4 @@
-"""Attack face networks at their embeddings: base model, hardened model and others, on the same pairs."""
+"""Attack the embeddings of face networks: base model, hardened model and others, on the same pairs."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -67,8 +67,8 @@ class Lists(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """A model under attack: `embeddings` (N, D) of all faces, what it is `verified` to be worth, and whether it
-    `classifies` the people who train."""
+    """A model under attack: `embeddings` (N, D) of all faces, its verification results, and whether it
+    `classifies` the training identities."""
 
     name: str
     attacker: "Attacker"
@@ -220,7 +220,7 @@ def _attack(
     for name, eps in dict.fromkeys([*HEADLINE, *(("iftgsm", float(_in_255ths(eps))) for eps in options.curve), DODGED]):
         listed = ATTACKS[name]
         if listed.at_labels and not subject.classifies:
-            run.log(f"{name} left out: the model has no classifier of the people who train here")
+            run.log(f"{name} left out: the model has no classifier of the training identities")
             continue
         evaluation = labelled if listed.at_labels else away if listed.away else towards
         evaluation.run(attacker.entry(name, eps / 255))

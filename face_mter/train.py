@@ -1,4 +1,4 @@
-"""Train the embedding network that the others start from: softmax or ArcFace on people's names."""
+"""Train the base embedding network: softmax or ArcFace on identities."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class PeopleOptions(DataOptions):
-    """Whose images, and who of them trains."""
+    """The faces and their identity splits."""
 
     dataset: str = "portraits"
     """Faces: portraits (drawn), lfw (downloaded), a folder <root>/<person>/<image> or a tar of one."""
     image_size: Count | None = None
     """Pixels a side to which images are brought; by default 48 for portraits, and as they are for others."""
     min_images: Count = 5
-    """People with fewer images are held back for evaluation."""
+    """People with fewer images are held out for evaluation."""
     evaluation_share: Budget = 0.3
-    """Share of the people that are held back, at least."""
+    """Least share of the people that are held out."""
     n_train: Count | None = None
-    """Number of people to train on; null takes all that are not held back."""
+    """Number of people to train on; null takes all that are not held out."""
 
 
 PEOPLE_FIELDS = ("dataset", "seed", "image_size", "min_images", "evaluation_share", "n_train")
@@ -59,7 +59,7 @@ class FaceFittingOptions(PeopleOptions, FittingOptions, ScriptOptions):
     batch_size: Count = 64
     """Images a step, over all devices."""
     learning_rate: Budget = option(0.05, "lr")
-    """Learning rate at its highest."""
+    """Highest learning rate."""
     augment: Literal["none", "flip", "crop_flip"] = "flip"
     """Mirroring, as in the paper, or also random crops of the image padded by 4."""
 
@@ -83,7 +83,7 @@ def needed(given: Path | None, options: PeopleOptions) -> tuple[Path | None, Peo
 
 
 def load_splits(options: PeopleOptions, run: Run, *, all_held_out: bool = False) -> "FaceSplits":
-    """The faces that `options` name, split, or with nobody who trains if `all_held_out`; recorded in `run`."""
+    """The faces that `options` name, split, or all held out if `all_held_out`; recorded in `run`."""
     from face_mter.data.faces import FaceSplits, hold_all_out, load_faces, split_people
 
     where = {"data_dir": options.data_dir, "image_size": options.image_size}
@@ -102,7 +102,7 @@ def load_splits(options: PeopleOptions, run: Run, *, all_held_out: bool = False)
     )
     splits = FaceSplits(faces, people)
     counts = [f"{len(of)} ({len(splits.rows(of))} images)" for of in people]
-    run.log(f"people to train on: {counts[0]}; held back to calibrate: {counts[1]}; to attack: {counts[2]}")
+    run.log(f"identities: {counts[0]} to train on, {counts[1]} held out to calibrate, {counts[2]} held out to attack")
     return splits
 
 
@@ -118,7 +118,7 @@ def refusals(options: Options) -> None:
 
 @script(app="face_mter", name="train", refusals=refusals)
 def train(options: Options, run: Run) -> None:
-    """Train on some people, watch how well strangers are told apart, save `model.keras`."""
+    """Train on some identities, measure verification of held-out ones after every epoch, save `model.keras`."""
     from common.evaluation import plots
     from common.training import fit
     from face_mter.evaluation.people import watch

@@ -1,4 +1,4 @@
-"""Verify: how well does a network tell people apart whom it never saw?"""
+"""Open-set face verification on held-out identities."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ class VerificationOptions(NetworkOptions, PeopleOptions, DeviceOptions, ScriptOp
     """False accept rate at which the threshold is fixed, on all pairs of different people of the calibration half."""
     pairs: str | None = None
     """Verification pairs: a file in the format of LFW's pairs.txt, or lfw for that file itself; by default drawn from
-    the people held back."""
+    the held-out people."""
     n_folded: Count = 60
     """Pairs of each kind in each of ten folds, where they are drawn."""
 
@@ -37,8 +37,8 @@ class Options(VerificationOptions):
     model: Path | None = option(None, "model_path")
     """Model to verify, a .keras file; by default that of ad_face.py, trained if need be."""
     evaluate_only: bool = False
-    """Nobody trains: everyone is held out and every pair that is there is judged, for a --model that was trained on
-    other people. --n-train, --min-images and --evaluation-share are not used then."""
+    """No training: all identities are held out and every available pair is verified, for a --model trained on other
+    people. --n-train, --min-images and --evaluation-share are not used then."""
     clips: Path | None = None
     """Folder <root>/<person>/<clip>/<frame>, as YouTube Faces has them: clips are compared too, each by the mean
     embedding of its frames."""
@@ -52,7 +52,7 @@ def check_verification(options: VerificationOptions) -> None:
 
 
 def folded_pairs(options: VerificationOptions, splits: "FaceSplits") -> "FoldedPairs":
-    """The verification pairs that `options` name, among the people held back, as rows of `splits.faces`."""
+    """The verification pairs that `options` name, among the held-out identities, as rows of `splits.faces`."""
     import numpy as np
 
     from face_mter.data.faces import LFW_PAIRS
@@ -139,7 +139,7 @@ def _clips(options: Options, run: Run, model, threshold: float):
     run.log(f"{options.clips}: {len(first)} clips of {len(clips.faces.names)} people")
     scores = verification.all_scores(means, person)
     rates = verification.accept_rates(scores, threshold)
-    # A clip stands where an image does: as its first frame.
+    # A clip is represented by its first frame.
     files = tuple(clips.faces.files[row] for row in first)
     ones = replace(clips.faces, images=clips.faces.images[first], person=person, files=files)
     folded = verification.make_folds(ones, np.arange(len(ones.names)), options.n_folded, seed=options.seed)

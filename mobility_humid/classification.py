@@ -1,4 +1,4 @@
-"""Train the classifier: which of a few drivers is it?"""
+"""Train the driver classifier: which of a few drivers made these trips?"""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class Options(FittingOptions):
     epochs: Count = 12
     """Passes over --n-train samples."""
     dropout: Budget = 0.5
-    """Share of what the naming sees that is left out in training, in [0, 1)."""
+    """Dropout in front of the head, in [0, 1)."""
 
 
 @script(app="mobility_humid", name="classification", refusals=refusals, needs=needs)

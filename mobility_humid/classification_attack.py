@@ -1,4 +1,4 @@
-"""Attack the classifier: move a driver's seek trips until another one is named."""
+"""Attack the driver classifier: perturb a driver's seek trips until it predicts another one."""
 
 from dataclasses import dataclass
 

@@ -46,7 +46,7 @@ class Options(AttackOptions, UnseenOptions, DeviceOptions):
     """Harden the model of train.py or that of classification.py."""
     methods: tuple[str, ...] = METHODS
     """Fast ST-FGSM (fast), plain PGD adversarial training (pgd), each with --rounds gradients a batch to craft, and
-    none, which goes on training on trips as they are."""
+    none, which continues training on clean trips."""
     rounds: Count = 3
     """Gradients a batch takes to craft; the training step takes one more."""
     adv_alpha: Budget | None = None
@@ -54,11 +54,11 @@ class Options(AttackOptions, UnseenOptions, DeviceOptions):
     epochs: Count = 3
     """Passes over --n-train samples, from the weights of the model that is hardened."""
     n_train: Count = 1500
-    """Samples drawn for an epoch, anew each time."""
+    """Samples drawn for each epoch."""
     train_batch_size: Count = 64
     """Samples a training step, over all devices."""
     learning_rate: Budget = 1e-3
-    """Learning rate of Adam at its highest; it falls along a cosine."""
+    """Highest learning rate of Adam; it decays along a cosine."""
     weight_decay: Budget = 0.0
     """L2 weight decay, in the loss, over all weights."""
     attack: tuple[str, ...] = option(("st_ifgsm_linf", "strong", "noise"), "attacks")
@@ -70,8 +70,8 @@ class Options(AttackOptions, UnseenOptions, DeviceOptions):
     n_slow: Count = 30
     """Samples of each part for the attacks that take many gradients: L0, CW and strong."""
     n_watch: Count = 100
-    """Validation samples attacked after every epoch; the epoch that answers most of them rightly, clean and attacked,
-    is kept."""
+    """Validation samples attacked after every epoch; the epoch with the highest mean of clean and attacked accuracy is
+    kept."""
     jit_compile: bool = False
     """Compile the training step with XLA; on a CPU it is then slower."""
 
@@ -99,7 +99,7 @@ def fast_adversarial_train(options: Options, run: Run) -> None:
     run.data(options.dataset, fleet.trips.sha256)
     model, path = load_victim(options, run, task, PRODUCERS[task.name], fleet)
     parts = {part: task.samples(fleet, part, options.n_test) for part in task.parts}
-    # The curves of all methods are written anew, also by a run that goes on.
+    # The curves of all methods are written again, also by a resumed run.
     run.curves_until(0)
     found = {"before": _attacked(options, run, fleet, model, parts, "before")}
     for method in options.methods:

@@ -1,4 +1,4 @@
-"""Turn raw GPS points of a fleet into trips on a grid: clean, cut by driver and day, resample, write one .npz."""
+"""Prepare raw GPS points of a fleet as trips on a grid: clean, cut by driver and day, resample, write one .npz."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -30,7 +30,7 @@ _FIGURE_CELLS = 800
 
 @dataclass(kw_only=True)
 class Options(SeedsOptions, RunOptions):
-    """The data holder's side: what the fleet's files say, and what counts as a trip."""
+    """The raw data, and what counts as a trip."""
 
     dataset: str = "city"
     """Points: the simulated city, or a path to a cabspotting folder or tar (new_<id>.txt), a CSV (also packed) or a

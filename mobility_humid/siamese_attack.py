@@ -1,4 +1,4 @@
-"""Attack ST-Siamese: move the seek trips of one driver so that two are taken for one (impersonation) or one for two."""
+"""Attack ST-Siamese: perturb one driver's seek trips for impersonation (two drivers accepted as one) or dodging."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Train ST-Siamese: are two days of trips those of the same driver?"""
+"""Train the driver verifier ST-Siamese: do two days of trips belong to the same driver?"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -24,7 +24,7 @@ _BASELINE_PAIRS = 4000
 
 @dataclass(kw_only=True)
 class SampleOptions(DataOptions):
-    """Whose trips, on which days, and how many make a sample."""
+    """Drivers, days, and trips in a sample."""
 
     dataset: str = option("city", "data_path")
     """Trips: city, trips that prepare.py wrote (.npz), or whatever prepare.py reads, which is then prepared first."""
@@ -90,15 +90,15 @@ class FittingOptions(SampleOptions, DeviceOptions, ScriptOptions):
     place_spacing: Budget = 4.0
     """Cells between two places (encoder places)."""
     dropout: Budget = 0.0
-    """Share of what the comparison or the naming sees that is left out in training, in [0, 1)."""
+    """Dropout in front of the head, in [0, 1)."""
     epochs: Count = 8
     """Passes over --n-train samples."""
     batch_size: Count = 64
     """Samples a step, over all devices."""
     n_train: Count = 4000
-    """Samples drawn for an epoch, anew each time."""
+    """Samples drawn for each epoch."""
     learning_rate: Budget = 3e-3
-    """Learning rate of Adam at its highest; it falls along a cosine."""
+    """Highest learning rate of Adam; it decays along a cosine."""
     weight_decay: Budget = 0.0
     """L2 weight decay, in the loss, over all weights."""
     jit_compile: bool = False
@@ -117,8 +117,8 @@ class Options(FittingOptions, UnseenOptions):
     """The verifier."""
 
     head: Literal["concat", "symmetric"] = "symmetric"
-    """How two drivers are compared: all their trips side by side, as published, which takes hundreds of thousands of
-    pairs to learn; or their mean trips by |a - b| and a * b, the same for both orders."""
+    """How two drivers are compared: all their trips concatenated, as published, which takes hundreds of thousands of
+    pairs to learn; or their mean trips by |a - b| and a * b, symmetric in both."""
 
 
 def check_samples(options: SampleOptions) -> None:
@@ -138,7 +138,7 @@ def _check_network(options: FittingOptions) -> None:
     if len(options.units) != 3:
         raise UserError(f"--units: expected three numbers, for LSTM, LSTM and dense layer; got {len(options.units)}")
     if not options.dropout < 1:
-        raise UserError(f"--dropout: is a share and below 1; got {options.dropout}")
+        raise UserError(f"--dropout: must be below 1; got {options.dropout}")
     if not options.place_spacing > 0:
         raise UserError(f"--place-spacing: must be above 0; got {options.place_spacing}")
 
@@ -221,7 +221,7 @@ def train(options: Options, run: Run) -> None:
 
 
 def _evaluate(options: Options, run: Run, fleet: "Fleet", model: "Siamese", x_validation: "np.ndarray") -> None:
-    """Accuracy, F1 and AUC on seen and unseen drivers, beside those of the baselines on the same pairs."""
+    """Accuracy, F1 and AUC on seen and unseen drivers, of the network and of the baselines on the same pairs."""
     from common.evaluation import predictions, statistics
     from mobility_humid.data.samples import SEEN, TRAIN, UNSEEN, VALIDATION
     from mobility_humid.models import baselines

@@ -1,1 +1,2 @@
-"""Multimedia recommenders under attack: images changed so that their items climb in everybody's list (TAaMR 2020)."""
+"""Multimedia recommenders under attack: perturbed images promote their items in the recommendation lists (TAaMR
+2020)."""

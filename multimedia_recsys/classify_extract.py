@@ -1,4 +1,4 @@
-"""Class, probability and feature of every item's image, in the files of the original layout."""
+"""Extract class, probability and features of every item's image, in the files of the original layout."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ _TRIED = 128
 
 @dataclass(kw_only=True)
 class ClassifierOptions(InputOptions, CatalogOptions):
-    """Which network looks at the images."""
+    """Which network extracts classes and features."""
 
     model: Path | None = option(None, known=(RESNET50,))
     """Classifier: a .keras file, a run of train_cnn.py, or resnet50 (ImageNet weights, downloaded once); by default
@@ -32,7 +32,7 @@ class ClassifierOptions(InputOptions, CatalogOptions):
 
 @dataclass(kw_only=True)
 class Options(ClassifierOptions, DeviceOptions, ExampleOptions, ScriptOptions):
-    """What looks at the images."""
+    """Which network extracts classes and features."""
 
 
 def check_classifier(options: ClassifierOptions) -> None:

@@ -1,4 +1,4 @@
-"""Change the images of a class so that they are taken for another, and look at them as the recommender would."""
+"""Attack the images of a class towards another class, and extract their features as the recommender would."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -26,11 +26,11 @@ _EXAMPLES = 8
 
 @dataclass(kw_only=True)
 class Options(ClassifierOptions, ScriptOptions):
-    """Which images are changed, and how."""
+    """The attack."""
 
     attack: Literal["fgsm", "pgd", "cw", "insa", "noise", "swap"] = option("pgd", "attack_type")
-    """Towards the target class by fgsm, pgd or cw (L2, no budget); insa raises the mean user's score instead; noise of
-    the same budget, and swap, a real image of the target class, are controls."""
+    """Towards the target class by fgsm, pgd or cw (L2, no budget); insa raises the mean score over users instead; noise
+    of the same budget, and swap, a real image of the target class, are controls."""
     eps: LinfBudget = 8 / 255
     """Budget (L-inf), in [0, 1]."""
     eps_space: Literal["pixels", "normalised"] = "pixels"
@@ -41,25 +41,25 @@ class Options(ClassifierOptions, ScriptOptions):
     pair: Literal["near", "far"] = "near"
     """Which of the proposed pairs of classes, unless both classes are given."""
     origin_class: str | None = None
-    """Class whose items are attacked, by name or number: all that the network takes for it."""
+    """Class whose items are attacked, by name or number: all that the network predicts as it."""
     target_class: str | None = None
-    """Class that they are to be taken for."""
+    """Target class of the attack."""
     analysis: Path | None = None
     """Run of results_analyzer.py that proposes the pairs; by default that of the same name."""
     features: Path | None = None
-    """Looks at the clean images, a run of classify_extract.py; by default that of the same name."""
+    """Features of the clean images, a run of classify_extract.py; by default that of the same name."""
     recommendations: Path | None = None
     """Run of rec_generator.py, for insa; by default that of the same name."""
     recommender: Literal["vbpr", "amr"] = "vbpr"
     """Whose scores insa raises."""
     confidence: Budget = 0.0
-    """cw: by how much the target's logit is to lead."""
+    """cw: margin by which the target's logit has to lead."""
     cw_steps: Count = 200
     """cw: gradients of each round."""
     cw_rounds: Count = 5
-    """cw: rounds of the search for the weight of the goal."""
+    """cw: rounds of the search for the weight c."""
     cw_weight: Budget = option(1e-2, "c")
-    """cw: the weight that the search begins with."""
+    """cw: initial weight c."""
 
 
 def refusals(options: Options) -> None:

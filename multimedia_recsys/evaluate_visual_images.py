@@ -1,4 +1,4 @@
-"""How much the very images of an attack differ from the clean ones: MSE, PSNR, SSIM, PSM."""
+"""Image quality of an attack against the clean images: MSE, PSNR, SSIM, PSM."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ class Options(CatalogOptions, ScriptOptions):
     attacked: Path | None = None
     """Run of classify_extract_attack.py; by default that of the same name."""
     features: Path | None = None
-    """Looks at the clean images, a run of classify_extract.py; by default that of the same name."""
+    """Features of the clean images, a run of classify_extract.py; by default that of the same name."""
 
 
 def refusals(options: Options) -> None:
@@ -53,7 +53,7 @@ def evaluate_visual_images(options: Options, run: Run) -> None:
     place = run.require(classify_extract_attack, options.attacked, options, CATALOG_FIELDS)
     attack = read_attack(place, catalog.file_names)
     if not (attack.folder / "images").is_dir():
-        raise UserError(f"{attack.folder}: its images are gone; make the attack anew")
+        raise UserError(f"{attack.folder}: its images are gone; run the attack again")
     found = []
     for rows in blocks(len(attack.items), _BLOCK, "comparing"):
         items = attack.items[rows]

@@ -1,4 +1,4 @@
-"""Train recommenders on feedback and features, measure them, and write everybody's top list."""
+"""Train recommenders on feedback and features, evaluate them, and write the top-K lists of all users."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +47,11 @@ class Options(RecommenderOptions):
     """Which recommenders."""
 
     models: tuple[Kind, ...] = option(KINDS, "model")
-    """Recommenders: vbpr, amr, and the baselines bprmf and popularity, which see no images; the first is the
+    """Recommenders: vbpr, amr, and the baselines bprmf and popularity, which use no images; the first is the
     headline."""
     features: Path | None = None
-    """Looks at the images, a run of classify_extract.py or a folder with classes.csv and features.npy; by default the
-    run of the same name, made if need be."""
+    """Features of the images, a run of classify_extract.py or a folder with classes.csv and features.npy; by default
+    the run of the same name."""
     top_k: Count = option(100, "tp_k_predictions")
     """Length of the lists; 1000 in the original."""
 

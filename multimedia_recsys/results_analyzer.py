@@ -1,4 +1,4 @@
-"""How often each class is recommended, which classes make an attack, and what an attack has changed."""
+"""Measure how often each class is recommended, propose classes to attack, and measure the effect of an attack."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,20 +25,20 @@ _SHOWN = 24
 
 @dataclass(kw_only=True)
 class Options(CatalogOptions, ScriptOptions):
-    """Whose lists are analysed."""
+    """Which lists are analysed."""
 
     features: Path | None = None
-    """Looks at the clean images, a run of classify_extract.py; by default that of the same name."""
+    """Features of the clean images, a run of classify_extract.py; by default that of the same name."""
     recommendations: Path | None = None
     """Run of rec_generator.py; by default that of the same name."""
     recommender: Kind = "vbpr"
-    """Whose lists."""
+    """Recommender whose top-K lists are analysed."""
     top_k: Count = 50
-    """Places of each list that are counted."""
+    """Length K of the lists that are counted."""
     attacked: Path | None = None
     """Run of classify_extract_attack.py, whose effect on this recommender is measured; for vbpr and amr."""
     retrain: bool = False
-    """Measure also what a recommender does that is trained anew, from the same seed, on the attacked features."""
+    """Measure also a recommender retrained, from the same seed, on the attacked features."""
 
 
 def refusals(options: Options) -> None:
@@ -147,7 +147,7 @@ def _measure(options: Options, run: Run, catalog: "Catalog", visual: "VisualFeat
     scaled = attack.features / np.float32(scale)
     models = {"frozen": model}
     if options.retrain:
-        run.log(f"training {options.recommender} anew on the attacked features")
+        run.log(f"training {options.recommender} again, on the attacked features")
         settings = rec_generator.settings_in(place)
         models["retrained"] = recommendations.trained(
             options.recommender, catalog.feedback, scaled, settings, seed=options.seed, verbose=True

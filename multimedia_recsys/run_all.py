@@ -35,7 +35,7 @@ TRAINED = {STANDARD: "standard", "robust": "pgd"}
 
 @dataclass(kw_only=True)
 class Options(InputOptions, CatalogOptions, ScriptOptions):
-    """What is tried; the settings of each script stand in its section of --config."""
+    """What is run; the settings of each script are in its section of --config."""
 
     attack: tuple[Literal["fgsm", "pgd", "cw"], ...] = option(("fgsm", "pgd"), "attacks")
     """Attacks towards the target class: fgsm, pgd, cw."""
@@ -44,15 +44,15 @@ class Options(InputOptions, CatalogOptions, ScriptOptions):
     pairs: tuple[Literal["near", "far"], ...] = ("near", "far")
     """Pairs of classes: near, far."""
     cnns: tuple[str, ...] = (STANDARD,)
-    """Networks that look at images: standard and robust, which are trained, the latter on PGD examples; resnet50 with
-    ImageNet weights; or .keras files, for which --input-scale is."""
+    """Image classifiers: standard and robust, which are trained, the latter on PGD examples; resnet50 with ImageNet
+    weights; or .keras files, for which --input-scale is."""
     retrain: Literal["none", "headline", "first", "all"] = "headline"
-    """After which attacks recommenders are also trained anew: PGD at the headline budget on the near pair and its
+    """After which attacks recommenders are also retrained: PGD at the headline budget on the near pair and its
     controls; all on the first network; or all."""
     headline_eps: LinfBudget = 8 / 255
     """Budget of the headline, of noise and of insa."""
     top_k: Count = 50
-    """Places of each list that are counted."""
+    """Length K of the lists that are counted."""
 
 
 class Attempt(NamedTuple):
@@ -134,7 +134,7 @@ def _reading(options: Options, path: Path) -> dict[str, Any]:
 
 @script(app="multimedia_recsys", name="run_all", refusals=refusals)
 def run_all(options: Options, run: Run) -> None:
-    """Run what is not there yet and join the tables; with --force, run all of it anew."""
+    """Run what is missing and join the tables; with --force, run all of it again."""
     catalog = load_catalog(options)
     run.data(catalog.name, catalog.sha256)
     part = SubRuns(options, run, shared=CATALOG_FIELDS)
@@ -272,7 +272,7 @@ def _judge(
         before = stand(recommender, clean)
         models = {"frozen": recommender}
         if retrain:
-            run.log(f"training {kind} anew after {attempt.name}")
+            run.log(f"training {kind} again after {attempt.name}")
             models["retrained"] = recommendations.trained(
                 kind, catalog.feedback, moved, stage.settings, seed=options.seed, verbose=True
             )

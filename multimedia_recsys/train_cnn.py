@@ -1,4 +1,4 @@
-"""Train the network that looks at images: plainly, or adversarially."""
+"""Train the image classifier of the recommender: standard or adversarial."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +56,7 @@ class Options(CatalogOptions, FittingOptions, ExampleOptions, ScriptOptions):
     batch_size: Count = 64
     """Images a step, over all devices."""
     learning_rate: Budget = 0.1
-    """Learning rate at its highest."""
+    """Highest learning rate."""
 
 
 def load_catalog(options: CatalogOptions) -> "Catalog":

@@ -126,7 +126,7 @@ def lock_images(
 ) -> Report:
     """Lock `images` under `root` into `folder/locked/<class>/<name>.png`, with `folder/key.npz` to undo it.
 
-    What an interrupted run goes on from is kept in `parts`.
+    An interrupted run resumes from `parts`.
 
     Images are turned upright and keep size (unless `image_size` in pixels makes them square), alpha and metadata.
     They are read, attacked and written in blocks of one size. An image written before an interruption is not
@@ -227,7 +227,7 @@ def _lock_files(
     for k, i in enumerate(block):
         target = files.inside(folder / LOCKED, names[i])
         write_png(target, stored[k], alphas[k], metadata[k])
-        # Success is measured on the file as a stranger reads it, not on the array that was meant to be written.
+        # Success is measured on the file as anyone reads it, not on the array in memory.
         reloaded = read_image(target).rgb
         if not np.array_equal(reloaded, stored[k]):
             raise RuntimeError(f"{target}: reads back other pixels than were written")

@@ -29,8 +29,8 @@ def mix(method: str, attacked: list[np.ndarray], *, alpha: float, lambd: float) 
 def round_within(original: np.ndarray, locked: np.ndarray, radius: float) -> np.ndarray:
     """`locked` (B, H, W, C) in [0, 1] as uint8, each within L2 `radius` (in [0, 1] units) of the uint8 `original`.
 
-    Rounding to nearest adds distance to most images that stand on the rim of the ball; their residual is scaled back
-    and rounded anew until the stored image itself satisfies the budget.
+    Rounding to nearest adds distance to most images on the surface of the ball; their residual is scaled back
+    and rounded again until the stored image itself satisfies the budget.
     """
     start = original.astype(np.float32)
     residual = locked.astype(np.float32) * 255.0 - start

@@ -1,1 +1,1 @@
-"""Locked data sets as whoever holds them reads them."""
+"""Reading locked data sets and keys."""

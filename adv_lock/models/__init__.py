@@ -1,1 +1,1 @@
-"""Networks of the paper beside those of `common.models`."""
+"""Networks of the paper, in addition to those of `common.models`."""

@@ -1,7 +1,7 @@
 """The networks that only Adversarial Lock trains: pre-activation ResNets, DenseNets, VGGs and AlexNet for CIFAR.
 
 Each takes images float32 (batch, height, width, channels) in [0, 1] and answers logits float32 (batch, classes).
-Global average pooling stands where the originals pool 8x8, so other image sizes work too.
+Global average pooling replaces the originals' 8x8 pooling, so other image sizes work too.
 """
 
 from collections.abc import Sequence

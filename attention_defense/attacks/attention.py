@@ -1,4 +1,4 @@
-"""Attacks that see the attention map: they shrink it, move it off what it attends, or go on until it has moved.
+"""Attacks on the attention map: they shrink it, displace it, or continue until its IoU is below a threshold.
 
 All of them lie in an L-inf ball and in [0, 1].
 """
@@ -18,7 +18,7 @@ Tensor = tf.Tensor
 Kind = Literal["attention", "displace", "gated", "adaptive"]
 KINDS: tuple[Kind, ...] = ("attention", "displace", "gated", "adaptive")
 
-# The weight of the map beside the cross-entropy, as published with both of its attacks.
+# The weight of the map relative to the cross-entropy, as published for both attacks.
 _MAP_WEIGHT = 10.0
 # What counts as attended when a map is to be moved off it: a fifth of its highest value.
 _ATTENDED = 0.2

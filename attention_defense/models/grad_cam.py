@@ -110,8 +110,8 @@ def _cut(model: keras.Model, name: str | None) -> tuple[str, keras.Model, keras.
     }
     if not spatial:
         raise UserError(
-            f"{model.name}: no layer of its own with a map of fixed size; a Sequential or functional convolutional"
-            " model for images of one size is wanted"
+            f"{model.name}: no layer with a map of fixed size; expected a Sequential or functional convolutional"
+            " model for images of one size"
         )
     if name is None:
         large = [each for each, tensor in spatial.items() if min(tensor.shape[1:3]) >= _CELLS]
@@ -119,7 +119,7 @@ def _cut(model: keras.Model, name: str | None) -> tuple[str, keras.Model, keras.
             # Inside a block with a shortcut there is no place to cut.
             with contextlib.suppress(UserError):
                 return each, *split_at(model, spatial[each])
-        raise UserError(f"{model.name}: something passes by every layer with a map; a plainer model is wanted")
+        raise UserError(f"{model.name}: a path bypasses every layer with a map; expected a simpler model")
     if name not in spatial:
         raise UserError(f"--layer: {name}: no such layer with a map; there are {', '.join(list(spatial)[-8:])}")
     return name, *split_at(model, spatial[name])

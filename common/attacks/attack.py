@@ -197,7 +197,7 @@ def _sides(attack: Attack, name: str, shape: tf.TensorShape) -> tuple[int | None
 
 @functools.lru_cache(1024)
 def _number(name: str, value: float, kind: type, rank: int) -> Tensor:
-    """The tensor of a Python number: making it anew would cost an eager call some 40 microseconds, for each number."""
+    """The tensor of a Python number: making it again would cost an eager call some 40 microseconds, for each number."""
     return _tensor(name, value, tf.zeros([0] * rank))
 
 

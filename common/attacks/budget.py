@@ -89,7 +89,7 @@ def ascent_of_the_rest(inputs: Inputs, threat_model: ThreatModel) -> UpdateRule:
 
 @dataclass(frozen=True)
 class Check:
-    """What the inputs of an attack in a ball have to be, beside what `run` checks of any."""
+    """Checks of the inputs of an attack in a ball, in addition to those that `run` makes of any."""
 
     norm: Norm = "linf"
     classes: bool = True

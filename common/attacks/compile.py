@@ -82,7 +82,7 @@ def check_box(x: Tensor, low: Tensor, high: Tensor) -> None:
     raise ValueError(
         # As text float32 has the digits that tell it from its neighbours, so what is just outside does not read as 1.
         f"x must lie in [low, high]; received values from {x.numpy().min()!s} to {x.numpy().max()!s}. Divide 8-bit"
-        " images by 255, clip what rounding put outside, or pass the box they live in"
+        " images by 255, clip rounding errors, or pass the box as low and high"
     )
 
 

@@ -235,7 +235,7 @@ def _picked(batch: _Batch, places: np.ndarray) -> _Batch:
 
 def _initialised(attack: Attack, model: Model, inputs: Inputs, *, own: tuple[str, ...]):
     ready = prepared(attack, model, inputs)
-    # What was computed may stand in the place of what was given.
+    # A computed input may have replaced a given one.
     mine = {name: value for name, value in ready.items() if name in own or value is not inputs.get(name)}
     return mine, init(attack, ready)
 
@@ -249,7 +249,7 @@ def _advance(
     arriving: dict[str, Tensor],
     limit: Tensor,
 ) -> tuple[_Batch, Tensor, Tensor]:
-    """Arrivals take their places, then all go on for some evaluations."""
+    """New examples are added, then all continue for some evaluations."""
 
     def joined(old: Tensor, new: Tensor) -> Tensor:
         changed = tf.tensor_scatter_nd_update(old, arriving["places"][:, None], tf.gather(new, arriving["sources"]))

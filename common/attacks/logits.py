@@ -59,7 +59,7 @@ def training_logits(model: Function) -> Function:
     kind = _ending(model) if _plain_call(model) else None
     if kind is not None:
         raise UserError(
-            f"the model ends in {kind}, and its loss would put a second one on top: leave the last activation out;"
+            f"the model ends in {kind}, and the loss would apply a second one: leave the last activation out;"
             " predictions and attacks need none"
         )
     plain, kinds = _is_plain(_last(model)), compute_dtypes(model)
@@ -71,8 +71,8 @@ def training_logits(model: Function) -> Function:
         if not plain and z.shape.rank == 2:
             if z.shape[1] == 1:
                 raise UserError(
-                    "the model answers with a single unit, and nothing tells whether it is a logit or a probability:"
-                    " end it with a plain Dense layer, or with two logits"
+                    "the model has a single output unit, which may be a logit or a probability: end it with a plain"
+                    " Dense layer, or with two logits"
                 )
             require(~probabilities(z, kinds), _PROBABILITIES)
         return _two_or_more(z, error=UserError)
@@ -158,7 +158,7 @@ def _refusal(model: Function, answer: Tensor, z: Tensor) -> str | None:
         digit = max(_GAPS.get(kind, 0.0) for kind in kinds) * tf.reduce_max(tf.abs(z))
         if bool(tf.reduce_any(gap > _ROUNDING + tf.minimum(digit, 0.5))):
             return (
-                "the model's answers do not follow from what stands in front of its last activation: it does more than"
+                "the model's outputs do not follow from the inputs of its last activation: it does more than"
                 " its layers show. Pass a function of x that returns logits"
             )
         return None
@@ -196,7 +196,7 @@ def _cut(model: Function) -> tuple[Function, str | None]:
         return before, kind
     raise ValueError(
         f"layer {last.name!r} ({type(last).__name__}) ends in {kind} and cannot be cut before it;"
-        " build the model with that activation in a layer of its own"
+        " build the model with that activation as a separate layer"
     )
 
 
@@ -227,7 +227,7 @@ def _backwards(model: Function) -> Iterator[Any]:
 def _before_last(model: keras.Model) -> Function:
     if isinstance(model, keras.Sequential):
         return lambda x: reduce(lambda x, layer: inference(layer)(x), model.layers[:-1], x)
-    # A layer may stand in several places, so it is the output's own node that tells what goes into it here.
+    # A layer may be used several times; the output's own node tells its inputs here.
     operation, node, _ = model.outputs[0]._keras_history
     return inference(keras.Model(model.input, operation._inbound_nodes[node].input_tensors[0]))
 

@@ -70,7 +70,7 @@ def clean(inputs: Inputs, threat_model: ThreatModel) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """What to raise, where to stand, how to move, where to begin, which iterate to keep.
+    """Objective, threat model, update rule, start, and which iterate to keep.
 
     `selection`: of all iterates the one of the highest rank is returned, the last one included; None returns the last.
     `stop` ends an example's search early. `prepare`: model, inputs -> further inputs, with one row per example each,

@@ -22,7 +22,7 @@ from common.attacks.updates import UpdateRule
 
 Tensor = tf.Tensor
 
-# The ends of the box stand where tanh is this, not at infinity: a pixel that is black or white has a slope.
+# The ends of the box are where tanh has this value, not at infinity: a black or white pixel has a gradient.
 _TANH_AT_ENDS = 0.9
 _LARGEST_CONSTANT = 1e10
 # Share of the pixels left that a round of CW-L0 gives up, and rounds enough to come down from many pixels to one.
@@ -58,8 +58,8 @@ def misclassified_already(inputs: Inputs, x: Tensor, value: Tensor, success: Ten
 
 @dataclass(frozen=True)
 class NotNegative:
-    """What the inputs of these attacks have to be, beside what `run` checks of any: those called `names` finite and 0
-    or more."""
+    """Checks of the inputs of these attacks, in addition to those that `run` makes of any: those called `names` finite
+    and 0 or more."""
 
     names: tuple[str, ...]
     box_has_ends: bool = False
@@ -261,7 +261,7 @@ def pruned_carlini_wagner(targeted: bool = False, per: Literal["coordinate", "pi
 
 def carlini_wagner(targeted: bool = False) -> Attack:
     """CW-L2 as a value, of `steps`, `search_steps`, `constant`, `learning_rate` and `confidence`. In the space of tanh:
-    a point w stands for the example `_decoded(inputs, w)`."""
+    a point w represents the example `_decoded(inputs, w)`."""
     return Attack(
         objective=DistanceAndHinge(targeted),
         threat_model=_tanh_box,

@@ -15,7 +15,7 @@ def broadcast_like(value: float | Tensor, x: Tensor) -> Tensor:
     Errors: `ValueError` for any other rank.
     """
     if isinstance(value, int | float):
-        # Through NumPy: three times as fast as a reshape, and five of these stand before every attack.
+        # Through NumPy: three times as fast as a reshape, and every attack begins with five of these.
         return tf.constant(np.full([1] * x.shape.rank, value, x.dtype.as_numpy_dtype))
     value = tf.cast(value, x.dtype)
     if value.shape.rank == x.shape.rank:

@@ -1,4 +1,4 @@
-"""Threat models: where an adversarial example may stand, and the exact way back there.
+"""Threat models: the set of allowed adversarial examples, and the exact projection onto it.
 
 A threat model is built from tensors at call time: the clean input `x0` (B, ...), a budget, a box and a mask. A budget
 is a scalar, one number per example (B,), or, for L-inf, any tensor of the rank of `x0` that broadcasts to it. Where the
@@ -22,7 +22,7 @@ _ROUNDS = 64
 
 
 class ThreatModel(NamedTuple):
-    """Where an adversarial example may stand.
+    """The set of allowed adversarial examples.
 
     `project`: point (B, ...) -> the nearest point of it. `random_point`: seeds (B, 2) -> a random point of it.
     `tangent`: point, gradient -> the part of the gradient along which the point may move.
@@ -81,7 +81,7 @@ def l1(x0: Tensor, eps: float | Tensor, low=0.0, high=1.0, mask: Tensor | None =
         return project(x0 + eps * _depth(seeds, x0, mask) * normalize(_unmasked(mask)(x0, laplace), 1))
 
     def tangent(x: Tensor, gradient: Tensor) -> Tensor:
-        # A sparse step spent on a coordinate that already stands at its end, or is masked, would move nothing at all.
+        # A sparse step spent on a coordinate at its bound, or masked, would change nothing.
         blocked = ((x >= high) & (gradient > 0)) | ((x <= low) & (gradient < 0))
         return tf.where(blocked, tf.zeros_like(gradient), gradient)
 

@@ -105,8 +105,8 @@ def sigma_zero(
 ) -> UpdateRule:
     """Adam along the gradient over its L-inf norm, small changes undone (Cina et al. 2025, algorithm 1).
 
-    `alpha` falls to a tenth over `steps`, along half a cosine. The threshold, in the units of the input, rises by
-    `threshold_rate` times it where x has reached its goal, falls by as much where not, and holds for the point that
+    `alpha` decays to a tenth over `steps`, along half a cosine. The threshold, in the units of the input, rises by
+    `threshold_rate` times it where x has reached its goal, decreases by as much where not, and holds for the point that
     projection has brought back.
     """
 
@@ -161,7 +161,7 @@ def _unit_linf(gradient: Tensor) -> Tensor:
 
 
 def _count(x: Tensor) -> Tensor:
-    """Zero steps for each example of `x` (B, ...), at its rank: those that take others' places start anew."""
+    """Zero steps for each example of `x` (B, ...), at its rank: those that replace finished ones start again."""
     return tf.zeros_like(x[(slice(None), *[slice(1)] * (x.shape.rank - 1))])
 
 

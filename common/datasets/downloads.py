@@ -111,7 +111,7 @@ def fetch(source: Source, data_dir: Path | str) -> Path:
         found = sha256(path) if path.is_file() else "no file"
         if found != source.sha256:
             raise UserError(
-                f"{path}: SHA-256 is {found}, expected {source.sha256}; delete it to download it anew from"
+                f"{path}: SHA-256 is {found}, expected {source.sha256}; delete it to download it again from"
                 f" {source.url}, or name your own copy by its path"
             )
         return path
@@ -136,11 +136,11 @@ def parse_idx(data: bytes, where: str) -> np.ndarray:
     Errors: `UserError` naming `where` for another format or element type and for a size that does not fit the data.
     """
     if len(data) < 4 or data[:2] != b"\0\0" or data[2] != 8:
-        raise UserError(f"{where}: not an IDX file of bytes; get it anew")
+        raise UserError(f"{where}: not an IDX file of bytes; download it again")
     start = 4 + 4 * data[3]
     shape = tuple(np.frombuffer(data[4:start], ">u4").tolist()) if len(data) >= start else ()
     if len(data) < start or math.prod(shape) != len(data) - start:
-        raise UserError(f"{where}: declares {shape} but holds {max(len(data) - start, 0)} bytes; get it anew")
+        raise UserError(f"{where}: declares {shape} but holds {max(len(data) - start, 0)} bytes; download it again")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
@@ -150,7 +150,7 @@ def read_idx(path: Path | str) -> np.ndarray:
         with gzip.open(path) as file:
             return parse_idx(file.read(), str(path))
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: not a readable gzip file ({one_line(error)}); get it anew") from error
+        raise UserError(f"{path}: not a readable gzip file ({one_line(error)}); download it again") from error
 
 
 def parse_cifar10(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -160,11 +160,13 @@ def parse_cifar10(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     for a length that is no whole number of records, none at all, or a label above 9.
     """
     if not data or len(data) % CIFAR_RECORD:
-        raise UserError(f"{where}: {len(data)} bytes are no whole number of {CIFAR_RECORD}-byte records; get it anew")
+        raise UserError(
+            f"{where}: {len(data)} bytes are no whole number of {CIFAR_RECORD}-byte records; download it again"
+        )
     records = np.frombuffer(data, np.uint8).reshape(-1, CIFAR_RECORD)
     labels = records[:, 0].astype(np.int32)
     if labels.max() >= len(THINGS):
-        raise UserError(f"{where}: label {labels.max()}, expected 0 to {len(THINGS) - 1}; get it anew")
+        raise UserError(f"{where}: label {labels.max()}, expected 0 to {len(THINGS) - 1}; download it again")
     planes = records[:, 1:].reshape(-1, 3, 32, 32)
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels
 
@@ -182,7 +184,7 @@ def read_cifar10(path: Path | str) -> dict[str, np.ndarray]:
                     where = f"{path}[{member.name}]"
                     batches[member.name] = parse_cifar10(archive.extractfile(member).read(), where)
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: not a readable tar ({one_line(error)}); get it anew") from error
+        raise UserError(f"{path}: not a readable tar ({one_line(error)}); download it again") from error
     missing = [name for name in CIFAR_TRAIN + CIFAR_TEST if name not in batches]
     if missing:
         raise UserError(f"{path}: lacks {missing[0]}; expected the binary version of CIFAR-10")

@@ -59,7 +59,7 @@ class Labelled(Protocol):
 
 
 class Metadata(TypedDict, total=False):
-    """What an image carries beside its pixels; absent keys were absent in the file.
+    """Metadata of an image; absent keys were absent in the file.
 
     `exif`: EXIF block without its orientation, which the pixels have taken on. `icc_profile`: an RGB profile. `dpi`:
     dots per inch along x and y. `text`: PNG text chunks, JPEG comment and XMP.
@@ -129,7 +129,7 @@ def list_tar(path: Path | str) -> tuple[list[TarImage], tuple[str, ...]]:
             if member.name in found:
                 raise UserError(f"{path}[{member.name}]: occurs twice; pack the folder again")
             if len(parts) < 2:
-                raise UserError(f"{path}[{member.name}]: stands in no class folder; expected <class>/<file>")
+                raise UserError(f"{path}[{member.name}]: is in no class folder; expected <class>/<file>")
             part = parts[-3] if len(parts) > 2 and parts[-3] in SPLITS else None
             found[member.name] = (part, parts[-2], parts[: -2 if part is None else -3])
     if not found:
@@ -262,7 +262,7 @@ def _open_image(file: IO[bytes], where: str) -> Iterator["Image.Image"]:
                 raise UserError(
                     f"{where}: {image.width} x {image.height} pixels; the most is {MAX_PIXELS}; scale it down"
                 )
-            # A JPEG that carries further views beside the photograph (MPO) is a photograph; frames in time are not.
+            # A JPEG with additional views of the photograph (MPO) is a photograph; an animation is not.
             if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
                 raise UserError(f"{where}: an animation of {image.n_frames} frames; save one frame as PNG")
             yield image
@@ -339,7 +339,7 @@ def _channels(image: "Image.Image") -> tuple[np.ndarray, np.ndarray | None]:
         alpha = None if key is None else np.where(grey == key, 0, 255).astype(np.uint8)
         return np.repeat(((grey * 255 + 32767) // 65535).astype(np.uint8)[..., None], 3, 2), alpha
     if image.mode == "RGB" and key is not None and max(key) > 255:
-        # Pillow has cut 16-bit colours to 8 bits, but not the colour that stands for transparent.
+        # Pillow has cut 16-bit colours to 8 bits, but not the colour that means transparent.
         image.info["transparency"] = tuple(value >> 8 for value in key)
     if "transparency" in image.info or image.mode in ("LA", "PA", "La", "RGBa", "RGBA"):
         pixels = np.asarray(image.convert("RGBA"))

@@ -1,6 +1,6 @@
 """Seeded colour scenes: one textured object of ten classes on clutter, with its mask and box.
 
-They stand in for a photographic data set where no download is possible. The difficulty was fixed once, on clean
+They replace a photographic data set where no download is possible. The difficulty was fixed once, on clean
 accuracy alone. A CNN of three blocks (3 x 3 convolutions of 32, 64 and 128 filters, each with batch normalisation, ReLU
 and 2 x 2 max-pooling, then global average pooling and a dense layer), trained on 4,000 scenes for 8 epochs of batches
 of 64 with Adam (rate up to 0.004 and down to 0), is right on 0.90 and 0.885 of 1,000 test scenes for two seeds.

@@ -31,7 +31,7 @@ def load_network(
     size, and one output; and the reading in which the network in the file is given its images.
 
     Images are multiplied by `input_scale`, by default 255 where the network wants whole numbers and else 1, and
-    `input_offset` is added. Each call reads the file anew: nobody else has the model.
+    `input_offset` is added. Each call reads the file again, so the model is not shared.
 
     Errors: `UserError` naming the file that is missing, damaged, needs code to load, holds no weights, or has several
     inputs or outputs; and the input or output.
@@ -41,8 +41,7 @@ def load_network(
     if not has_graph(model):
         if input_scale not in (None, 1.0) or input_offset:
             raise UserError(
-                f"{file}: is a model of a class of its own, whose input cannot be rescaled; save a Sequential or"
-                " functional one"
+                f"{file}: is a subclassed model, whose input cannot be rescaled; save a Sequential or functional one"
             )
         return model, UNIT
     for kind, names, tensors in (
@@ -96,7 +95,7 @@ def load_classifier(
     refused before anything is read, trained or downloaded. With them, also what it makes of the first, and, if
     `check_range`, whether it takes another range of images: as their `labels` tell, int (N,), or without those whether
     it has one answer to all. What leaves doubt is handed to `log`. The same file read twice is one model, so that
-    attacks are compiled for it once; nobody may train it.
+    attacks are compiled for it once; it must not be trained.
 
     Errors: `UserError` naming the file, as `load_network`, and for one that takes other images, answers with something
     else than one vector for each, tells other than `classes` classes apart (`remedy` for one that tells more), has no
@@ -123,7 +122,7 @@ def check_graph(path: object, model: keras.Model) -> None:
     """Errors: `UserError` naming `path` for a model that hides its layers."""
     if not has_graph(model):
         raise UserError(
-            f"{path}: is a model of a class of its own; save a Sequential or functional one, such as"
+            f"{path}: is a subclassed model; save a Sequential or functional one, such as"
             " keras.Model(images, model(images))"
         )
 
@@ -139,12 +138,12 @@ def check_answer(path: object, answer: Callable[[tf.Tensor], tf.Tensor], images:
     except (ValueError, TypeError, tf.errors.OpError) as error:
         raise UserError(f"{path}: {one_line(error, 240)}") from error
     if not bool(tf.reduce_all(tf.math.is_finite(found))):
-        raise UserError(f"{path}: answers with values that are not finite; train it again, or give another model")
+        raise UserError(f"{path}: outputs values that are not finite; train it again, or give another model")
     try:
         value_and_gradient(lambda x: (answer(x), ()), x)
     except (ValueError, LookupError) as error:
         raise UserError(
-            f"{path}: has no gradient with respect to its images, which an attack follows; something in it rounds them"
+            f"{path}: has no gradient with respect to its images, which attacks need; something in it rounds them"
             " or casts them to whole numbers"
         ) from error
 
@@ -159,7 +158,7 @@ def check_classes(path: object, told: int, wanted: int, remedy: str = "give anot
     is for more of them."""
     if told != wanted:
         remedy = remedy if told > wanted else "a model that knows all of them is wanted"
-        raise UserError(f"{path}: tells {told} classes apart, the images have {wanted}; {remedy}")
+        raise UserError(f"{path}: tells {told} classes, the images have {wanted}; {remedy}")
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,4 +1,4 @@
-"""The range in which a model takes images: this suite's take [0, 1]; others 0..255 or [-1, 1], and say so nowhere.
+"""The range in which a model takes images: this suite's take [0, 1]; others 0..255 or [-1, 1], which no file states.
 
 Given images in another range, a model answers all the same, at chance, and an attack on it finds nothing. Labelled
 clean images tell: a model that is right far more often in another reading of them takes that one.
@@ -23,7 +23,7 @@ _LOOKED_AT = 128
 _GAIN, _RISK = 0.2, 1e-3
 # Beyond this no other reading can gain so much.
 _GOOD = 1 - _GAIN
-# Of images that nobody labelled: all alike, and not at all.
+# Without labels: the images are all alike, or not at all.
 _ONE_ANSWER, _SPREAD = 0.9, 0.6
 
 

@@ -85,7 +85,7 @@ class Outcome(NamedTuple):
 
     `x` (n, ...), adversarial examples as they were judged, None where an evaluation does not keep them. `before`,
     `after`: what the judge says of the clean and of the adversarial examples; `found`: of these before they were
-    quantised, None where nobody asked. `gradients`: how many the attack took, None where nobody counted.
+    quantised, None unless kept. `gradients`: how many the attack took, None if not counted.
     """
 
     entry: Entry
@@ -194,7 +194,7 @@ class Evaluation:
         An attack that stops at success is run again, with all its steps, on examples that quantisation took back over
         the border where they had stopped.
 
-        Errors: `ValueError` for an attack that answers with values that are not finite.
+        Errors: `ValueError` for an attack that outputs values that are not finite.
         """
         count = len(self.examples.x) if entry.subset is None else min(entry.subset, len(self.examples.x))
         if self.log is not None:
@@ -336,7 +336,7 @@ def adversarial_examples(
 ) -> np.ndarray:
     """What `attack(x, y, index=...)` makes of images `x` (N, ...) float in [0, 1], quantised to 8 bits: float32.
 
-    Errors: `ValueError` for an attack that answers with values that are not finite.
+    Errors: `ValueError` for an attack that outputs values that are not finite.
     """
     found = _crafted(attack, Examples(x, y), batch_size=batch_size, progress=progress).x
     _quantize(found, batch_size)
@@ -388,7 +388,7 @@ def _crafted(attack: Callable, examples: Examples, *, batch_size: int, **options
     result = attack_dataset(attack, examples.x, examples.y, batch_size=batch_size, **options)
     for rows in _blocks(len(result.x), batch_size):
         if not np.isfinite(result.x[rows]).all():
-            raise ValueError(f"the attack answers with values that are not finite, in examples {rows.start} and on")
+            raise ValueError(f"the attack outputs values that are not finite, in examples {rows.start} and on")
     return result
 
 

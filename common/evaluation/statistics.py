@@ -153,7 +153,7 @@ def relative(ours: np.ndarray, theirs: np.ndarray, identities: np.ndarray) -> Es
     """
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     if not theirs.sum() > 0:
-        raise UserError("a share of nothing: the model to compare with is right on no sample")
+        raise UserError("cannot compute a share: the reference is correct on no sample")
     interval = bootstrap(lambda weights: ratio(weights @ ours, weights @ theirs), identities)
     return Estimate(float(ours.sum() / theirs.sum()), len(ours), *interval)
 

@@ -1,4 +1,4 @@
-"""The graph of a Sequential or functional model: what each layer stands between, and the same layers on another input.
+"""The graph of a Sequential or functional model: inputs and output of each layer, and the same layers on another input.
 
 A layer's own `input` and `output` belong to the first place where it was ever called. In a Sequential model read from a
 file that is not the model's own graph, so everything here starts from the model's outputs.
@@ -15,7 +15,7 @@ _flat = PerModel()
 
 
 class Place(NamedTuple):
-    """Where `layer` stands in a graph: the Keras tensors that it reads, and the one that it answers with."""
+    """A use of `layer` in a graph: its Keras input tensors and its output."""
 
     layer: Any
     inputs: tuple[keras.KerasTensor, ...]
@@ -32,7 +32,7 @@ def has_graph(model: Any) -> bool:
 def places(model: keras.Model) -> list[Place]:
     """The layers of `model` in the order in which they compute; empty for a model without a graph.
 
-    Left out are input layers, those with several answers, and those that stand in several places. A nested model is one
+    Left out are input layers, those with several outputs, and those used several times. A nested model is one
     layer.
     """
     found: dict[tuple[int, int], Place | None] = {}

@@ -52,8 +52,8 @@ def imagenet_classifier(name: str, *, size: int, weights: Path | str | None = "i
             )
     except Exception as error:  # a bare one for a download that failed, ValueError for a file that does not do
         raise UserError(
-            f"{name}: weights {weights} cannot be had ({one_line(error)}); download them where there is a network, or"
-            " name a .keras file by --model"
+            f"{name}: weights {weights} cannot be downloaded ({one_line(error)}); download them where there is a"
+            " network, or name a .keras file by --model"
         ) from error
     return keras.Model(images, network.output, name=name)
 

@@ -112,7 +112,7 @@ def execute_seeds(
     check()
     with locked(folder) if chief else contextlib.nullcontext():
         if chief and force:
-            # All of them now: an interrupted run must not go on with seeds that were finished before it.
+            # All of them now: an interrupted run must not be completed by seeds that were finished before it.
             for seed in seeds:
                 if read_owner(folder / f"seed-{seed}") == identity[:2]:
                     _backup(folder / f"seed-{seed}")
@@ -142,7 +142,7 @@ def find_finished(
     resume: bool = False,
     force: bool = False,
 ) -> dict[str, Any] | None:
-    """The results stored in `folder` for `config`, or None when a run may begin or go on there; writes nothing.
+    """The results stored in `folder` for `config`, or None when a run may start or continue there; writes nothing.
 
     Errors: as `execute`.
     """

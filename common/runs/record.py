@@ -60,7 +60,7 @@ class Producer(Protocol):
 
 
 class Run:
-    """What a script's body is given beside its options.
+    """What a script's body is given, together with its options.
 
     `folder` is where the run writes. `checkpoints`, inside it, holds what `--resume` continues from: whatever is found
     there belongs to this very run, since `--force` clears it; it is removed when the run is finished. `chief` is False

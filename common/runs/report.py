@@ -177,7 +177,7 @@ def render(recipe: str, root: Path = ROOT, template_name: str | None = None) -> 
     if not template.is_file():
         raise UserError(f"{template}: no such template")
     if not (folder / "table.csv").is_file():
-        raise UserError(f"{folder / 'table.csv'}: no such file; bring it with --collect")
+        raise UserError(f"{folder / 'table.csv'}: no such file; copy it with --collect")
     table = read_table(folder)
     names: dict[str, Any] = {"results": read_results(folder), "table": table, "value": lookup(table)}
     names["seeds"] = by_seed(table)
@@ -239,10 +239,10 @@ def collect(run: Path, app: str, recipe: str, root: Path = ROOT) -> Path:
     """Copy results and table of a finished run to `<app>/results/<recipe>/`, where they are committed."""
     results = read_results(run)
     name = f"{app}/results/{recipe}"
-    # What belongs to no app, such as the demo of all of them, stands in docs/.
+    # Results of no single app, such as the demo's, are in docs/.
     home = results.get("app") if (root / str(results.get("app"))).is_dir() else "docs"
     if home != app:
-        raise UserError(f"{run}: is a run of {results.get('app')}, whose results stand in {home}, not in {app}")
+        raise UserError(f"{run}: is a run of {results.get('app')}, whose results belong in {home}, not in {app}")
     if RECIPE.fullmatch(name) is None or not (root / app).is_dir():
         raise UserError(f"{name}: expected an app's folder and a recipe of letters, digits, - and _")
     if not (run / "table.csv").is_file():
@@ -290,7 +290,7 @@ def _of_another(results: Path, recipe: str) -> Callable[..., Any]:
         raise UserError(f"of({recipe!r}): expected the name of a recipe of the app")
     place = results / recipe / "table.csv"
     if not place.is_file():
-        raise UserError(f"{place}: no such file; bring it with --collect")
+        raise UserError(f"{place}: no such file; copy it with --collect")
     return lookup(read_table(place.parent))
 
 

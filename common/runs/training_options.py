@@ -18,9 +18,9 @@ class FittingOptions(DeviceOptions):
     batch_size: Count = 128
     """Images a step, over all devices."""
     learning_rate: Budget = 0.1
-    """Learning rate at its highest."""
+    """Highest learning rate."""
     lr_schedule: Literal["constant", "step", "cosine"] = "cosine"
-    """How the learning rate falls: not, by a tenth at each of --lr-epochs, or along a cosine to zero."""
+    """Decay of the learning rate: none, by a factor of ten at each of --lr-epochs, or along a cosine to zero."""
     lr_epochs: tuple[Count, ...] = ()
     """Epochs at which the step schedule divides the learning rate by ten."""
     warmup_epochs: Budget = 1

@@ -1,4 +1,4 @@
-"""Batches of arrays in memory, anew for each epoch."""
+"""Batches of arrays in memory, shuffled for each epoch."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ def batches(
     augment: Callable[[Tensor, Tensor], Tensor] | None = None,
     high: float = 1.0,
 ) -> Epochs:
-    """Shuffled batches (images float32 in [0, 1], labels int32) of arrays in memory, anew for each epoch.
+    """Shuffled batches (images float32 in [0, 1], labels int32) of arrays in memory, another order in each epoch.
 
     `x` uint8 (N, H, W, C), or float in [0, 1]; `augment`: images (B, H, W, C), seed (2,) -> images. The order and the
     augmentation of an epoch depend on `seed` and the epoch alone. Images that fill no

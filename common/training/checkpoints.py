@@ -27,7 +27,7 @@ _REGISTERING = {
     "mobility_humid": "mobility_humid.models.networks",
     "multimedia_recsys": "multimedia_recsys.models.recommenders",
 }
-# Small variables that a model has beside the weights in its file, such as the states of its random layers.
+# Small variables that a model has in addition to the weights in its file, such as the states of its random layers.
 _SLACK = 2**20
 
 
@@ -63,9 +63,9 @@ def load_model(path: Path | str) -> keras.Model:
     except Exception as error:  # Keras raises anything from ValueError to KeyError and zip errors here
         raise UserError(f"{path}: not a model that can be loaded safely ({one_line(error, 200)})") from error
     if not model.built:
-        # It would draw weights anew when it is first called, and answer with those.
+        # It would draw new weights when it is first called, and compute with those.
         raise UserError(
-            f"{path}: was saved before it was built, so that it holds no weights; begin it with keras.Input(shape), or"
+            f"{path}: was saved before it was built, so it holds no weights; define it with keras.Input(shape), or"
             " call it once, and save it again"
         )
     return model
@@ -112,7 +112,7 @@ def _refusing_more_than(most: int) -> Iterator[None]:
 
 
 class Checkpoint(NamedTuple):
-    """What training goes on from: the finished `epoch`s and their `history`."""
+    """What training resumes from: the finished `epoch`s and their `history`."""
 
     epoch: int
     history: list[dict[str, float]]

@@ -68,7 +68,9 @@ def learning_rate(
     if kind == "step":
         milestones = sorted(milestones)
         if not milestones:
-            raise UserError("--lr-schedule step: needs --lr-epochs, the epochs at which the learning rate falls")
+            raise UserError(
+                "--lr-schedule step: needs --lr-epochs, the epochs at which the learning rate is divided by ten"
+            )
         boundaries = [epoch * steps_per_epoch for epoch in milestones]
         values = [base * factor**k for k in range(len(boundaries) + 1)]
         return keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
@@ -104,9 +106,9 @@ def train(
 
     `weight_decay` is L2 in the loss, 0.5 * weight_decay * ||w||^2 over every trainable variable, as in torch.optim.SGD;
     Keras optimisers' own decay is decoupled from momentum and some ten times weaker. `evaluate` runs after each epoch;
-    what it measures is logged, never used. `callbacks` are Keras callbacks; a resumed run begins them anew. With
-    `checkpoint_folder` every epoch is saved there, and `resume` goes on after the last: the weights become those of an
-    undisturbed run. Of several workers only the `chief` saves, in a folder that all of them can read. `jit_compile`
+    what it measures is logged, never used. `callbacks` are Keras callbacks; a resumed run starts them again. With
+    `checkpoint_folder` every epoch is saved there, and `resume` continues after the last: the weights become those of
+    an undisturbed run. Of several workers only the `chief` saves, in a folder that all of them can read. `jit_compile`
     hands each replica's step to XLA. With `steps_per_call` so many steps go without Python in between, worth it where
     one takes about a millisecond; callbacks then see only the last batch of each call. With `verbose` a bar or lines
     show how far the whole training is, and a line stays for each epoch (for epochs below a second, one a second).
@@ -158,7 +160,7 @@ def train(
                 if (found := user_error(error)) is None:
                     raise
                 raise found from None
-            # Where nobody knew how many steps an epoch has, it is known now.
+            # If the number of steps in an epoch was unknown, it is known now.
             progress.total = progress.done + (epochs - epoch - 1) * (progress.done - before)
             if not math.isfinite(logs["loss"]):
                 raise UserError(f"the loss is {logs['loss']} in epoch {epoch + 1}; lower the learning rate")
@@ -182,7 +184,7 @@ def train(
 
 
 def _check_agreement(strategy: tf.distribute.Strategy, epoch: int) -> None:
-    """Refuse workers that go on from different epochs: their weights differ, and no step would show it."""
+    """Refuse workers that resume from different epochs: their weights differ, and no step would show it."""
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return
 

@@ -44,7 +44,7 @@ def named(name: str, *, eps: float, steps: int, alpha: float | None = None, beta
         "trades": lambda: trades_training(**inner, beta=beta),
     }
     if name not in makers:
-        raise UserError(f"{name}: no way of training; expected one of {', '.join(makers)}")
+        raise UserError(f"{name}: unknown training method; expected one of {', '.join(makers)}")
     return makers[name]()
 
 

@@ -1,4 +1,4 @@
-"""Attacks on embeddings: an image of one person, changed within a budget, is taken for somebody else."""
+"""Attacks on embeddings: an image of one person, perturbed within a budget, is accepted as another person."""
 
 import math
 from collections.abc import Callable

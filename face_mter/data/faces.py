@@ -93,7 +93,7 @@ class Clips(NamedTuple):
 class People(NamedTuple):
     """Who serves for what: ascending person indices, int32, disjoint.
 
-    `train`: whom a network learns. `calibration`: strangers on whom thresholds are fixed. `attack`: further strangers,
+    `train`: identities that a network learns. `calibration`: held-out identities that fix thresholds. `attack`: others,
     who attack and are attacked.
     """
 
@@ -103,7 +103,7 @@ class People(NamedTuple):
 
 
 class FaceSplits(NamedTuple):
-    """All `faces`, and who of them serves for what."""
+    """The face data set and its identity splits."""
 
     faces: Faces
     people: People
@@ -192,14 +192,14 @@ def people_in(root: Path) -> tuple[str, ...]:
 def split_people(
     faces: Faces, *, seed: int, min_images: int = 5, n_train: int | None = None, evaluation_share: float = 0.3
 ) -> People:
-    """Who trains and who is held back, all drawn by `seed`.
+    """Training and held-out identities, drawn by `seed`.
 
-    People with fewer than `min_images` images are held back, and as many of the others as it takes until a share of
-    `evaluation_share` of all people is. Of the rest at most `n_train` train (all for None); whoever does not is held
-    back too. Those held back are dealt into the calibration and the attack half, people of two images and more by
+    People with fewer than `min_images` images are held out, and as many of the others as it takes until a share of
+    `evaluation_share` of all people is. Of the rest at most `n_train` train (all for None); the others are held out
+    too. Those held out are dealt into the calibration and the attack half, people of two images and more by
     themselves, so that both halves have their share of pairs of one person.
 
-    Errors: `UserError` when a part has fewer than two people, or a half nobody with two images.
+    Errors: `UserError` when a part has fewer than two people, or a half no one with two images.
     """
     check_split(min_images=min_images, n_train=n_train, evaluation_share=evaluation_share)
     rng = np.random.default_rng(seed)
@@ -241,12 +241,12 @@ def _dealt(faces: Faces, train: np.ndarray, rng: np.random.Generator, remedy: st
     unseen = np.concatenate([unseen[~single], unseen[single]])
     if len(unseen) < 4:
         raise UserError(
-            f"{faces.name}: {len(unseen)} of {everyone} people are held back; expected 4 or more, two to fix"
+            f"{faces.name}: {len(unseen)} of {everyone} people are held out; expected 4 or more, two to fix"
             " thresholds and two to attack: raise evaluation_share or bring more people"
         )
     if np.sum(~single) < 2:
         raise UserError(
-            f"{faces.name}: {np.sum(~single)} of {len(unseen)} people held back have two images or more; expected"
+            f"{faces.name}: {np.sum(~single)} of {len(unseen)} held-out people have two images or more; expected"
             f" two such people: {remedy}"
         )
     parts = train, np.sort(unseen[::2]), np.sort(unseen[1::2])
@@ -280,7 +280,7 @@ def attack_pairs(
         missing = count - len(chosen)
         if missing <= 0:
             break
-        # In a round everyone attacks whom they find a number of places further on in a random order.
+        # In a round each person attacks the one a fixed number of places later in a random order.
         order = rng.permuted(np.tile(np.arange(len(people)), (-(-max(missing, _DRAWN) // len(people)), 1)), axis=1)
         shift = rng.integers(1, len(people), (len(order), 1))
         victims = np.take_along_axis(order, (np.arange(len(people)) + shift) % len(people), axis=1)
@@ -323,7 +323,7 @@ def load_pairs(path: str | Path, faces: Faces) -> np.ndarray:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     except csv.Error as error:
-        raise UserError(f"{path}: not a table of file names ({one_line(error)}); write it anew") from error
+        raise UserError(f"{path}: not a table of file names ({one_line(error)}); write it again") from error
     if not pairs:
         raise UserError(f"{path}: holds no pairs; expected lines <attacker's file>,<victim's file>")
     return np.array(pairs, np.int32)

@@ -1,4 +1,4 @@
-"""Batches of pairs of different people: sources and targets, drawn anew for each epoch."""
+"""Batches of pairs of different people: sources and targets, drawn for each epoch."""
 
 from collections.abc import Callable
 

@@ -1,6 +1,6 @@
 """Seeded colour portraits: stylised faces of people who keep their features under pose, light, mien and clutter.
 
-They stand in for photographs of people where none can be had. Nobody is depicted.
+They replace photographs of people where none are available. No real person is depicted.
 
 The difficulty was fixed once, on clean verification alone: people 0 to 99 of seed 0 train with 20 images each, and
 all 9,500 pairs of images of one person and as many of two, drawn from 20 images each of people 100 to 149, are told
@@ -121,7 +121,7 @@ VIEW = {
     "eyes": (0.6, 1.15),
     "gaze_x": (-0.035, 0.035),
     "gaze_y": (-0.012, 0.012),
-    # Nobody's hair lies the same every day, and not everybody wears their glasses.
+    # Hair differs from image to image, and glasses are not always worn.
     "hair_up": (-0.03, 0.04),
     "fringe": (-0.06, 0.06),
     "hair_phase": (0.0, 2 * np.pi),
@@ -194,7 +194,7 @@ def portraits(people: int, per_person: int, *, seed: int, size: int = 48, first:
     """Draw `per_person` portraits of `size` x `size` pixels of each of the people `first` to `first + people - 1`.
 
     Person k depends on `(seed, k)` alone, and image j of person k on `(seed, k, j)` and `size` alone: more people or
-    images only append, and people of ranges that do not meet are strangers.
+    images only append, and people of disjoint ranges are different.
 
     Errors: `UserError` for `people` or `per_person` below 1, a negative `seed` or `first`, `size` below 16.
     """

@@ -1,1 +1,1 @@
-"""How well people are told apart whom a network never saw."""
+"""Face verification on held-out identities."""

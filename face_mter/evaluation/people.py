@@ -1,4 +1,4 @@
-"""How well a network tells people apart whom it never saw."""
+"""Face verification of a network on held-out identities."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ _TOLD_APART = 0.95
 
 
 class Verified(NamedTuple):
-    """What an embedding is worth among people it never saw.
+    """Verification results of an embedding on held-out identities.
 
     `threshold`: the cosine at the asked-for FAR on the calibration half, `calibration` its scores, `rates` what comes
     of it on the attack half. `tars`: TAR at that FAR and at 1e-2 on the attack half, thresholds found there.
@@ -77,7 +77,7 @@ def watch(model: keras.Model, splits: FaceSplits) -> dict[str, float]:
 
 
 def check_range(file: Path, model: keras.Model, given: Reading, splits: FaceSplits, log: Callable[[str], None]) -> None:
-    """Whether a network tells strangers apart far better in another range of images than in the one it is given.
+    """Whether a network verifies held-out identities far better in another range of images than in the one it is given.
 
     Errors: `UserError` with the remedy where that leaves no doubt; a lesser gain goes to `log`.
     """

@@ -16,7 +16,7 @@ from common.evaluation.statistics import Estimate, Statistic, best_threshold, bo
 from common.files import read_lines
 from face_mter.data.faces import Faces, attack_pairs
 
-# Numbers held at a time beside what is returned.
+# Numbers held at a time in addition to what is returned.
 _BLOCK = 2**22
 
 
@@ -76,7 +76,7 @@ def normalised(embeddings: np.ndarray) -> np.ndarray:
         raise ValueError(f"embeddings: expected (N, D), received {embeddings.shape}")
     length = np.sqrt(np.einsum("nd,nd->n", embeddings, embeddings, dtype=np.float64))
     if len(bad := np.flatnonzero(~(np.isfinite(length) & (length > 0)))):
-        raise UserError(f"embeddings: row {bad[0]} has length {length[bad[0]]:g}; expected finite ones, train anew")
+        raise UserError(f"embeddings: row {bad[0]} has length {length[bad[0]]:g}; expected finite ones; train again")
     return (embeddings / length[:, None]).astype(np.float32)
 
 
@@ -107,7 +107,7 @@ def genuine_pairs(person: np.ndarray) -> np.ndarray:
 def impostor_scores(embeddings: np.ndarray, person: np.ndarray) -> np.ndarray:
     """The cosines of all pairs of images of different people, float32 (n,), in the lexical order of the pairs.
 
-    Computed in blocks: beside the answer (18 MB for 3,000 images) it takes some 40 MB, however many there are.
+    Computed in blocks: in addition to the result (18 MB for 3,000 images) it takes some 40 MB, however many there are.
     """
     z, stop = normalised(embeddings), _stops(person)
     scores = np.empty(int(np.sum(len(z) - stop)), np.float32)
@@ -230,7 +230,7 @@ def accept_rates(scores: Scores, threshold: float, *, repeats: int = 1000, seed:
 
 
 def tar_at_far(scores: Scores, far: float, *, repeats: int = 1000, seed: int = 0) -> Estimate:
-    """`tar_at` with an interval by bootstrap over the people, the threshold found anew in every draw.
+    """`tar_at` with an interval by bootstrap over the people, the threshold recomputed in every draw.
 
     So the interval knows how unsure the threshold is. Errors: as `far_threshold`, and for fewer than two people.
     """
@@ -325,7 +325,7 @@ def read_pairs(path: str | Path, faces: Faces) -> FoldedPairs:
         raise UserError(f"{path}: line 1 is {head[:80]!r}; expected the numbers of folds and of pairs, as in '10 300'")
     folds, kind = sizes
     if len(lines) != folds * 2 * kind:
-        raise UserError(f"{path}: {len(lines)} pairs, line 1 says 2 x {folds} x {kind}; get the file anew")
+        raise UserError(f"{path}: {len(lines)} pairs, line 1 says 2 x {folds} x {kind}; download it again")
     place: dict[str, int] = {}
     double: set[str] = set()
     for row, file in enumerate(faces.files):
@@ -351,7 +351,7 @@ def read_pairs(path: str | Path, faces: Faces) -> FoldedPairs:
 def make_folds(
     faces: Faces, people: Sequence[int] | np.ndarray, count: int, *, seed: int, folds: int = 10
 ) -> FoldedPairs:
-    """`count` pairs of each kind in each of `folds`, as LFW has 300, drawn by `seed`; nobody is in two folds.
+    """`count` pairs of each kind in each of `folds`, as LFW has 300, drawn by `seed`; no identity is in two folds.
 
     Pairs are distinct, and people about equally often in them, as far as their images go.
 
@@ -423,7 +423,7 @@ def _checked(scores: np.ndarray, kind: str) -> np.ndarray:
     if not len(scores):
         raise UserError(f"no {kind}; bring more images or people")
     if not np.isfinite(scores).all():
-        raise UserError(f"scores of {kind} that are not finite; train the network anew")
+        raise UserError(f"scores of {kind} that are not finite; train the network again")
     return scores
 
 
@@ -442,7 +442,7 @@ def _allowed(impostor: int, far: float) -> int:
 
 
 def _cross_weight(weights: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """The weight (draws,) of all pairs of different people, of whom there are `count` images each."""
+    """The weight (draws,) of all pairs of different people with `count` images each."""
     images = weights * count
     return (images.sum(axis=1) ** 2 - np.sum(images**2, axis=1)) / 2
 

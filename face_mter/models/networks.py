@@ -83,7 +83,7 @@ def embedder(model: keras.Model) -> keras.Model:
     part = _parts.get(model, EMBEDDING, cut)
     part = model if part is None else part
     if len(part.output_shape) != 2:
-        raise UserError(f"a model that answers with {part.output_shape[1:]}; expected one vector an image")
+        raise UserError(f"a model whose output is {part.output_shape[1:]}; expected one vector an image")
     return part
 
 
@@ -96,7 +96,7 @@ def embedder_at(model: keras.Model, layer: str) -> keras.Model:
         vectors = {place.layer.name: place.output for place in places(whole) if len(place.output.shape) == 2}
         if layer in vectors:
             return keras.Model(whole.inputs[0], vectors[layer], name=model.name)
-    raise UserError(f"--embedding: {layer}: no such layer that answers with a vector; there are {', '.join(vectors)}")
+    raise UserError(f"--embedding: {layer}: no such layer with a vector as output; there are {', '.join(vectors)}")
 
 
 def with_head(
@@ -140,8 +140,8 @@ def _inner(layer: keras.Layer) -> bool:
 
 
 def head_of(model: keras.Model) -> keras.Layer | None:
-    """The layer on top of the embedding that answers with logits, by which training can go on; None where `model` has
-    another one, or none."""
+    """The layer on top of the embedding that answers with logits, by which training can continue; None where `model`
+    has another one, or none."""
     last = [place.layer for place in places(model) if place.output is model.outputs[0]]
     if not last or embedder(model) is model:
         return None

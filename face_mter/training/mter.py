@@ -1,4 +1,4 @@
-"""Margin-based triplet embedding regularisation: find who can be taken for somebody else, and push them back.
+"""Margin-based triplet embedding regularisation: search for impersonations in feature space, and penalise them.
 
     search = exploit(radius=10 / 255, sigma=1 / 255, rounds=10, threshold=0.1)
     way = method("mter", loss_type="arcface", adversary=search)
@@ -31,7 +31,7 @@ def feature_target_search(*, radius: float, sigma: float, rounds: int, threshold
     """The search (step 1): each source moves along the sign of the gradient of its cosine distance to the target's
     embedding, up to `rounds` steps of `sigma` within `radius` (L-inf, in [0, 1]).
 
-    A source rests once its own cosine distance is below `threshold`. (The original goes on until the farthest of the
+    A source stops once its own cosine distance is below `threshold`. (The original continues until the farthest of the
     batch is there, and its ball holds nothing back.) The model is in inference mode.
     """
 

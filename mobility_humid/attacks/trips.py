@@ -202,7 +202,7 @@ def trip_bounds(moving: Tensor, grid: Sequence[int], eta: float | Tensor | None)
     low, high = tf.zeros_like(moving), tf.zeros_like(moving) + top.astype(np.float32)
     if eta is not None:
         low, high = tf.maximum(low, moving - eta), tf.minimum(high, moving + eta)
-    # What is fixed stands between equal ends, whatever it is, and what is off the map may stay where it is.
+    # Fixed coordinates have equal bounds; a point off the map may remain where it is.
     may = mask > 0
     low, high = tf.where(may, tf.minimum(low, moving), moving), tf.where(may, tf.maximum(high, moving), moving)
     return TripBounds(mask, low, high)
@@ -297,7 +297,7 @@ def slope_of_moved(model: Model, inputs: Inputs, found: Result) -> Tensor:
     """How much each point that has moved matters: the slope of the loss by its coordinates."""
     moved = tf.reduce_any(found.x != inputs["x"], axis=-1, keepdims=True)
     slope = tf.reduce_sum(tf.abs(found.gradient) * inputs["mask"], axis=-1, keepdims=True)
-    # A point that has moved counts, however flat the loss is where it stands now.
+    # A moved point counts, however flat the loss is there.
     return tf.where(moved, tf.maximum(slope, tf.constant(1e-30, slope.dtype)), 0.0)
 
 

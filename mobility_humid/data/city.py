@@ -1,6 +1,6 @@
 """A seeded city with a fleet of taxis: raw GPS points, as a fleet would deliver them.
 
-It stands in for a real fleet where there is none. A driver has a home, favourite quarters, hours, and a way of looking
+It replaces a real fleet where there is none. A driver has a home, favourite quarters, hours, and a way of looking
 for passengers. Where passengers get off is the same for all, and so is where they are found by those who look beyond
 their own quarters: drivers meet downtown and at the airport, and a served trip says little about who drives.
 
@@ -116,7 +116,7 @@ def _draw_driver(rng: np.random.Generator) -> _Driver:
         speed=rng.uniform(*SPEED) / 3.6,
         start=rng.uniform(*SHIFT_START) * 3600,
         length=rng.uniform(*SHIFT_LENGTH) * 3600,
-        # Not the first day, so that everybody has one.
+        # Not the first day, so that every driver has one.
         day_off=int(rng.integers(1, 7)),
     )
 

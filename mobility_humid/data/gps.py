@@ -1,6 +1,6 @@
 """GPS points from files: a cabspotting folder or tar, CSV or Parquet with named columns; one driver at a time.
 
-A driver's id is text, byte by byte as it stands in the file: `007` is not `7`, and `1E5` is not `100000`.
+A driver's id is text, byte by byte as in the file: `007` is not `7`, and `1E5` is not `100000`.
 Lines that cannot be used are left out and counted by reason, never fatal; a file without a single good line is refused.
 Rows of CSV and Parquet may come in any order: they pass through a temporary file, so memory holds a block of the input,
 or one of 256 groups of drivers, and never the fleet.
@@ -74,7 +74,7 @@ class Track(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """Where the fields of a line stand: `place` field -> column, of `width` columns."""
+    """Positions of the fields in a line: `place` field -> column, of `width` columns."""
 
     separator: str
     width: int
@@ -178,7 +178,7 @@ class Reader:
                 yield self._cab(name, archive.extractfile(member).read(), where)
             while stream.read(2**20):
                 pass
-            # A tar ends in empty blocks; one that was cut off between two files shows it nowhere else.
+            # A tar ends in empty blocks; one cut off between two files shows it by nothing else.
             if stream.last.strip(b"\0"):
                 raise tarfile.ReadError("no end mark")
         if not found:

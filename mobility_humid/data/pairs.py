@@ -54,7 +54,7 @@ def split_drivers(
     order = np.random.default_rng([seed, 0xD121]).permutation(drivers).astype(np.int32)
     unseen = round(drivers * unseen_share)
     if (unseen_share and unseen < 2) or drivers - unseen < 2:
-        held_back = " and 2 to hold back; bring more drivers or another --unseen-share" if unseen_share else ""
+        held_back = " and 2 to hold out; bring more drivers or another --unseen-share" if unseen_share else ""
         raise UserError(f"{drivers} drivers: expected at least 2 to train on{held_back}")
     left = days - test_days - validation_days
     if left < 1:

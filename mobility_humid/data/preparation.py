@@ -144,7 +144,7 @@ def prepare_fleet(tracks: Iterable[Track], rules: Rules, counts: Counter[str], s
             fleet.add(name, driver)
     if not fleet.drivers:
         found = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in counts.items() if n)
-        raise UserError(f"no trip is left ({found or 'no points at all'}); look at --bbox, --min-points and --max-gap")
+        raise UserError(f"no trip is left ({found or 'no points at all'}); check --bbox, --min-points and --max-gap")
     return fleet
 
 
@@ -221,7 +221,7 @@ class Fleet:
         return density
 
     def _about(self, names: Sequence[str]) -> dict[str, Any]:
-        """What a `TripSet` of some drivers holds beside its points."""
+        """Everything in a `TripSet` of some drivers except its points."""
         drivers = [self._drivers[name] for name in names]
         lengths = np.concatenate([driver.lengths for driver in drivers])
         days, day = np.unique(np.concatenate([driver.day for driver in drivers]), return_inverse=True)
@@ -255,7 +255,7 @@ def make_grid(rules: Rules, tracks: Iterable[Track]) -> Grid:
     if rules.bbox is None:
         lat, lon = (np.concatenate([getattr(track, axis) for track in tracks] or [[]]) for axis in ("lat", "lon"))
         if not len(lat):
-            raise UserError("no point is left to lay a map around; give --bbox or other data")
+            raise UserError("no point is left to define a map; give --bbox or other data")
         (south, north), (west, east) = np.percentile(lat, MAP_SHARE).tolist(), np.percentile(lon, MAP_SHARE).tolist()
     else:
         south, west, north, east = rules.bbox
@@ -267,7 +267,7 @@ def make_grid(rules: Rules, tracks: Iterable[Track]) -> Grid:
     width = max(1, math.ceil((east - west) * across / rules.cell_size))
     if max(width, height) > _INT16 or width * height > MAX_CELLS:
         raise UserError(
-            f"--cell-size: {rules.cell_size:g} m make a map of {width} x {height} cells, at most {MAX_CELLS} do;"
+            f"--cell-size: {rules.cell_size:g} m give a map of {width} x {height} cells, at most {MAX_CELLS} do;"
             " use larger cells or a smaller --bbox"
         )
     return Grid(south, west, rules.cell_size, width, height, rules.time_zone, rules.day_start)
@@ -328,7 +328,7 @@ def _prepare_driver(track: Track, grid: Grid, rules: Rules, clock: Clock, counts
     time, x, y, kind = time[inside], x[inside], y[inside], kind[inside]
     offset = clock.offsets(time)
     local = time + offset - rules.day_start * 3600
-    # Where a clock is put back over the day's start, the day that has begun goes on.
+    # Where a clock is put back over the day's start, the current day continues.
     day = np.maximum.accumulate(local // DAY)
     jump = np.diff(time) > rules.max_gap
     counts["time_jumps"] += int(jump.sum())
@@ -336,7 +336,7 @@ def _prepare_driver(track: Track, grid: Grid, rules: Rules, clock: Clock, counts
     stays = _stays(x, y, elsewhere, grid.cell_size)
     standing = _standing(time, stays, rules.break_after)
     counts["breaks"] += int((standing & ~np.append(False, standing[:-1])).sum())
-    # Slots follow the clock on the wall; a trip during which it is changed is cut, or its slots might fall.
+    # Slots follow the clock on the wall; a trip during which it is changed is cut, or its slots might decrease.
     cut = elsewhere | jump | standing | (np.diff(day) != 0) | (np.diff(offset) != 0)
     resting = np.append(False, standing) & np.append(standing, False)
     counts["break_points"] += int(resting.sum())

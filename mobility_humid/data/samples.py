@@ -19,11 +19,11 @@ TRAIN, VALIDATION, SEEN, UNSEEN, TEST = PARTS = "train", "validation", "seen", "
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Whose trips, on which days, and how many make a sample.
+    """Drivers, days, and trips in a sample.
 
     `traj_type`: trips without a passenger, with one, or all; `num_plates` and `num_days`: the first ones, None for
     all; `num_trajs` trips of a driver in a sample, from `days_per_sample` days, of `padding_length` points;
-    `unseen_share` of the drivers are held back. `seed` draws the samples.
+    `unseen_share` of the drivers are held out. `seed` draws the samples.
     """
 
     traj_type: Literal["seek", "serve", "all"] = "all"
@@ -86,7 +86,7 @@ class Fleet:
         return self.layout.assemble(self.table, self.layout.rows(drawn.trips), profiles)
 
     def epochs(self, count: int, batch_size: int, label: Callable) -> "Callable[[int], tf.data.Dataset]":
-        """Batches of `count` training samples an epoch, drawn anew for each: epoch -> (x, `label(drawn)`) in turn."""
+        """Batches of `count` training samples, drawn for each epoch: epoch -> (x, `label(drawn)`) in turn."""
         import tensorflow as tf
 
         from common.training.batches import assembled
@@ -167,7 +167,7 @@ def check_samples(sampling: Sampling) -> None:
     if sampling.with_profile and sampling.padding_length < len(PROFILE_FEATURES):
         raise UserError(f"--padding-length: a profile takes {len(PROFILE_FEATURES)}; got {sampling.padding_length}")
     if not sampling.unseen_share <= 1:
-        raise UserError(f"--unseen-share: is a share and at most 1; got {sampling.unseen_share:g}")
+        raise UserError(f"--unseen-share: must be at most 1; got {sampling.unseen_share:g}")
 
 
 def first_drivers(trips: TripSet, count: int) -> TripSet:

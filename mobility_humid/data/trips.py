@@ -117,7 +117,7 @@ def load_trips(path: Path | str) -> TripSet:
         grid, filters = Grid(**description["grid"]), dict(description["filters"])
         names = {name: tuple(str(text) for text in arrays.pop(name)) for name in ("drivers", "days")}
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}[description]: not readable ({error}); prepare the trips anew") from error
+        raise UserError(f"{path}[description]: not readable ({error}); prepare the trips again") from error
     trips = TripSet(**arrays, **names, grid=grid, filters=filters, sha256=files.sha256(path))
     _check(path, trips)
     return trips
@@ -155,7 +155,8 @@ def _check(path: Path, trips: TripSet) -> None:
         values = trips.points[:, column]
         if values.min() < low or values.max() > high:
             raise UserError(
-                f"{path}[points]: {name} from {values.min()} to {values.max()}, expected {low} to {high}; prepare anew"
+                f"{path}[points]: {name} from {values.min()} to {values.max()}, expected {low} to {high};"
+                " prepare them again"
             )
 
 

@@ -13,7 +13,7 @@ BLOCK = 250
 def largest_jump(x: np.ndarray) -> np.ndarray:
     """The longest way between two consecutive points of a trip, in cells along the longer axis, int32 (n,).
 
-    `x` int (n, trips, time, 3 or 4) in grid cells; points of slot 0 are padding, which stands in front. A driver cannot
+    `x` int (n, trips, time, 3 or 4) in grid cells; points of slot 0 are padding, which comes first. A driver cannot
     be made to follow a trip that jumps further than any recorded one.
     """
     out = np.zeros(len(x), np.int32)

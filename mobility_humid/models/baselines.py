@@ -214,7 +214,7 @@ def _likeness(charts: Sequence[_Charts], trips: np.ndarray, progress: bool = Fal
 
     For maps a and b and that of the fleet m: the overlap, sum of min(a, b); the Bhattacharyya coefficient, sum of
     sqrt(a b); and the cosine of what is peculiar to each side, sqrt(a) - sqrt(m), and (a - m) / sqrt(m), in which a
-    square that nobody else visits weighs most.
+    square that no other driver visits weighs most.
     """
     n, _, kinds, _ = trips.shape
     out = np.zeros((n, len(charts), kinds, 4))

@@ -1,7 +1,7 @@
 """The networks: two drivers are one and the same (`Siamese`), or who of a few drivers it is (`Classifier`).
 
 Both take samples as `layout` describes them, in grid units, and answer with logits. Trips are folded into the batch, so
-that an encoder is called once; what it makes of the trips that an attack leaves alone need not be computed anew for
+that an encoder is called once; what it makes of the trips that an attack leaves alone need not be recomputed for
 each of its steps (`embed`, then `judge`).
 """
 
@@ -110,7 +110,7 @@ def _share(amounts):
 
 
 def _root(shares):
-    # The floor keeps the slope of the root finite where nobody has been.
+    # The floor keeps the gradient of the root finite in unvisited places.
     return ops.sqrt(shares + 1e-6)
 
 

@@ -1,4 +1,4 @@
-"""What a verifier of drivers is worth: its loss, its threshold, and its quality with intervals by driver."""
+"""Loss, threshold and metrics of the driver verifier, with intervals by driver."""
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ from mobility_humid.data.pairs import Pairs
 from mobility_humid.data.samples import TRAIN, Fleet
 from mobility_humid.models.networks import Siamese
 
-# Pairs whose maps stand for the fleet's.
+# Pairs whose maps represent the fleet's.
 _MET = 400
 
 

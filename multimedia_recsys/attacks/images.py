@@ -1,4 +1,4 @@
-"""Changed images of items: towards a class, towards everybody's taste, and the controls beside them."""
+"""Attacks on product images: towards a class, towards a higher mean score, and their controls."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -69,7 +69,7 @@ def read_attack(folder: Path, pair: Pair, file_names: Sequence[str]) -> Attack:
     try:
         attacked = np.loadtxt(folder / "items.csv", dtype=np.int64, ndmin=1)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'items.csv'}: not readable ({one_line(error)}); make the attack anew") from error
+        raise UserError(f"{folder / 'items.csv'}: not readable ({one_line(error)}); run the attack again") from error
     if len(attacked) == 0 or attacked.min() < 0 or attacked.max() >= len(file_names):
-        raise UserError(f"{folder / 'items.csv'}: items that the shop does not have; make the attack anew")
+        raise UserError(f"{folder / 'items.csv'}: items that the shop does not have; run the attack again")
     return Attack(folder.name.removesuffix("_images"), pair, attacked, visual.features, visual.label, folder)

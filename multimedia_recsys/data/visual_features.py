@@ -1,4 +1,4 @@
-"""What a network made of all images of a shop, as files; and which network that is."""
+"""Extracted class probabilities and features of all items, on disk."""
 
 import csv
 from collections.abc import Sequence
@@ -81,18 +81,16 @@ def read_visual(folder: Path, file_names: Sequence[str]) -> VisualFeatures:
     except FileNotFoundError:
         raise UserError(f"{folder / CLASSES}: no such file; make it by classify_extract.py") from None
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder / CLASSES}: not readable ({error}); make it anew by classify_extract.py") from error
+        raise UserError(f"{folder / CLASSES}: not readable ({error}); run classify_extract.py again") from error
     features = read_features(folder / FEATURES)
     for name, count in ((CLASSES, len(label)), (FEATURES, len(features))):
         if count != items:
-            raise UserError(
-                f"{folder / name}: {count} items, the shop has {items}; make it anew by classify_extract.py"
-            )
+            raise UserError(f"{folder / name}: {count} items, the shop has {items}; run classify_extract.py again")
     for row, (found, name) in enumerate(zip(image, file_names, strict=True)):
         if found not in (name, Path(name).stem):
             raise UserError(
                 f"{folder / CLASSES}:{row + 2}: ImageID {found!r}, the shop has {name!r} there; bring {CLASSES} and"
-                f" {FEATURES} into the order of the items, or make them anew by classify_extract.py"
+                f" {FEATURES} into the order of the items, or run classify_extract.py again"
             )
     if len(label) and label.min() < 0:
         raise UserError(f"{folder / CLASSES}: class {label.min()}; expected numbers from 0")
@@ -102,7 +100,7 @@ def read_visual(folder: Path, file_names: Sequence[str]) -> VisualFeatures:
         try:
             clean_scale = float((folder / SCALE).read_text("utf-8"))
         except ValueError as error:
-            raise UserError(f"{folder / SCALE}: expected a number ({error}); make the attack anew") from error
+            raise UserError(f"{folder / SCALE}: expected a number ({error}); run the attack again") from error
     return VisualFeatures(
         label, prob, features, tuple(names.get(n, str(n)) for n in range(max(names) + 1)), clean_scale
     )
@@ -122,9 +120,9 @@ def read_features(path: Path) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; make it by classify_extract.py") from None
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: not a readable .npy ({error}); make it anew by classify_extract.py") from error
+        raise UserError(f"{path}: not a readable .npy ({error}); run classify_extract.py again") from error
     if not isinstance(features, np.ndarray) or features.ndim != 2 or features.dtype.kind != "f":
         raise UserError(f"{path}: expected floating point numbers (items, features)")
     if not np.isfinite(features).all():
-        raise UserError(f"{path}: holds values that are not finite; make it anew by classify_extract.py")
+        raise UserError(f"{path}: holds values that are not finite; run classify_extract.py again")
     return features.astype(np.float32)

@@ -1,4 +1,4 @@
-"""What changed images do to the lists: to the classes, and to the very items."""
+"""Exposure of attacked classes and items in the recommendation lists, before and after."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from multimedia_recsys.models.recommenders import Factors
 
 
 class Exposure(NamedTuple):
-    """Where the attacked items stand with one recommender and one set of images.
+    """Exposure of the attacked items, with one recommender and one set of images.
 
     `chr_origin`, `ncdcg_origin`, `chr_target`: of the attack's classes. `item_rate` float64 (m,): in which share of the
     lists each attacked item is. `item_rank` (m,): its mean rank, from 0, over the users who do not have it.

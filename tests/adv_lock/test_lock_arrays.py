@@ -206,7 +206,7 @@ def test_a_base_model_found_by_default_must_have_learnt_from_the_same_images(wor
 
 
 def test_a_base_model_of_another_class_count_is_refused(workplace, base_model_of_two):
-    with pytest.raises(UserError, match="tells 2 classes apart, the images have 10"):
+    with pytest.raises(UserError, match="tells 2 classes, the images have 10"):
         lock(lock.options(**LOCK, model=base_model_of_two))
 
 
@@ -249,7 +249,7 @@ def test_a_reference_of_another_recipe_is_refused(workplace, store, lock_scenes,
             train(train.options(**fitting, **settings, name=name))
     for epochs, name, message in (
         (2, "reference", "has epochs 1, this run 2"),
-        (1, "thief", "is no run of train.py with --train-on original"),
+        (1, "thief", "is not a run of train.py with --train-on original"),
         (1, "elsewhere", "was trained on other data than"),
     ):
         reference = workplace / "runs/adv_lock/train" / name

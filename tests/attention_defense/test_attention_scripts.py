@@ -307,8 +307,8 @@ def test_what_is_attacked_knows_how_it_was_trained(trained, run):
 def test_a_model_of_other_classes_or_that_answers_otherwise_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for units, activation, message in (
-        (7, None, "tells 7 classes apart, the images have 10; a model that knows all of them"),
-        (12, None, "tells 12 classes apart, the images have 10; give the model's list"),
+        (7, None, "tells 7 classes, the images have 10; a model that knows all of them"),
+        (12, None, "tells 12 classes, the images have 10; give the model's list"),
         (10, "sigmoid", "sigmoid over 10 units"),
     ):
         images = keras.Input((32, 32, 3))
@@ -317,7 +317,7 @@ def test_a_model_of_other_classes_or_that_answers_otherwise_is_refused(tmp_path,
         keras.Model(images, keras.layers.Dense(units, activation=activation)(features)).save(path)
         with pytest.raises(UserError, match=message):
             attack.attack(attack.Options(model=path, n_test=20, name=path.stem))
-    with pytest.raises(UserError, match="inception_v3: tells 1000 classes apart, the images have 10"):
+    with pytest.raises(UserError, match="inception_v3: tells 1000 classes, the images have 10"):
         attack.attack(attack.Options(model="inception_v3", n_test=20, name="large"))
 
 

@@ -547,7 +547,7 @@ def test_other_fleets_need_no_code(fleet, capsys):
         (["--dataset", "cabs", "--bbox", "1,2,3"], "--bbox"),
         (["--dataset", "cabs", "--bbox", "3,2,1,4"], "--bbox: expected south,west,north,east"),
         (["--dataset", "cabs", "--cell-size", "0"], "--cell-size"),
-        (["--dataset", "cabs", "--cell-size", "0.01"], "--cell-size: 0.01 m make a map of"),
+        (["--dataset", "cabs", "--cell-size", "0.01"], "--cell-size: 0.01 m give a map of"),
         (["--dataset", "cabs", "--max-speed", "0"], "--max-speed"),
         (["--dataset", "cabs", "--day-start", "24"], "--day-start"),
         (["--dataset", "cabs", "--fleet", "seek"], "--fleet"),

@@ -270,7 +270,7 @@ def test_a_threshold_is_fixed_where_pairs_are_most_often_right(workplace, tiny_f
 def test_networks_that_cannot_be_are_refused(tiny_fleet):
     for options, message in (
         ({"units": (8, 4)}, "--units: expected three numbers, for LSTM, LSTM and dense layer; got 2"),
-        ({"dropout": 1.0}, "--dropout: is a share and below 1; got 1"),
+        ({"dropout": 1.0}, "--dropout: must be below 1; got 1"),
         ({"place_spacing": 0.0}, "--place-spacing: must be above 0; got 0"),
     ):
         with pytest.raises(UserError, match=message):

@@ -151,7 +151,7 @@ REFUSED = {
     "two outputs": (two_outputs, r"has 2 outputs \(box \(2,\), label \(4,\)\); save a model with the one"),
     "two inputs": (two_inputs, r"has 2 inputs \(image \(16, 16, 3\), mask \(16, 16, 3\)\)"),
     "never built": (lambda: keras.Sequential([layers.Flatten(), layers.Dense(4)]), "was saved before it was built"),
-    "not finite": (not_finite, "answers with values that are not finite"),
+    "not finite": (not_finite, "outputs values that are not finite"),
     "no gradient": (rounding, "has no gradient with respect to its images"),
     "a softmax that is hidden": (hidden_softmax, "answers with probabilities"),
     "grey": (grey, "takes images of 16 x 16 x 1, these are 16 x 16 x 3; bring images or model to the same channels"),
@@ -163,7 +163,7 @@ REFUSED = {
     "an answer for each pixel": (maps, "expected an image classifier"),
     "fewer classes": (
         lambda: keras.Model(i := keras.Input(SHAPE), head(body(i), 3)),
-        "tells 3 classes apart, the images have 4; a model that knows all of them",
+        "tells 3 classes, the images have 4; a model that knows all of them",
     ),
     "more classes": (lambda: keras.Model(i := keras.Input(SHAPE), head(body(i), 5)), "have 4; take another"),
 }
@@ -228,7 +228,7 @@ def test_a_class_of_its_own_is_refused(tmp_path):
     model = Own()
     model(X / np.float32(255))
     model.save(tmp_path / "own.keras")
-    with pytest.raises(UserError, match=r"own\.keras: is a model of a class of its own; save a Sequential"):
+    with pytest.raises(UserError, match=r"own\.keras: is a subclassed model; save a Sequential"):
         classifiers.load_classifier(tmp_path / "own.keras", X)
 
 

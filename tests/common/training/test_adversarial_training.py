@@ -55,7 +55,7 @@ def test_a_method_by_name_takes_what_it_knows():
     x, y = points()
     by_name = craft(named("pgd", eps=EPS, steps=5), model, x, y)[0]
     np.testing.assert_array_equal(by_name, craft(pgd_training(eps=EPS, alpha=0.4 * EPS, steps=5), model, x, y)[0])
-    with pytest.raises(UserError, match="magic: no way of training; expected one of standard, fast, pgd, trades"):
+    with pytest.raises(UserError, match="magic: unknown training method; expected one of standard, fast, pgd, trades"):
         named("magic", eps=EPS, steps=4)
 
 

@@ -118,7 +118,7 @@ def test_the_range_of_images_shows_in_who_is_told_apart(tmp_path):
     path, said = tmp_path / "net.keras", []
     checkpoints.save_model(colour_network(1.0), path)
     load_checked(path, CAST, options(), log=said.append)
-    assert len(said) == 1 and "embeddings of 3 numbers, the answer of its layer" in said[0]
+    assert len(said) == 1 and "embeddings of 3 numbers, the output of its layer" in said[0]
     checkpoints.save_model(colour_network(255.0), path)
     with pytest.raises(UserError, match=r"net\.keras: tells people apart with an AUC of .*: give --input-scale 255"):
         load_checked(path, CAST, options(), log=said.append)
