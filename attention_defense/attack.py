@@ -237,7 +237,7 @@ def attack(options: Options, run: Run) -> None:
     model = load_victim(options, test_set, run, maps=_looks(options))
     told = class_count(model.model)
     if source is not None and class_count(source) != told:
-        raise UserError(f"--source: tells {class_count(source)} classes apart, the model {told}; give one of the same")
+        raise UserError(f"--source: has {class_count(source)} classes, the model {told}; give one of the same")
     test_set = test_set.for_outputs(told)
     x = np.asarray(as_float(test_set.x))
     evaluation = evaluate(options, run, model, x, test_set.y, source)

@@ -296,12 +296,12 @@ def _headline(run: Run, headline: dict[str, Outcome], parts: SubRuns, grey: floa
     recommenders = next(part for part in parts.results if part["script"] == "rec_generator")["metrics"]
     run.metrics(**{name: recommenders[name] for name in ("hr_at_10", "ndcg_at_10", "auc")})
     if (pgd := headline.get(f"pgd_{grey:g}")) is not None:
-        effect, attack, quality = pgd.effects["vbpr"], pgd.attack, pgd.quality
+        effect, attack, quality = pgd.exposure["vbpr"], pgd.attack, pgd.quality
         run.metrics(
             chr_origin_clean=effect["chr_clean"],
             chr_origin_attacked=effect["chr_origin"],
-            chr_origin_noise=headline[f"noise_{grey:g}"].effects["vbpr"]["chr_origin"],
-            chr_origin_swap=headline["swap"].effects["vbpr"]["chr_origin"],
+            chr_origin_noise=headline[f"noise_{grey:g}"].exposure["vbpr"]["chr_origin"],
+            chr_origin_swap=headline["swap"].exposure["vbpr"]["chr_origin"],
             chr_target_clean=effect["chr_target_clean"],
             attack_success=attack["attack_success"],
             attack_success_n=attack["attack_success_n"],
@@ -318,7 +318,7 @@ def _draw(options: Options, run: Run, headline: dict[str, Outcome]) -> None:
     """CHR of the origin class under each attack at the headline's budget, frozen."""
     from common.evaluation import plots
 
-    shown = {name: outcome.effects for name, outcome in headline.items() if set(outcome.effects) == set(VISUAL)}
+    shown = {name: outcome.exposure for name, outcome in headline.items() if set(outcome.exposure) == set(VISUAL)}
     first = next(iter(shown.values()))
     bars = {kind: [first[kind]["chr_clean"], *(of[kind]["chr_origin"] for of in shown.values())] for kind in VISUAL}
     plots.grouped_bars(

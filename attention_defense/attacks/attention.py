@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from attention_defense.models import losses
-from attention_defense.models.grad_cam import Attention, above_mean, overlap, resized, shown, softmax_map
+from attention_defense.models.grad_cam import Attention, above_mean, overlap, relu_max_map, resized, softmax_map
 from common import attacks
 from common.attacks import Bound, Inputs, Objective, Restarts, at_success, in_ball, least_likely, named, worst_case
 
@@ -127,7 +127,7 @@ class Shrinking:
 
         def objective(x: Tensor) -> tuple[Tensor, Tensor]:
             logits, cam = attention(x, inputs["y"])
-            loss = -_entropy(logits, inputs["target"]) - _MAP_WEIGHT * tf.reduce_mean(shown(cam), axis=(1, 2))
+            loss = -_entropy(logits, inputs["target"]) - _MAP_WEIGHT * tf.reduce_mean(relu_max_map(cam), axis=(1, 2))
             return loss, _wrong(logits, inputs["y"])
 
         return objective
@@ -141,14 +141,14 @@ class Displacing:
 
     def prepare(self, model: keras.Model, inputs: Inputs) -> dict[str, Tensor]:
         cam = Attention(model, self.layer)(inputs["x"], inputs["y"]).cam
-        return {"attended": tf.cast(shown(cam) > _ATTENDED, tf.float32)}
+        return {"attended": tf.cast(relu_max_map(cam) > _ATTENDED, tf.float32)}
 
     def __call__(self, model: keras.Model, inputs: Inputs) -> Objective:
         attention = Attention(model, self.layer)
 
         def objective(x: Tensor) -> tuple[Tensor, Tensor]:
             logits, cam = attention(x, inputs["y"])
-            change = tf.abs(inputs["attended"] - shown(cam))
+            change = tf.abs(inputs["attended"] - relu_max_map(cam))
             return _MAP_WEIGHT * tf.reduce_mean(change, axis=(1, 2)), _wrong(logits, inputs["y"])
 
         return objective

@@ -59,7 +59,7 @@ def load_subject(label: str, path: Path, data: "Arrays") -> Subject:
         raise UserError(f"{path}: takes images of {tuple(model.input_shape[1:])}, {data.name} has {x.shape[1:]}")
     data = data.for_outputs(model.output_shape[-1])
     if model.output_shape[-1] < data.classes:
-        raise UserError(f"{path}: tells {model.output_shape[-1]} classes apart, {data.name} has {data.classes}")
+        raise UserError(f"{path}: has {model.output_shape[-1]} classes, {data.name} has {data.classes}")
     answers = np.asarray(model(x[:64], training=False))
     if answers.min() >= 0 and np.allclose(answers.sum(axis=1), 1, atol=1e-5):
         raise UserError(f"{path}: answers with probabilities; the libraries compared with need a model without softmax")

@@ -98,7 +98,7 @@ def load_classifier(
     attacks are compiled for it once; it must not be trained.
 
     Errors: `UserError` naming the file, as `load_network`, and for one that takes other images, answers with something
-    else than one vector for each, tells other than `classes` classes apart (`remedy` for one that tells more), has no
+    else than one vector for each, has other than `classes` classes (`remedy` for one with more), has no
     gradient, hides a softmax that cannot be cut off, or takes images in another range.
     """
     file = model_file(path)
@@ -154,11 +154,11 @@ def class_count(model: keras.Model) -> int:
 
 
 def check_classes(path: object, told: int, wanted: int, remedy: str = "give another model") -> None:
-    """Errors: `UserError` naming `path` for a model that tells `told` classes apart where there are `wanted`; `remedy`
+    """Errors: `UserError` naming `path` for a model of `told` classes where there are `wanted`; `remedy`
     is for more of them."""
     if told != wanted:
         remedy = remedy if told > wanted else "a model that knows all of them is wanted"
-        raise UserError(f"{path}: tells {told} classes, the images have {wanted}; {remedy}")
+        raise UserError(f"{path}: has {told} classes, the images have {wanted}; {remedy}")
 
 
 @functools.lru_cache(maxsize=4)

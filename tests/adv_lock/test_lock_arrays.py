@@ -206,7 +206,7 @@ def test_a_base_model_found_by_default_must_have_learnt_from_the_same_images(wor
 
 
 def test_a_base_model_of_another_class_count_is_refused(workplace, base_model_of_two):
-    with pytest.raises(UserError, match="tells 2 classes, the images have 10"):
+    with pytest.raises(UserError, match="has 2 classes, the images have 10"):
         lock(lock.options(**LOCK, model=base_model_of_two))
 
 

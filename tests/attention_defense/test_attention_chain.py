@@ -38,7 +38,6 @@ def chain(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         # Intervals are not looked at here, and thousands of draws take longer than the attacks.
-        patch.setattr(analysis, "_BOOTSTRAPS", 40)
         patch.setattr(analysis, "_REFITS", 20)
         (folder / "tiny.yaml").write_text(CONFIG)
         results = {}
@@ -155,5 +154,5 @@ def test_a_network_without_maps_is_attacked_at_its_answers(tmp_path, monkeypatch
     settings = {"model": path, "n_test": 20, "n_slow": 10, "curve": (1.0,)}
     found = attack.attack(attack.Options(attack=("fgsm", "noise"), name="answers", **settings))
     assert "accuracy_fgsm" in found["metrics"]
-    with pytest.raises(UserError, match="no layer of its own with a map"):
+    with pytest.raises(UserError, match="no layer with a map"):
         attack.attack(attack.Options(attack=("fgsm", "attention"), name="maps", **settings))

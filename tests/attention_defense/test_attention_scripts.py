@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from attention_defense import analyse, attack, explain, run_all, train
-from attention_defense.attack import Victim, chosen, load_test_set
+from attention_defense.attack import Victim, load_test_set, load_victim
 from attention_defense.attacks.table import Training
 from attention_defense.evaluation import analysis
 from attention_defense.evaluation.lime_maps import lime_map
@@ -33,7 +33,6 @@ def case(model):
 
 @pytest.fixture
 def few_draws(monkeypatch):
-    monkeypatch.setattr(analysis, "_BOOTSTRAPS", 40)
     monkeypatch.setattr(analysis, "_REFITS", 20)
 
 
@@ -42,9 +41,9 @@ def test_accuracies_go_together(model, case, run):
         eps=(1 / 255,), curve=(2 / 255, 1.0), n_slow=20, batch_size=40, attack=("fgsm", "pgd20", "noise")
     )
     y = np.where(np.arange(40) < 4, (case.y + 1) % 4, case.y).astype(np.int32)
-    evaluation = attack.evaluate(options, run, case.chosen, case.x, y, source=model)
-    attack.write(options, run, case.chosen, evaluation)
-    curve = attack.budget_curve(options, run, case.chosen, case.x, y)
+    evaluation = attack.evaluate(options, run, case.victim, case.x, y, source=model)
+    attack.write(options, run, case.victim, evaluation)
+    curve = attack.budget_curve(options, run, case.victim, case.x, y)
     metrics = run.finish()["metrics"]
     table = read_table(run.folder)
     assert metrics["clean_accuracy"] == 0.9 and metrics["clean_accuracy_n"] == 40
@@ -75,8 +74,8 @@ def test_accuracies_go_together(model, case, run):
 
 def test_dear_attacks_meet_fewer_images_and_are_compared_on_those(case, run):
     options = attack.Options(eps=(1 / 255,), n_slow=10, batch_size=40, attack=("fgsm", "adaptive", "noise"))
-    evaluation = attack.evaluate(options, run, case.chosen, case.x, case.y)
-    attack.write(options, run, case.chosen, evaluation)
+    evaluation = attack.evaluate(options, run, case.victim, case.x, case.y)
+    attack.write(options, run, case.victim, evaluation)
     run.finish()
     found = {(row["metric"], row["attack"]): row["n"] for row in read_table(run.folder)}
     assert [found["accuracy", name] for name in ("fgsm", "adaptive", "noise", "all")] == [40, 10, 40, 10]
@@ -93,7 +92,7 @@ def test_outcomes_are_all_that_was_attacked(case, run, few_draws):
     noise = analysis.attention_iou(case.seen.area, case.compute_attention(case.attacked("noise", EPS)).area)
     overlap = analyse._outcomes(case, table, "pgd20", after, success, headline=True)
     assert np.array_equal(overlap, analysis.attention_iou(case.seen.area, after.area))
-    randomised = case._replace(chosen=case.chosen._replace(model=analyse._shuffled(case.chosen.model, 0)))
+    randomised = case._replace(victim=case.victim._replace(model=analyse._shuffled(case.victim.model, 0)))
     randomised = randomised._replace(seen=randomised.compute_attention(case.x))
     analyse._controls(randomised, table, "pgd20", changed, overlap, success, noise)
     curves = analyse._iterated(case, table)
@@ -181,7 +180,7 @@ def test_masks_from_boxes_are_those_of_the_tested_images(tmp_path, run):
     test_set = load_test_set(analyse.analyse.options(**given), run)
     assert test_set.x.shape == (6, 20, 20, 3) and test_set.masks.shape == (6, 20, 20)
     assert test_set.masks.sum(axis=(1, 2)).tolist() == [10 * (4 if label == 0 else 12) for label in test_set.y]
-    with pytest.raises(UserError, match="--boxes: belong to an image folder; scenes is none"):
+    with pytest.raises(UserError, match="--boxes: are for an image folder; scenes is not one"):
         load_test_set(analyse.analyse.options(boxes=tmp_path / "boxes", n_test=2), run)
 
 
@@ -292,13 +291,13 @@ def test_what_is_attacked_knows_how_it_was_trained(trained, run):
     """Name, layer and weights of the model's own run; `train.py` is asked where none is named."""
     options = attack.attack.parse(["--config", "tiny.yaml"])
     test_set = load_test_set(options, run)
-    found = chosen(options, test_set, run)
+    found = load_victim(options, test_set, run)
     assert (found.name, found.layer, found.training) == ("aad", None, Training())
     train.train(
         train.train.options(name="own", method="step_ll", layer="block2_relu", alpha=2.0, gamma=0.0, sharpness=5.0)
     )
     options = attack.attack.options(model=Path("runs/attention_defense/train/own"), n_test=20)
-    found = chosen(options, test_set, run, maps=False)
+    found = load_victim(options, test_set, run, maps=False)
     weights = Training().weights._replace(classification=2.0, preservation=0.0)
     assert (found.name, found.layer) == ("step_ll", "block2_relu")
     assert found.training == Training("block2_relu", weights, 5.0)
@@ -307,8 +306,8 @@ def test_what_is_attacked_knows_how_it_was_trained(trained, run):
 def test_a_model_of_other_classes_or_that_answers_otherwise_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for units, activation, message in (
-        (7, None, "tells 7 classes, the images have 10; a model that knows all of them"),
-        (12, None, "tells 12 classes, the images have 10; give the model's list"),
+        (7, None, "has 7 classes, the images have 10; a model that knows all of them"),
+        (12, None, "has 12 classes, the images have 10; give the model's list"),
         (10, "sigmoid", "sigmoid over 10 units"),
     ):
         images = keras.Input((32, 32, 3))
@@ -317,7 +316,7 @@ def test_a_model_of_other_classes_or_that_answers_otherwise_is_refused(tmp_path,
         keras.Model(images, keras.layers.Dense(units, activation=activation)(features)).save(path)
         with pytest.raises(UserError, match=message):
             attack.attack(attack.Options(model=path, n_test=20, name=path.stem))
-    with pytest.raises(UserError, match="inception_v3: tells 1000 classes, the images have 10"):
+    with pytest.raises(UserError, match="inception_v3: has 1000 classes, the images have 10"):
         attack.attack(attack.Options(model="inception_v3", n_test=20, name="large"))
 
 
@@ -328,9 +327,9 @@ def test_a_network_without_maps_serves_where_nobody_looks(tmp_path, monkeypatch,
     keras.Model(images, keras.layers.Dense(10)(keras.layers.Flatten()(images))).save(path)
     options = attack.attack.options(model=path, n_test=20)
     test_set = load_test_set(options, run)
-    assert chosen(options, test_set, run, maps=False).name == "flat"
-    with pytest.raises(UserError, match="no layer of its own with a map"):
-        chosen(options, test_set, run)
+    assert load_victim(options, test_set, run, maps=False).name == "flat"
+    with pytest.raises(UserError, match="no layer with a map"):
+        load_victim(options, test_set, run)
     settings = {"model": path, "n_test": 20, "n_slow": 10, "curve": (1.0,)}
-    with pytest.raises(UserError, match="no layer of its own with a map"):
+    with pytest.raises(UserError, match="no layer with a map"):
         attack.attack(attack.Options(attack=("fgsm", "attention"), name="maps", **settings))

@@ -18,7 +18,7 @@ def measured():
 
 def test_the_parts_are_those_of_the_step(measured):
     x, parts = measured
-    assert set(parts) == {"step", "attack", "classification", "hidden images", "maps", "update"}
+    assert set(parts) == {"step", "attack", "classification", "hidden pictures", "maps", "update"}
     assert float(tf.reduce_max(tf.abs(parts["attack"]() - x))) <= OPTIONS.eps + 1e-6
 
 

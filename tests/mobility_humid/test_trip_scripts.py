@@ -53,7 +53,7 @@ def stand_ins(monkeypatch):
     def fit(recipe, journal, build, *arguments, **settings):
         return build(), told
 
-    monkeypatch.setattr("mobility_humid.training.fit.fit", fit)
+    monkeypatch.setattr("mobility_humid.training.fit.fit_trips", fit)
 
 
 def of_part(table, part, metric):

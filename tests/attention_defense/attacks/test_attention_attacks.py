@@ -9,7 +9,7 @@ import tensorflow as tf
 from attention_defense.attacks import table
 from attention_defense.attacks.attention import KINDS, attention_attack
 from attention_defense.attacks.names import AttackName
-from attention_defense.models.grad_cam import Attention, above_mean, overlap, shown
+from attention_defense.models.grad_cam import Attention, above_mean, overlap, relu_max_map
 from common.attacks import attack_dataset
 from common.errors import UserError
 from common.evaluation.robustness import adversarial_examples
@@ -38,7 +38,7 @@ def test_every_attack_stays_in_the_ball_and_the_box(model, case, name):
 def test_the_map_goes_where_it_is_pushed(model, case, kind):
     x, y = case
     moved = attention_attack(model, x, y, kind=kind, eps=EPS, alpha=EPS / 4, steps=15)
-    before, after = (shown(Attention(model)(of, y).cam).numpy() for of in (x, moved))
+    before, after = (relu_max_map(Attention(model)(of, y).cam).numpy() for of in (x, moved))
     held = np.asarray(tf.argmax(model(moved), axis=1)) == y
     if kind == "attention":
         assert after.mean() < before.mean()

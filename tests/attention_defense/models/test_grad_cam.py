@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from attention_defense.models.grad_cam import Attention, above_mean, overlap, resized, shown, softmax_map
+from attention_defense.models.grad_cam import Attention, above_mean, overlap, relu_max_map, resized, softmax_map
 from attention_defense.models.networks import NETWORKS
 from common.errors import UserError
 
@@ -113,7 +113,7 @@ def test_readings_of_a_map():
     # A flat map is attended evenly, and has no slope that is not a number.
     assert np.allclose(softmax_map(cam).numpy()[1], 1.0)
     assert np.array_equal(above_mean(cam).numpy()[0], [[False, False], [False, True]])
-    assert np.allclose(shown(cam).numpy(), [[[1 / 6, 1 / 3], [0.5, 1.0]], [[0, 0], [0, 0]]])
+    assert np.allclose(relu_max_map(cam).numpy(), [[[1 / 6, 1 / 3], [0.5, 1.0]], [[0, 0], [0, 0]]])
 
 
 def test_overlap_equals_counting():
@@ -154,7 +154,7 @@ def test_layers_without_a_map_of_their_own_are_passed_over():
         Attention(model, "backbone")
     loose = keras.Input((None, None, 3))
     features = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(loose))
-    with pytest.raises(UserError, match="no layer of its own with a map of fixed size"):
+    with pytest.raises(UserError, match="no layer with a map of fixed size"):
         Attention(keras.Model(loose, keras.layers.Dense(2)(features)))
 
 
@@ -164,7 +164,7 @@ def test_layers_are_found_and_refused(model):
     with pytest.raises(UserError, match=r"--layer: none_such: no such layer with a map; there are .*pool2"):
         Attention(model, "none_such")
     images = keras.Input((8,))
-    with pytest.raises(UserError, match="no layer of its own with a map"):
+    with pytest.raises(UserError, match="no layer with a map"):
         Attention(keras.Model(images, keras.layers.Dense(2)(images)))
     images = keras.Input((8, 8, 1))
     around = keras.layers.Conv2D(1, 1, name="inner")(images)

@@ -122,7 +122,7 @@ def test_every_method_that_claims_the_terms_has_gradients_of_them(model, batch, 
 def test_nothing_hidden_changes_nothing(batch, monkeypatch, arch):
     """Two passes in different modes would differ without any mask, and the term would have a gradient of that."""
     model = NETWORKS[arch]((16, 16, 3), 4)
-    monkeypatch.setattr(losses, "hiding", lambda attention, sharpness: tf.zeros_like(attention))
+    monkeypatch.setattr(losses, "soft_mask", lambda attention, sharpness: tf.zeros_like(attention))
     x, y = batch
     terms, _ = defence.aad_loss(losses.Weights(), None, 10.0)(model, (x, y, x))
     assert float(terms["rectification"]) == pytest.approx(0, abs=1e-9)

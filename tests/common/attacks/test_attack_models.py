@@ -160,7 +160,7 @@ def test_two_outputs_and_welded_activations_are_refused():
     with pytest.raises(ValueError, match="2 outputs"):
         logits_of(two)
     y = layers.EinsumDense("bi,io->bo", output_shape=3, activation="softmax")(x)
-    with pytest.raises(ValueError, match="layer of its own"):
+    with pytest.raises(ValueError, match="separate layer"):
         logits_of(keras.Model(x, y))
 
 

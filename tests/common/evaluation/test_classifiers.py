@@ -163,7 +163,7 @@ REFUSED = {
     "an answer for each pixel": (maps, "expected an image classifier"),
     "fewer classes": (
         lambda: keras.Model(i := keras.Input(SHAPE), head(body(i), 3)),
-        "tells 3 classes, the images have 4; a model that knows all of them",
+        "has 3 classes, the images have 4; a model that knows all of them",
     ),
     "more classes": (lambda: keras.Model(i := keras.Input(SHAPE), head(body(i), 5)), "have 4; take another"),
 }

@@ -60,7 +60,7 @@ def test_lists_in_utf_16_are_named(tmp_path):
     faces = faces_of([2, 2])
     for read, text in ((load_pairs, "attacker,victim\n"), (read_pairs, "1\t1\nA_000\t1\t2\nA_000\t1\tA_001\t1\n")):
         (tmp_path / "pairs").write_text(text, encoding="utf-16")
-        with pytest.raises(UserError, match="pairs: is no text in UTF-8 but in UTF-16"):
+        with pytest.raises(UserError, match="pairs: is text in UTF-16"):
             read(tmp_path / "pairs", faces)
 
 
