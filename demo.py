@@ -98,7 +98,8 @@ def _recommender(part: SubRuns, row: Row) -> Mapping[str, Path]:
         ("noise of the same budget", "noise_8", "noise_lift"),
         ("real images of the target class, for reference", "swap", None),
     ):
-        lift = _measured(joined, metric="item_lift", attack=attack, model="vbpr, frozen")
+        columns = {"attack": attack, "model": "vbpr", "cnn": "standard", "pair": "near", "threat": "frozen"}
+        lift = _measured(joined, metric="item_lift", **columns)
         row(f"more lists with an attacked item: {label}", "difference", lift, key)
     return {"recommender": joined / "chr.png"}
 

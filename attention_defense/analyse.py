@@ -77,9 +77,16 @@ class Table:
         self.run, self.model, self.eps = run, model, eps
 
     def write(
-        self, metric: str, found: "Estimate | None", *, attack: str, split: str, headline: str | None = None
+        self,
+        metric: str,
+        found: "Estimate | None",
+        *,
+        attack: str,
+        split: str,
+        headline: str | None = None,
+        **columns: str,
     ) -> None:
-        """A row, if there is an estimate; and under `headline` a figure of the run."""
+        """A row, if there is an estimate, with key `columns`; and under `headline` a figure of the run."""
         if found is None:
             return
         self.run.row(
@@ -89,6 +96,7 @@ class Table:
             eps=self.eps,
             split=split,
             metric=metric,
+            **columns,
             **found._asdict(),
         )
         if headline is not None:
@@ -103,7 +111,11 @@ def refusals(options: Options) -> None:
     check_models(options)
 
 
-@script(app="attention_defense", name="analyse", refusals=refusals, needs=needs)
+KEYS = ("less", "weights", "steps", "budget", "given")
+"""Key columns of the table: what `split` is compared with; shuffled weights; O3's steps and budget; what O1 holds."""
+
+
+@script(app="attention_defense", name="analyse", columns=KEYS, refusals=refusals, needs=needs)
 def analyse(options: Options, run: Run) -> None:
     """Attack what is answered rightly, and compare attention before and after, by outcome."""
     import numpy as np
@@ -172,7 +184,7 @@ def _outcomes(
             found = analysis.mean(values, rows, seed=seed)
             table.write(metric, found, attack=kind, split=split, headline=key)
         found = analysis.difference(values, success, ~success, seed=seed)
-        table.write(metric, found, attack=kind, split="success less failure")
+        table.write(metric, found, attack=kind, split="success", less="failure")
     for metric, of in (("trust", lambda maps: analysis.confidence(maps.logits)), ("entropy", _entropy)):
         for when, maps in (("clean", case.seen), ("adv", after)):
             values = of(maps)
@@ -181,10 +193,10 @@ def _outcomes(
                 found = analysis.mean(values, rows, seed=seed)
                 table.write(f"{metric}_{when}", found, attack=kind, split=split, headline=key)
     # With the margin, and without it: an effect that runs through the margin is gone once that is held.
-    for split, kept in (("O1", causes), ("O1 alone", {"iou_object": measures.get("iou_object")})):
-        if "iou_object" in measures or split == "O1":
+    for given, kept in ({"given": "other causes"}, causes), ({}, {"iou_object": measures.get("iou_object")}):
+        if given or "iou_object" in measures:
             for cause, found in analysis.odds(success, kept, seed=seed).items():
-                table.write(f"log_odds_{cause}", found, attack=kind, split=split)
+                table.write(f"log_odds_{cause}", found, attack=kind, split="all", **given)
     return overlap
 
 
@@ -209,13 +221,12 @@ def _controls(
 
     seed, everything = randomised.options.seed, success | ~success
     paired = analysis.mean(overlap - noise, everything, seed=seed)
-    table.write("iou_clean_adv", paired, attack=kind, split="attack less noise")
+    table.write("iou_clean_adv", paired, attack=kind, split="all", less="noise")
     of_random = analysis.attention_iou(randomised.seen.area, randomised.compute_attention(changed).area)
-    for split, found in (
-        ("shuffled weights", analysis.mean(of_random, everything, seed=seed)),
-        ("shuffled weights, success less failure", analysis.difference(of_random, success, ~success, seed=seed)),
-    ):
-        table.write("iou_clean_adv", found, attack=kind, split=split)
+    shuffled = {"attack": kind, "weights": "shuffled"}
+    table.write("iou_clean_adv", analysis.mean(of_random, everything, seed=seed), split="all", **shuffled)
+    found = analysis.difference(of_random, success, ~success, seed=seed)
+    table.write("iou_clean_adv", found, split="success", less="failure", **shuffled)
 
 
 def _shuffled(model: "keras.Model", seed: int) -> "keras.Model":
@@ -240,7 +251,7 @@ def _iterated(case: Case, table: Table) -> "dict[str, dict[int, tuple[float, flo
 
     step = whole_levels(table.eps)
     curves: dict[str, dict[int, tuple[float, float]]] = {}
-    for split, growth in (("within eps", 0), ("eps a step", 1)):
+    for budget, growth in (("eps", 0), ("eps a step", 1)):
         for steps in STEPS:
             eps = min(step * (1 + growth * (steps - 1)), 1.0)
             # In one ball a second step of its radius would only take pixels back.
@@ -252,11 +263,11 @@ def _iterated(case: Case, table: Table) -> "dict[str, dict[int, tuple[float, flo
             found = analysis.mean(
                 analysis.attention_iou(case.seen.area, after.area), success | ~success, seed=case.options.seed
             )
-            where = {"attack": f"step_ll x {steps}", "split": f"O3, {split}"}
+            where = {"attack": "step_ll", "split": "all", "steps": str(steps), "budget": budget}
             rate = float(success.mean())
             table.run.rate("success", rate, len(success), model=table.model, norm="linf", eps=table.eps, **where)
             table.write("iou_clean_adv", found, **where)
-            curves.setdefault(split, {})[steps] = rate, found.value
+            curves.setdefault(budget, {})[steps] = rate, found.value
     return curves
 
 

@@ -90,7 +90,7 @@ def needs(options: Options) -> None:
     ad_face.expect(*needed(options.model, options))
 
 
-@script(app="face_mter", name="attack", refusals=refusals, needs=needs)
+@script(app="face_mter", name="attack", columns=("source",), refusals=refusals, needs=needs)
 def attack(options: Options, run: Run) -> None:
     """Attack every model on the same lists; judge at its own threshold, at the base model's, and at equal TAR."""
     splits = load_splits(options, run)
@@ -277,7 +277,7 @@ def _transfers(
     towards: "dict[str, Evaluation]",
     outcomes: "dict[str, dict[tuple[str, float], Outcome]]",
 ) -> None:
-    """Rows for what IFTGSM and PGD make against one model and another one sees: `attack` is "<attack> on <model>"."""
+    """Rows for the transfer of IFTGSM and PGD from each model, the `source`, to each other one."""
     from common.evaluation.robustness import Entry
 
     for subject in subjects:
@@ -286,7 +286,8 @@ def _transfers(
                 entry = Entry(name=f"{name} on {other.name}", eps=10 / 255)
                 seen = towards[subject.name].show(entry, outcomes[other.name][name, 10.0].x)
                 hits = seen.rate(seen.after >= subject.verified.threshold)
-                run.row(model=subject.name, metric="hit_rate", **hits._asdict(), **entry.columns)
+                columns = entry.columns | {"attack": name, "source": other.name}
+                run.row(model=subject.name, metric="hit_rate", **hits._asdict(), **columns)
 
 
 def _differences(

@@ -58,7 +58,7 @@ def needs(options: Options) -> None:
     rec_generator.expected(options.recommendations, options, *files, longest=options.top_k)
 
 
-@script(app="multimedia_recsys", name="results_analyzer", refusals=refusals, needs=needs)
+@script(app="multimedia_recsys", name="results_analyzer", columns=("threat",), refusals=refusals, needs=needs)
 def results_analyzer(options: Options, run: Run) -> None:
     """CHR@K and nCDCG@K of each class; proposes a near and a far pair of origin and target; measures an attack."""
     import numpy as np
@@ -157,7 +157,7 @@ def _measure(options: Options, run: Run, catalog: "Catalog", visual: "VisualFeat
             recommender.factors(scaled), catalog.feedback, visual.label, attack.items, attack.pair, options.top_k
         )
         for metric, columns in exposure.measures(before, after).items():
-            run.row(model=options.recommender, attack=attack.name, split=threat, metric=metric, **columns)
+            run.row(model=options.recommender, attack=attack.name, threat=threat, metric=metric, **columns)
             run.metrics(**{f"{metric}_{threat}": columns["value"]})
     run.metrics(chr_origin_clean=before.chr_origin, attacked_items=len(attack.items))
 

@@ -132,7 +132,7 @@ def _reading(options: Options, path: Path) -> dict[str, Any]:
     return {} if is_run(path) else {"input_scale": options.input_scale, "input_offset": options.input_offset}
 
 
-@script(app="multimedia_recsys", name="run_all", refusals=refusals)
+@script(app="multimedia_recsys", name="run_all", columns=("cnn", "pair", "threat"), refusals=refusals)
 def run_all(options: Options, run: Run) -> None:
     """Run what is missing and join the tables; with --force, run all of it again."""
     catalog = load_catalog(options)
@@ -217,7 +217,7 @@ def _try(
     retrain: bool,
 ) -> Outcome:
     """One attack: its images, how they look, and what they do with each recommender; rows of the table."""
-    place, where = f"{pair}_{attempt.name}", f"{stage.name}, {pair}"
+    place, where = f"{pair}_{attempt.name}", {"cnn": stage.name, "pair": pair}
     attacked = part(
         classify_extract_attack,
         stage.name,
@@ -234,8 +234,8 @@ def _try(
     quality = part(evaluate_visual_images, stage.name, place, attacked=attacked, features=stage.features)
     for folder in (attacked, quality):
         for row in read_table(folder):
-            split = where if row["split"] in (None, "all") else f"{where}, {row['split']}"
-            run.row(**{**row, "attack": attempt.name, "split": split, "eps": attempt.budget})
+            split = None if row["split"] == "all" else row["split"]
+            run.row(**{**row, **where, "attack": attempt.name, "split": split, "eps": attempt.budget})
     frozen = _judge(options, catalog, stage, attacked, run, where, attempt, retrain)
     return Outcome(frozen, read_results(attacked)["metrics"], read_results(quality)["metrics"])
 
@@ -246,7 +246,7 @@ def _judge(
     stage: Stage,
     place: Path,
     run: Run,
-    where: str,
+    where: dict[str, str],
     attempt: Attempt,
     retrain: bool,
 ) -> dict[str, dict[str, float]]:
@@ -282,14 +282,14 @@ def _judge(
             if threat == "frozen":
                 frozen[kind] = {metric: columns["value"] for metric, columns in found.items()}
             for metric, columns in found.items():
-                run.row(model=f"{kind}, {threat}", attack=attempt.name, split=where, metric=metric, **columns)
+                run.row(model=kind, attack=attempt.name, threat=threat, metric=metric, **where, **columns)
     return frozen
 
 
 def _copy(run: Run, folder: Path, cnn: str) -> None:
     """The rows of a part in this run's table."""
     for row in read_table(folder):
-        run.row(**{**row, "split": cnn if row["split"] is None else f"{cnn}, {row['split']}"})
+        run.row(**{**row, "cnn": cnn})
 
 
 def _headline(run: Run, headline: dict[str, Outcome], parts: SubRuns, grey: float) -> None:

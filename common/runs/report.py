@@ -119,8 +119,9 @@ def interval(value: Any, digits: int = 1) -> str:
 def lookup(table: Sequence[Mapping[str, Any]]) -> Callable[..., Any]:
     """`value(metric=..., attack=..., default="-")` over the rows of a table.
 
-    It picks the one row whose columns are as given, or the mean and sample standard deviation of one row a seed, and
-    is `default` when there is none. Errors: `UserError` for an unknown column and for several rows of a seed.
+    It picks the one row whose columns are as given, key columns of the script's own blank unless given, or the mean and
+    sample standard deviation of one row a seed, and is `default` when there is none. Errors: `UserError` for an unknown
+    column and for several rows of a seed.
     """
 
     def value(*, default: Any = "-", **columns: Any) -> Any:
@@ -128,7 +129,7 @@ def lookup(table: Sequence[Mapping[str, Any]]) -> Callable[..., Any]:
         for column in columns:
             if column not in known:
                 raise UserError(f"value: no column {column!r}; there are {', '.join(known)}")
-        rows = [row for row in table if all(_same(row.get(c), wanted) for c, wanted in columns.items())]
+        rows = _found(table, columns)
         seeds = {row.get("seed") for row in rows}
         if len(seeds) < len(rows):
             asked = ", ".join(f"{column}={wanted}" for column, wanted in columns.items())
@@ -145,7 +146,7 @@ def by_seed(table: Sequence[Mapping[str, Any]]) -> Callable[..., list[float]]:
     """`seeds(metric=..., attack=...)`: the values of the rows whose columns are as given, in the order of the seeds."""
 
     def seeds(**columns: Any) -> list[float]:
-        rows = [row for row in table if all(_same(row.get(c), wanted) for c, wanted in columns.items())]
+        rows = _found(table, columns)
         return [row["value"] for row in sorted(rows, key=lambda row: row.get("seed") or 0)]
 
     return seeds
@@ -298,6 +299,11 @@ def _rendered(readme: Path, root: Path, block: re.Match[str]) -> str:
     if block["end"] != "<!-- end -->":
         raise UserError(f"{readme}: {block[1].strip()} has no <!-- end -->")
     return f"{block[1]}{render(block['recipe'], root, block['template'])}\n{block['end']}"
+
+
+def _found(table: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    own = {column: None for column in (table[0] if table else ()) if column not in COLUMNS}
+    return [row for row in table if all(_same(row.get(c), wanted) for c, wanted in (own | dict(columns)).items())]
 
 
 def _same(cell: Any, wanted: Any) -> bool:

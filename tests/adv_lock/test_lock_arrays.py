@@ -183,7 +183,7 @@ def test_what_is_shared_says_nothing_about_the_key(tmp_path, store, lock_scenes)
     [
         ({"eps": 0}, "eps: must be above 0"),
         ({"attack_lr": 0}, "attack-lr: must be above 0"),
-        ({"alpha": 1.5}, "alpha: is a share"),
+        ({"alpha": 1.5}, "alpha: must be at most 1"),
         ({"lock_method": "rot13"}, "lock_method: expected one of basic, mixup, horiz, mixandcat"),
         ({"eps": -1}, "eps: expected a number >= 0"),
         ({"model": "nowhere.keras"}, "nowhere.keras: no such file"),

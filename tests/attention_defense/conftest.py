@@ -12,6 +12,7 @@ def model():
 @pytest.fixture
 def run(tmp_path):
     """A run of no script, for functions that write rows and figures."""
+    from attention_defense.analyse import KEYS
     from common.runs.record import Identity, Run
 
-    return Run(tmp_path, Identity("attention_defense", "test", "python test.py"), {"seed": 0})
+    return Run(tmp_path, Identity("attention_defense", "test", "python test.py", KEYS), {"seed": 0})

@@ -84,7 +84,7 @@ def test_outcomes_are_all_that_was_attacked(chain):
                 sides = [r for r in found if r["attack"] == row["attack"] and r["metric"] == metric]
                 counts = [int(r["n"]) for r in sides if r["split"] in ("success", "failure")]
                 assert len(counts) == 2 and sum(counts) == int(row["n"])
-    assert {"shuffled weights", "attack less noise", "O3, within eps", "O3, eps a step"} <= {r["split"] for r in found}
+    assert {"eps", "eps a step"} <= {r["budget"] for r in found} and "noise" in {r["less"] for r in found}
 
 
 def test_figures_are_drawn(chain):

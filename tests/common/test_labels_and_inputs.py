@@ -39,7 +39,7 @@ NO_LABELS = {
     "negative": (Y - 1, "labels must be 0 to 2"),
     "too few": (Y[:-1], "per example"),
     "too many": (np.append(Y, 0), "per example"),
-    "missing": (pd.Series([None, *Y[1:]], dtype="Int64"), "numbers are wanted"),
+    "missing": (pd.Series([None, *Y[1:]], dtype="Int64"), "class numbers"),
 }
 USES = {
     "pgd": lambda y, x=X: attacks.pgd(LOGITS, x, y, **PGD).numpy(),

@@ -54,7 +54,7 @@ def test_attack_writes_what_the_issue_names(chain):
     metrics = {row["metric"] for row in table}
     assert {"hit_rate", "hit_rate_float", "hit_rate_base_threshold", "hit_rate_equal_tar", "mean_cosine"} <= metrics
     assert {"verification_accuracy_less_base", "hit_rate_less_base", "hit_rate_less_hardened"} <= metrics
-    assert {"iftgsm on base", "pgd on hardened"} <= {row["attack"] for row in table}
+    assert {("iftgsm", "base"), ("pgd", "hardened")} <= {(row["attack"], row["source"]) for row in table}
 
 
 def test_the_base_model_is_judged_the_same_at_all_three_thresholds(chain):
@@ -63,7 +63,7 @@ def test_the_base_model_is_judged_the_same_at_all_three_thresholds(chain):
         metric: [
             (row["attack"], row["eps"], row["value"])
             for row in table
-            if row["model"] == "base" and row["metric"] == metric and " on " not in row["attack"]
+            if row["model"] == "base" and row["metric"] == metric and row["source"] is None
         ]
         for metric in ("hit_rate", "hit_rate_base_threshold")
     }

@@ -341,7 +341,7 @@ def test_the_map_is_taken_from_the_first_points_only(monkeypatch):
         ({"bbox": (0.0, 0.0, 0.0, 1.0)}, "--bbox"),
         ({"bbox": (0.0, 0.0, 91.0, 1.0)}, "--bbox"),
         ({"bbox": (0.0, float("nan"), 1.0, 1.0)}, "--bbox"),
-        ({"bbox": (0.0, 0.0, 1.0, 1.0), "cell_size": 1.0}, "--cell-size: 1 m make a map"),
+        ({"bbox": (0.0, 0.0, 1.0, 1.0), "cell_size": 1.0}, "--cell-size: 1 m give a map"),
         ({"bbox": (0.0, 0.0, 0.00001, 1.0), "cell_size": 2.0}, "--cell-size"),
         ({"cell_size": 0.0}, "--cell-size"),
         ({"cell_size": float("nan")}, "--cell-size"),

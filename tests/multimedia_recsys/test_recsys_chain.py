@@ -79,9 +79,10 @@ def test_run_all_writes_what_the_issue_names(chain):
     keys |= {f"chr_{name}" for name in ("origin_clean", "origin_attacked", "origin_noise", "target_clean")}
     assert keys <= set(results["metrics"])
     table = rows(place(folder, "run_all"))
-    assert {"vbpr, frozen", "amr, frozen", "bprmf", "popularity"} <= {row["model"] for row in table}
+    models = {(row["model"], row["threat"]) for row in table}
+    assert {("vbpr", "frozen"), ("amr", "frozen"), ("bprmf", None), ("popularity", None)} <= models
     assert {"pgd_8", "noise_8", "swap", "insa_8_vbpr", "insa_8_amr"} <= {row["attack"] for row in table}
-    assert "standard, near" in {row["split"] for row in table}
+    assert ("standard", "near") in {(row["cnn"], row["pair"]) for row in table}
 
 
 def test_a_network_is_trained_on_pgd_examples(tmp_path):

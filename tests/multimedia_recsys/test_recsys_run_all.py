@@ -42,14 +42,14 @@ def test_run_all_writes_what_the_issue_names(whole):
     keys |= {f"chr_{name}" for name in ("origin_clean", "origin_attacked", "origin_noise", "target_clean")}
     assert keys <= set(results["metrics"])
     table = read_table(folder / "run_all/tiny")
-    models = {row["model"] for row in table}
-    assert {"vbpr, frozen", "amr, frozen", "vbpr, retrained", "amr, retrained", "bprmf", "popularity"} <= models
+    models = {(row["model"], row["threat"]) for row in table}
+    assert {(kind, threat) for kind in ("vbpr", "amr") for threat in ("frozen", "retrained")} <= models
+    assert {("bprmf", None), ("popularity", None)} <= models
     assert {row["attack"] for row in table} - {None} == ATTACKS
-    assert {"standard, near", "robust, near"} <= {row["split"] for row in table}
+    assert {("standard", "near"), ("robust", "near")} <= {(row["cnn"], row["pair"]) for row in table}
     # An attack on one recommender is judged on that one.
-    assert {row["model"] for row in table if row["attack"] == "insa_8_amr" and row["metric"] == "chr_lift"} == {
-        "amr, frozen"
-    }
+    lifts = [row for row in table if row["attack"] == "insa_8_amr" and row["metric"] == "chr_lift"]
+    assert {(row["model"], row["threat"]) for row in lifts} == {("amr", "frozen")}
     assert (folder / "run_all/tiny/chr.png").is_file()
 
 
@@ -69,12 +69,12 @@ def test_the_figures_of_run_all_are_those_of_its_parts(whole):
     # Rows of the parts, with network, pair and attack in their place.
     found = {row["attack"]: row["value"] for row in table if row["metric"] == "attack_success"}
     assert found == {name: SUCCESS[name.split("_")[0]] for name in ATTACKS}
-    psnr = {row["split"] for row in table if row["metric"] == "psnr"}
-    assert psnr == {f"{cnn}, near{split}" for cnn in ("standard", "robust") for split in ("", ", successful")}
+    psnr = {(row["cnn"], row["pair"], row["split"]) for row in table if row["metric"] == "psnr"}
+    assert psnr == {(cnn, "near", split) for cnn in ("standard", "robust") for split in (None, "successful")}
     frozen = {
         (row["attack"], row["metric"]): row["value"]
         for row in table
-        if (row["model"], row["split"]) == ("vbpr, frozen", "standard, near")
+        if (row["model"], row["threat"], row["cnn"], row["pair"]) == ("vbpr", "frozen", "standard", "near")
     }
     assert metrics["chr_origin_attacked"] == frozen["pgd_8", "chr_origin"]
     assert metrics["chr_origin_noise"] == frozen["noise_8", "chr_origin"]
@@ -118,9 +118,7 @@ def test_recommenders_are_trained_anew_where_it_was_asked_for(whole, tmp_path, r
         place = tmp_path / "run"
     table = read_table(place)
     found = {
-        (row["split"].split(",")[0], row["attack"])
-        for row in table
-        if (row["model"], row["metric"]) in {(f"{kind}, retrained", "chr_lift") for kind in ("vbpr", "amr")}
+        (row["cnn"], row["attack"]) for row in table if (row["threat"], row["metric"]) == ("retrained", "chr_lift")
     }
     assert (
         found

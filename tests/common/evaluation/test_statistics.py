@@ -188,7 +188,7 @@ def test_paired_figures_are_those_of_the_samples():
     # The delta method for a share of those that were right.
     half = 1.96 * np.sqrt(kept.value * (1 - kept.value) / theirs.sum())
     assert (kept.low, kept.high) == pytest.approx((kept.value - half, kept.value + half), abs=0.01)
-    with pytest.raises(UserError, match="share of nothing"):
+    with pytest.raises(UserError, match="cannot compute a share"):
         statistics.relative(ours, np.zeros(400), alone)
 
 

@@ -23,9 +23,10 @@ def test_weights_that_cannot_be_had_are_one_line(monkeypatch, tmp_path):
         raise Exception("URL fetch failure on\n somewhere")
 
     monkeypatch.setitem(IMAGENET, "resnet50", (offline, *IMAGENET["resnet50"][1:]))
-    with pytest.raises(UserError, match=r"resnet50: weights imagenet cannot be had \(URL fetch failure on somewhere\)"):
+    message = r"resnet50: weights imagenet cannot be downloaded \(URL fetch failure on somewhere\)"
+    with pytest.raises(UserError, match=message):
         imagenet_classifier("resnet50", size=64)
-    with pytest.raises(UserError, match=r"inception_v3: weights .*absent\.h5 cannot be had"):
+    with pytest.raises(UserError, match=r"inception_v3: weights .*absent\.h5 cannot be downloaded"):
         imagenet_classifier("inception_v3", size=75, weights=tmp_path / "absent.h5")
 
 

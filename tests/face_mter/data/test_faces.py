@@ -232,10 +232,10 @@ def test_fewer_people_train_and_the_others_are_held_back():
 
 def test_too_few_people_are_refused():
     refused(lambda: split_people(faces_of([5] + [1] * 20), seed=0), "toys", "1 of 21 people", "min_images")
-    refused(lambda: split_people(faces_of([5] * 6), seed=0), "2 of 6 people are held back", "evaluation_share")
-    refused(lambda: split_people(faces_of([5] * 10), seed=0), "3 of 10 people are held back")
-    refused(lambda: split_people(faces_of([5] * 9 + [1] * 8), seed=0), "0 of 8 people held back", "two images")
-    refused(lambda: split_people(faces_of([5] * 9 + [1] * 8 + [2]), seed=0), "1 of 9 people held back")
+    refused(lambda: split_people(faces_of([5] * 6), seed=0), "2 of 6 people are held out", "evaluation_share")
+    refused(lambda: split_people(faces_of([5] * 10), seed=0), "3 of 10 people are held out")
+    refused(lambda: split_people(faces_of([5] * 9 + [1] * 8), seed=0), "0 of 8 held-out people", "two images")
+    refused(lambda: split_people(faces_of([5] * 9 + [1] * 8 + [2]), seed=0), "1 of 9 held-out people")
     assert len(split_people(faces_of([5] * 9 + [1] * 8 + [2, 2]), seed=0).train) == 9
     faces = faces_of([6] * 40)
     refused(lambda: split_people(faces, seed=0, evaluation_share=1.0), "evaluation_share=1.0")

@@ -406,7 +406,7 @@ def test_lists_of_pairs_of_others_are_refused(tmp_path):
     refused(lambda: read_pairs(path, faces_of([1, 1])), str(path), "no pair", "toys")
     refused(lambda: read_pairs(tmp_path / "none.txt", faces_of([1])), "none.txt", "cannot be read")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
-    refused(lambda: read_pairs(tmp_path / "bytes.txt", faces_of([1])), "bytes.txt", "no text")
+    refused(lambda: read_pairs(tmp_path / "bytes.txt", faces_of([1])), "bytes.txt", "text in UTF-16")
     (tmp_path / "empty.txt").write_bytes(b"")
     refused(lambda: read_pairs(tmp_path / "empty.txt", faces_of([1])), "empty.txt", "line 1")
 

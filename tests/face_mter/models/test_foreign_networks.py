@@ -76,7 +76,7 @@ def test_the_embedding_is_found_in_memory_and_in_a_file_and_gets_a_new_head(tmp_
 def test_a_layer_can_be_named():
     model = sequential(layers.Dense(6, name="wanted"), layers.Dense(5))
     assert embedder(embedder_at(model, "wanted")).output_shape == (None, 6)
-    with pytest.raises(UserError, match=r"--embedding: none: no such layer that answers .*; there are .*wanted"):
+    with pytest.raises(UserError, match=r"--embedding: none: no such layer .*; there are .*wanted"):
         embedder_at(model, "none")
     convolutional = keras.Sequential(
         [keras.Input(SHAPE), layers.Conv2D(5, 3), layers.GlobalAveragePooling2D(), layers.Softmax()]

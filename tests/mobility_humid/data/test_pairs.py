@@ -61,7 +61,7 @@ def test_num_days_takes_the_first_days_and_no_unseen_driver_leaks_by_the_seed(ti
     assert len({tuple(split_drivers(tiny_trips, seed=seed, **kept).unseen) for seed in range(20)}) > 5
     with pytest.raises(UserError, match="leave none to train on"):
         split_drivers(tiny_trips, seed=0, unseen_share=0.25, test_days=5, validation_days=3)
-    with pytest.raises(UserError, match="at least 2 to train on and 2 to hold back"):
+    with pytest.raises(UserError, match="at least 2 to train on and 2 to hold out"):
         split_drivers(tiny_trips, seed=0, unseen_share=0.1, test_days=2, validation_days=2)
 
 
