@@ -79,10 +79,12 @@ class Subject(NamedTuple):
 def refusals(options: Options) -> None:
     """What is refused before an image is read."""
     from common.training import fit
+    from face_mter.evaluation.verification import check_far
     from face_mter.models import networks
 
     networks.check_name(options.arch)
     fit.check_momentum(options.recipe)
+    check_far(options.far)
 
 
 @script(app="face_mter", name="ad_mnist", refusals=refusals)

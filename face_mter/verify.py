@@ -45,8 +45,11 @@ class Options(VerificationOptions):
 
 
 def check_verification(options: VerificationOptions) -> None:
-    """The same for scripts that judge, with the list of pairs. Errors: as `load_splits` and `folded_pairs`."""
+    """As `check_people`, with the threshold and the list of pairs. Errors: as `load_splits` and `folded_pairs`."""
+    from face_mter.evaluation.verification import check_far
+
     check_people(options)
+    check_far(options.far)
     if options.pairs not in (None, "lfw") and not Path(options.pairs).is_file():
         raise UserError(f"--pairs: {options.pairs}: no such file; give a list in the format of LFW's pairs.txt, or lfw")
 

@@ -164,6 +164,6 @@ class OptionParser:
     def _refused(self, name: str, value: Any, origins: Mapping[str, str]) -> UserError:
         got = typed_text(value) if isinstance(value, str | list | tuple) else repr(value)
         # A budget of images given in 1/255, as in half of the literature.
-        meant = self.hints[name] is LinfBudget and got.replace(".", "", 1).isdigit()
-        remedy = f"; did you mean {got}/255?" if meant else ""
+        meant = LinfBudget in (self.hints[name], *get_args(self.hints[name])) and got.replace(".", "", 1).isdigit()
+        remedy = f"; did you mean {got}/255?" if meant and float(got) > 1 else ""
         return UserError(f"{origins.get(name, name)}: expected {meaning_of(self.hints[name])}, got {got[:80]}{remedy}")

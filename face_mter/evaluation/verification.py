@@ -427,10 +427,15 @@ def _checked(scores: np.ndarray, kind: str) -> np.ndarray:
     return scores
 
 
-def _allowed(impostor: int, far: float) -> int:
-    """How many of them may be accepted: the highest number whose share is at most `far`."""
+def check_far(far: float) -> None:
+    """Errors: `UserError` for what is no false accept rate."""
     if not 0 < far < 1:
         raise UserError(f"far={far}: expected a share between 0 and 1, such as 0.001")
+
+
+def _allowed(impostor: int, far: float) -> int:
+    """How many of them may be accepted: the highest number whose share is at most `far`."""
+    check_far(far)
     about = math.floor(far * impostor)
     allowed = max(k for k in range(max(0, about - 1), about + 2) if k / impostor <= far)
     if not allowed:

@@ -56,6 +56,8 @@ class LockOptions(ExampleOptions, DataOptions, ScriptOptions):
     """Directions."""
     noise: LinfBudget = 0.0
     """L-inf noise beside the lock."""
+    levels: tuple[LinfBudget, ...] = ()
+    """Further noise."""
     rate: float = 0.1
     """Learning rate."""
     model: Path | None = option(None, "resume_path")
@@ -672,6 +674,8 @@ def test_an_linf_budget_in_grey_levels_is_refused_with_the_fraction_that_was_mea
             UserError, match=rf"^--noise: expected an L-inf budget .*got {text}; did you mean {text}/255\?$"
         ):
             lock.parse(["--noise", text])
+    with pytest.raises(UserError, match=r"several with commas, got 8; did you mean 8/255\?$"):
+        lock.parse(["--levels", "8"])
     with pytest.raises(UserError, match=r"--noise: expected an L-inf budget .*got much$"):
         lock.parse(["--noise", "much"])
 
