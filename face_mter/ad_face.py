@@ -41,11 +41,11 @@ class RegulariserOptions:
 
 @dataclass(kw_only=True)
 class NetworkOptions(InputOptions):
-    """How a network that this suite did not train is read."""
+    """How a network that this suite did not train is used."""
 
     embedding: str | None = None
-    """Layer of such a network whose answer is the embedding; by default the one called embedding, or what a head of
-    logits or probabilities reads, or else the answer."""
+    """Layer of such a network whose output is the embedding; by default the one called embedding, or the input of the
+    head of logits or probabilities, or else the output of the network."""
 
 
 @dataclass(kw_only=True)
@@ -54,7 +54,7 @@ class Options(RegulariserOptions, NetworkOptions, FaceFittingOptions):
 
     pretrained: Path | None = None
     """Model to start from, a .keras file or a run: any classifier or embedding network, which gets a new head unless it
-    knows the very people who train here; by default that of train.py, trained if need be."""
+    has one for the training identities; by default that of train.py."""
     loss_type: Literal["softmax", "arcface"] | None = None
     """What a new head has: logits by a dense layer, or cosines with an angular margin; by default arcface."""
     margin_m: Budget = 0.3

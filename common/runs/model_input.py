@@ -1,4 +1,4 @@
-"""How a script takes a model that this suite did not train, and may take images in another range."""
+"""Options and checks for a model that this suite did not train, which may take images in another range."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from common.runs.record import read_owner
 
 @dataclass(kw_only=True)
 class InputOptions:
-    """What a model of others is given for an image in [0, 1]."""
+    """The input range of a model that this suite did not train."""
 
     input_scale: Budget | None = None
-    """Factor for images in [0, 1] in front of every model that this suite did not train: 255 where it takes 0..255; by
-    default 1, or 255 where its input is of whole numbers. Models in run folders take [0, 1]."""
+    """Factor applied to images in [0, 1] in front of every model that this suite did not train: 255 for a model of
+    0..255; by default 1, or 255 where its input dtype is integer. Models in run folders take [0, 1]."""
     input_offset: float | None = None
-    """What is added then: --input-scale 2 --input-offset -1 is for a model that takes [-1, 1]; by default 0."""
+    """Offset added after --input-scale: 2 and -1 are for a model that takes [-1, 1]; by default 0."""
 
 
 def is_run(model: Path) -> bool:

@@ -121,9 +121,13 @@ class OptionParser:
         return parser.format_help()
 
     def _help_of(self, name: str, f: dataclasses.Field, meaning: str) -> str:
-        hint = self.hints[name]
-        kind = "" if hint is bool or get_origin(hint) is Literal else meaning_of(hint).replace(" or null", "") + "; "
-        text = meaning if hint is bool and not f.default else f"{meaning} ({kind}default: {typed_text(f.default)})"
+        hint, told = self.hints[name], []
+        if hint is not bool and get_origin(hint) is not Literal:
+            told.append(meaning_of(hint).replace(" or null", ""))
+        # Where the default is null or off, the text says what that means.
+        if f.default is not None and f.default is not False:
+            told.append(f"default: {typed_text(f.default)}")
+        text = meaning + (f" ({'; '.join(told)})" if told else "")
         if others := f.metadata.get("aliases"):
             text += f" Also {', '.join(map(dashed, others))}."
         return text

@@ -63,7 +63,7 @@ def test_the_base_model_is_judged_the_same_at_all_three_thresholds(chain):
         metric: [
             (row["attack"], row["eps"], row["value"])
             for row in table
-            if row["model"] == "base" and row["metric"] == metric and row["source"] is None
+            if row["model"] == "base" and row["metric"] == metric and not row["source"]
         ]
         for metric in ("hit_rate", "hit_rate_base_threshold")
     }

@@ -80,7 +80,7 @@ def test_run_all_writes_what_the_issue_names(chain):
     assert keys <= set(results["metrics"])
     table = rows(place(folder, "run_all"))
     models = {(row["model"], row["threat"]) for row in table}
-    assert {("vbpr", "frozen"), ("amr", "frozen"), ("bprmf", None), ("popularity", None)} <= models
+    assert {("vbpr", "frozen"), ("amr", "frozen"), ("bprmf", ""), ("popularity", "")} <= models
     assert {"pgd_8", "noise_8", "swap", "insa_8_vbpr", "insa_8_amr"} <= {row["attack"] for row in table}
     assert ("standard", "near") in {(row["cnn"], row["pair"]) for row in table}
 

@@ -230,7 +230,9 @@ def test_a_network_of_others_is_hardened_attacked_and_judged_on_all_pairs(tmp_pa
     )
     ad_face.ad_face(tuned)
     log = (tmp_path / "runs/face_mter/ad_face/demo/log.txt").read_text()
-    assert "foreign.keras: does not know the people who train here; a new head (arcface) of 8 people is put on" in log
+    assert (
+        "foreign.keras: has no head for the training identities; a new one (arcface) for 8 identities is added" in log
+    )
     # Its own people are no strangers; those of another seed are.
     hardened = {"model": "runs/face_mter/ad_face/demo", "evaluate_only": True}
     with pytest.raises(UserError, match="has learnt 8 of the 160 people who are held out here"):
