@@ -47,12 +47,12 @@ def run_all(options: Options, run: Run) -> None:
     results = {}
     for seed in (options.seed, *options.more_seeds):
         methods = options.methods if seed == options.seed else options.methods[:1]
-        results |= {(method, seed): thief for method, thief in _one_seed(part, seed, methods).items()}
+        results |= {(method, seed): trained for method, trained in _one_seed(part, seed, methods).items()}
     first = options.methods[0]
     base = part.results[0]
     run.data(base["dataset"], base["data_sha256"])
     for metric in (*MEASURED, "reference_accuracy"):
-        values = [thief["metrics"][metric] for (method, _), thief in results.items() if method == first]
+        values = [trained["metrics"][metric] for (method, _), trained in results.items() if method == first]
         run.metrics(**_mean_and_spread(metric, values), **{f"{metric}_n": base["metrics"]["test_accuracy_n"]})
     run.metrics(minutes=part.minutes)
     bars = {
@@ -68,17 +68,17 @@ def _one_seed(part: SubRuns, seed: int, methods: tuple[str, ...]) -> dict[str, d
     """Results of the models trained on locked images, by method; rows of the table."""
     place = f"seed-{seed}"
     model = part(train_base, place, "base", seed=seed) / "model.keras"
-    thieves, reference = {}, None
+    trained_models, reference = {}, None
     for method in methods:
         source = part(lock, place, method, seed=seed, model=model, lock_method=method)
         _rows(part.run, source, seed, method)
         if reference is None:
             reference = part(train, place, "reference", seed=seed, lock_data=source, train_on="original")
             _rows(part.run, reference, seed, "original")
-        thief = part(train, place, method, seed=seed, lock_data=source, reference=reference)
-        thieves[method] = part.results[-1]
-        _rows(part.run, thief, seed, method)
-    return thieves
+        trained = part(train, place, method, seed=seed, lock_data=source, reference=reference)
+        trained_models[method] = part.results[-1]
+        _rows(part.run, trained, seed, method)
+    return trained_models
 
 
 def _rows(run: Run, folder: Path, seed: int, method: str) -> None:

@@ -228,7 +228,7 @@ def test_models_that_hide_their_softmax_are_refused(workplace):
 
 
 def test_a_reference_of_another_recipe_is_refused(workplace, store, lock_scenes, monkeypatch):
-    """A thief and what it is compared with: one recipe, the same images, and the originals for the other."""
+    """A training on locked images and its reference: one recipe, the same images, and the originals for the other."""
     source, other = workplace / "source", workplace / "other"
     lock_scenes("basic", source, store)
     lock_scenes("horiz", other, store)
@@ -243,13 +243,13 @@ def test_a_reference_of_another_recipe_is_refused(workplace, store, lock_scenes,
         patch.setattr(train, "body", trained)
         for name, settings in (
             ("reference", {"lock_data": source, "train_on": "original"}),
-            ("thief", {"lock_data": source}),
+            ("trained", {"lock_data": source}),
             ("elsewhere", {"lock_data": other, "train_on": "original"}),
         ):
             train(train.options(**fitting, **settings, name=name))
     for epochs, name, message in (
         (2, "reference", "has epochs 1, this run 2"),
-        (1, "thief", "is not a run of train.py with --train-on original"),
+        (1, "trained", "is not a run of train.py with --train-on original"),
         (1, "elsewhere", "was trained on other data than"),
     ):
         reference = workplace / "runs/adv_lock/train" / name

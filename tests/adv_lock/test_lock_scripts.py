@@ -159,7 +159,7 @@ def test_a_reference_of_another_recipe_is_refused_and_one_of_this_recipe_taken(c
     folder, _ = chain
     monkeypatch.chdir(folder)
     fitting = {"lock_data": folder / "runs/adv_lock/lock/demo", "batch_size": 32, "epochs": 1, "name": "compared"}
-    # The run of the originals that the chain has made inside the thief's.
+    # The run of the originals that the chain has made inside the run on locked images.
     reference = folder / "runs/adv_lock/train/demo/reference"
     with pytest.raises(UserError, match="has epochs 1, this run 2"):
         train(train.options(**{**fitting, "epochs": 2}, reference=reference))

@@ -41,13 +41,13 @@ def parts(monkeypatch):
     def trained(options, run):
         method = (options.lock_data / "method.txt").read_text()
         ran.append(("train", options.seed, method, options.train_on))
-        thief = options.train_on == "locked"
-        assert (options.reference is not None) == thief
-        value = 0.1 * (1 + METHODS.index(method)) + 0.05 * options.seed if thief else 0.9
+        on_locked = options.train_on == "locked"
+        assert (options.reference is not None) == on_locked
+        value = 0.1 * (1 + METHODS.index(method)) + 0.05 * options.seed if on_locked else 0.9
         for place, metric in enumerate(MEASURED):
             run.rate(metric, value + 0.01 * place, 20, split="test")
             run.metrics(**{metric: value + 0.01 * place})
-        if thief:
+        if on_locked:
             run.metrics(reference_accuracy=0.9)
 
     for part, body in ((train_base, base), (lock, locked), (train, trained)):
