@@ -157,7 +157,7 @@ def attacks(options: Options, run: Run) -> None:
     data = _Data(options)
     used = [data[source] for source in dict.fromkeys(_source(row) for _, row in wanted)]
     run.data(*subjects.together(used))
-    subjects.describe_machine(run, libraries.PEERS)
+    subjects.describe_peers(run, libraries.PEERS)
     met: list[float] = []
     for key in dict.fromkeys(row.subject for _, row in wanted):
         subject = _subject(options, run, key, data)

@@ -48,13 +48,12 @@ def attention(options: Options, run: Run) -> None:
     import numpy as np
     import tensorflow as tf
 
-    from benchmarks.peers import subjects, timing
+    from benchmarks.peers import timing
     from common.datasets.scenes import scenes
     from common.progress import Progress
 
     drawn = scenes(options.batch_size, seed=options.seed)
     run.data("scenes", hashlib.sha256(np.ascontiguousarray(drawn.images).data).hexdigest())
-    subjects.describe_machine(run, ())
     x, y = tf.constant(drawn.images, tf.float32) / 255, tf.constant(drawn.labels)
     met = []
     for arch in options.archs:

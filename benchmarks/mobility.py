@@ -67,14 +67,11 @@ def mobility(options: Options, run: Run) -> None:
     """Time training steps, attacks and gradients of both structures in turn, and compare with the targets."""
     import hashlib
 
-    from benchmarks.peers import subjects
-
     if len(options.units) != 3:
         raise UserError(f"--units: expected three numbers, for LSTM, LSTM and dense layer; got {len(options.units)}")
     layout = pair_layout(options.padding_length, options.per_kind)
     x = random_pairs(layout, options.batch_size, options.seed)
     run.data("random walks", hashlib.sha256(x.tobytes()).hexdigest())
-    subjects.describe_machine(run, ())
     ours, original = both(layout, options.units, x, options.seed)
     gap = disagreement(ours, original, x)
     run.row(metric="largest_difference", split="log-odds", value=gap)

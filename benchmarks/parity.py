@@ -80,7 +80,7 @@ def parity(options: Options, run: Run) -> None:
         options.dataset, data_dir=options.data_dir, seed=options.seed, n_train=options.n_train, n_test=options.n_test
     )
     run.data(data.name, data.sha256)
-    subjects.describe_machine(run, libraries.PEERS)
+    subjects.describe_peers(run, libraries.PEERS)
     if options.model is not None:
         subject = subjects.load_subject(options.model.stem, options.model, data)
     else:

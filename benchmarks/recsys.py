@@ -60,12 +60,10 @@ def recsys(options: Options, run: Run) -> None:
     """Quality and seconds an epoch of both, and seconds and memory of the lists of a large shop."""
     import hashlib
 
-    from benchmarks.peers import subjects
     from multimedia_recsys.evaluation import ranking
 
     feedback, features = _shop(options)
     run.data("drawn products", hashlib.sha256(features.tobytes() + feedback.item.tobytes()).hexdigest())
-    subjects.describe_machine(run, ())
     run.log(f"{feedback.users} users, {feedback.items} items, {len(feedback.item)} interactions")
     sides = {"suite": lambda epochs, verbose=False: _ours(options, feedback, features, epochs, verbose)}
     if importlib.util.find_spec("cornac") is not None:

@@ -64,10 +64,9 @@ def refill(options: Options, run: Run) -> None:
     """Run every attack with and without refill in turn: seconds, gradients, and where these went."""
     import numpy as np
 
-    from benchmarks.peers import subjects, timing
+    from benchmarks.peers import timing
     from common.attacks import attack_dataset
 
-    subjects.describe_machine(run, ())
     for case in (*_image_cases(options, run), *_trip_cases(options, run)):
         counted: dict[str, Any] = {}
 

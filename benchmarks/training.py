@@ -45,7 +45,6 @@ class Options(DataOptions, ScriptOptions):
 @script(app="benchmarks", name="training")
 def training(options: Options, run: Run) -> None:
     """Time the same batches in every loop and compare with the targets."""
-    from benchmarks.peers import subjects
     from common import datasets
 
     wanted = options.batches * options.batch_size
@@ -57,7 +56,6 @@ def training(options: Options, run: Run) -> None:
             f" {len(data.x_train)}. Lower --batches or --batch-size"
         )
     run.data(data.name, data.sha256)
-    subjects.describe_machine(run, ())
     met = []
     for arch in dict.fromkeys(options.archs):
         met += _measure(options, run, arch, data)

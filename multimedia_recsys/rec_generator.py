@@ -36,7 +36,7 @@ class RecommenderOptions(CatalogOptions, ScriptOptions):
     """L2 weight of the vectors that a triplet looks up."""
     l2_visual: Budget = 0.1
     """L2 weight of the projection and the visual bias."""
-    epsilon: Budget = 1.0
+    eps: Budget = option(1.0, "epsilon")
     """AMR: L2 length of the change of a feature; features are scaled to at most 1."""
     lambd: Budget = option(0.1, "lmd")
     """AMR: weight of the adversarial term."""
@@ -110,7 +110,7 @@ def settings_of(options: RecommenderOptions) -> Settings:
 
 def settings_in(folder: Path) -> Settings:
     """The settings of a run of this script."""
-    config = read_config(folder)
+    config = rec_generator.parser.renamed(read_config(folder))
     return settings_of(rec_generator.options(**{name: config[name] for name in Settings._fields}))
 
 

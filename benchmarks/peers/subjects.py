@@ -102,15 +102,8 @@ def train_subject(
     return load_subject(label, path, data)
 
 
-def describe_machine(run: Run, peers: Sequence[type]) -> None:
-    """Rows that say where and with what the others were measured: cores, processor, date and versions."""
-    import datetime
-    import os
-
-    today = datetime.date.today()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    run.row(model="machine", split=_processor(), metric="cores", value=cores or 1)
-    run.row(model="machine", split=today.isoformat(), metric="date", value=int(f"{today:%Y%m%d}"))
+def describe_peers(run: Run, peers: Sequence[type]) -> None:
+    """Rows for the libraries that took part, with their versions; the machine is in `results.json`."""
     for peer in peers:
         run.row(model="peer", attack=peer.name, split=peer.version(), metric="installed", value=int(peer.available()))
 
@@ -119,15 +112,3 @@ def together(data: Sequence["Arrays"]) -> tuple[str, str]:
     """Name and SHA-256 of several data sets."""
     digest = hashlib.sha256("".join(part.sha256 for part in data).encode()).hexdigest()
     return ", ".join(part.name for part in data), data[0].sha256 if len(data) == 1 else digest
-
-
-def _processor() -> str:
-    import platform
-
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -246,7 +246,8 @@ def _joined(identity: Identity, config: Mapping[str, Any], seeds: list[int], chi
         },
         "config": dict(config),
         "environment": {
-            key: agreed([child["environment"][key] for child in children]) for key in children[0]["environment"]
+            key: agreed([child["environment"].get(key, "unknown") for child in children])
+            for key in children[0]["environment"]
         },
         "code": {
             name: agreed([child["code"][name] for child in children if name in child.get("code", {})])

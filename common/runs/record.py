@@ -291,7 +291,7 @@ def is_chief(strategy: str) -> bool:
 
 
 def environment(head: str) -> dict[str, str]:
-    """Versions and device; the device is known only when the run has imported TensorFlow."""
+    """Versions, machine and date; the device is known only when the run has imported TensorFlow."""
     versions = {}
     for package in ("tensorflow", "keras"):
         try:
@@ -302,7 +302,20 @@ def environment(head: str) -> dict[str, str]:
     if (tf := sys.modules.get("tensorflow")) is not None and (gpus := tf.config.get_visible_devices("GPU")):
         details = tf.config.experimental.get_device_details
         device = ", ".join(details(gpu).get("device_name", gpu.name) for gpu in gpus)
-    return {"python": platform.python_version(), **versions, "device": device, "commit": head}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    machine = {"device": device, "processor": _processor(), "cores": str(cores or 1)}
+    date = datetime.date.today().isoformat()
+    return {"python": platform.python_version(), **versions, **machine, "date": date, "commit": head}
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
 def commit() -> str:

@@ -230,7 +230,7 @@ FEATURES = in_ball(_bpr_of_triplets, "l2", classes=False)
 
 def amr(item_features: Tensor, settings: Settings) -> tuple[Loss, Adversary]:
     """Adversarial multimedia recommendation (Tang et al. 2020, equations 7 to 10): the loss of BPR, and `lambd` times
-    that of triplets whose features are moved by `epsilon` (L2) along the gradient of BPR's loss.
+    that of triplets whose features are moved by `eps` (L2) along the gradient of BPR's loss.
 
     A feature that a batch looks up more than once has one gradient, the sum, and moves once.
     """
@@ -248,7 +248,7 @@ def amr(item_features: Tensor, settings: Settings) -> tuple[Loss, Adversary]:
             "first": of_positive,
             "second": of_negative,
         }
-        budget = {"eps": settings.epsilon, "alpha": settings.epsilon, "low": -np.inf, "high": np.inf, "steps": 1}
+        budget = {"eps": settings.eps, "alpha": settings.eps, "low": -np.inf, "high": np.inf, "steps": 1}
         moved = search(FEATURES, model, {"x": tf.gather(item_features, items), **budget, **triplets}).x
         return user, positive, negative, tf.gather(moved, of_positive), tf.gather(moved, of_negative)
 

@@ -12,7 +12,7 @@ class Settings(NamedTuple):
     """How a recommender is trained.
 
     `factors`, `visual_factors`: lengths of the latent and the visual vectors. `l2` and `l2_visual` weigh half the
-    squared norms of a triplet's vectors, and of projection and visual bias. `epsilon` and `lambd` are AMR's: the length
+    squared norms of a triplet's vectors, and of projection and visual bias. `eps` and `lambd` are AMR's: the length
     of the change of a feature, in units of the scaled features, and the weight of the adversarial term.
     """
 
@@ -23,5 +23,5 @@ class Settings(NamedTuple):
     learning_rate: float = 0.05
     l2: float = 0.01
     l2_visual: float = 0.1
-    epsilon: float = 1.0
+    eps: float = 1.0
     lambd: float = 0.1

@@ -56,7 +56,8 @@ def rendered(name: str, folder: Path, root: Path) -> str:
     place.mkdir(parents=True)
     for file in ("results.json", "table.csv"):
         shutil.copy(folder / file, place)
-    shutil.copy(ROOT / "benchmarks" / "results" / f"{name}.md.j2", place.parent)
+    for template in (name, "_machine"):
+        shutil.copy(ROOT / "benchmarks" / "results" / f"{template}.md.j2", place.parent)
     return report.render(f"benchmarks/results/{name}", root)
 
 

@@ -77,7 +77,16 @@ def test_c9_results_are_as_the_design_has_them(tmp_path):
     assert stored["command"] == WHO.command and stored["config"] == CONFIG and stored["seed"] == 1
     assert stored["dataset"] == "scenes-v1" and stored["data_sha256"] == "ab" * 32
     assert stored["metrics"] == {"success": 0.5, "success_n": 100} and stored["artifacts"] == {"locked": "locked.npz"}
-    assert list(stored["environment"]) == ["python", "tensorflow", "keras", "device", "commit"]
+    assert list(stored["environment"]) == [
+        "python",
+        "tensorflow",
+        "keras",
+        "device",
+        "processor",
+        "cores",
+        "date",
+        "commit",
+    ]
     assert stored["environment"]["python"] == sys.version.split()[0] and stored["seconds"] >= 0
     assert (tmp_path / "deep/x/table.csv").read_text() == (
         "seed,model,attack,norm,eps,split,metric,value,n,low,high\n1,cnn,lock,l2,1.5,test,success,0.5,100,,\n"

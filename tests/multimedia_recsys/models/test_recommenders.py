@@ -91,7 +91,7 @@ def test_the_gradient_of_bpr_against_finite_differences():
 def test_amr_moves_each_feature_by_eps_along_the_gradient_of_its_row():
     """F5: the length is eps, and a feature that is looked up three times moves once, along the sum."""
     made, f = model(), item_features()
-    _, adversary = amr(tf.constant(f), Settings(epsilon=0.7))
+    _, adversary = amr(tf.constant(f), Settings(eps=0.7))
     user, positive, negative, of_positive, of_negative = adversary(made, batch(), tf.constant([0, 0]))
     features = tf.Variable(f)
     with tf.GradientTape() as tape:
@@ -108,7 +108,7 @@ def test_amr_moves_each_feature_by_eps_along_the_gradient_of_its_row():
 def test_amr_without_a_budget_is_vbpr_bit_for_bit():
     """F5: eps = 0 gives the adversarial term the very value of the plain one."""
     made, f = model(), tf.constant(item_features())
-    loss, adversary = amr(f, Settings(epsilon=0.0, lambd=1.0, l2=0.0))
+    loss, adversary = amr(f, Settings(eps=0.0, lambd=1.0, l2=0.0))
     terms, _ = loss(made, adversary(made, batch(), tf.constant([0, 0])))
     plain, _ = bpr_loss(f, 0.0, 0.0)(made, batch())
     assert terms["adversarial"].numpy() == plain["bpr"].numpy()
@@ -117,7 +117,7 @@ def test_amr_without_a_budget_is_vbpr_bit_for_bit():
 
 def test_amr_raises_the_loss():
     made, f = model(), tf.constant(item_features())
-    loss, adversary = amr(f, Settings(epsilon=0.5, lambd=1.0))
+    loss, adversary = amr(f, Settings(eps=0.5, lambd=1.0))
     terms, _ = loss(made, adversary(made, batch(), tf.constant([0, 0])))
     assert float(terms["adversarial"]) > float(terms["bpr"])
 
@@ -173,7 +173,7 @@ def test_one_step_lowers_the_loss_and_repeats_itself(uncompiled, kind):
     """One batch of all interactions; AMR has its plain half before and one adversarial step after it."""
     found = feedback()
     f = np.random.default_rng(2).normal(size=(30, 4)).astype(np.float32)
-    settings = Settings(factors=4, visual_factors=2, epochs=2 if kind == "amr" else 1, batch_size=400, epsilon=0.2)
+    settings = Settings(factors=4, visual_factors=2, epochs=2 if kind == "amr" else 1, batch_size=400, eps=0.2)
     made, again = (recommenders.fit(kind, found, f, settings, seed=3) for _ in range(2))
     for one, other in zip(made.weights, again.weights, strict=True):
         assert np.array_equal(one, other)
@@ -194,7 +194,7 @@ def test_training_ranks_what_users_have_and_repeats_itself(kind):
     item = rng.integers(15, size=600) + 15 * (user >= 25)
     found = interactions(user, item, np.full(50, -1), items=30)
     f = np.concatenate([np.eye(2)[np.arange(30) // 15], 0.1 * rng.normal(size=(30, 2))], axis=1).astype(np.float32)
-    settings = Settings(factors=4, visual_factors=2, epochs=12, batch_size=64, learning_rate=0.2, epsilon=0.2)
+    settings = Settings(factors=4, visual_factors=2, epochs=12, batch_size=64, learning_rate=0.2, eps=0.2)
     made = recommenders.fit(kind, found, f, settings, seed=3)
     factors = made.factors(f)
     scores = factors.users @ factors.items.T + factors.offset
