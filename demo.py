@@ -143,9 +143,9 @@ def summary(folder: Path, results: Mapping[str, Any], table: Sequence[Mapping[st
     """The table of the demo for the terminal, and where its files lie."""
     lines = [f"all five papers, embedded data, seed {results['seed']}, {results['seconds']:.0f} s"]
     for chapter in CHAPTERS:
-        rows = [row for row in table if row["split"] == chapter.app]
+        rows = [row for row in table if row["paper"] == chapter.app]
         if rows:
-            cells = [[f"  {row['model']}", *_cells(row)] for row in rows]
+            cells = [[f"  {row['measure']}", *_cells(row)] for row in rows]
             lines += ["", chapter.title, *aligned(cells)]
     lines += ["", "Per cent, 95 % intervals; one seed of small networks, an example and no finding: see each README."]
     lines += ["", "where to look"]
@@ -153,7 +153,7 @@ def summary(folder: Path, results: Mapping[str, Any], table: Sequence[Mapping[st
     return "\n".join([*lines, f"  {folder / 'table.csv'}"])
 
 
-@script(app="suite", name="demo", ending=summary)
+@script(app="suite", name="demo", columns=("paper", "measure"), ending=summary)
 def demo(options: Options, run: Run) -> None:
     """Run the papers one after the other, and put what they show into one table."""
     run.log(
@@ -178,7 +178,7 @@ def _settings(app: str) -> Path:
 
 
 def _row(run: Run, app: str, label: str, kind: str, figure: Estimate, key: str | None = None) -> None:
-    run.row(split=app, model=label, metric=kind, **figure._asdict())
+    run.row(paper=app, measure=label, metric=kind, **figure._asdict())
     if key is not None:
         run.intervals({key: figure})
 
