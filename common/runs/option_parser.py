@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from common.errors import UserError
 from common.runs import options as groups
 from common.runs.options import (
+    Budget,
     CommonOptions,
     LinfBudget,
     convert,
@@ -112,8 +113,8 @@ class OptionParser:
             if hint is bool:
                 headings[heading].add_argument(dashed(name), action="store_true", help=text)
                 continue
-            choices = f"{{{meaning_of(hint).removeprefix('one of ').replace(', ', ',')}}}"
-            metavar = choices if get_origin(hint) is Literal else name.upper()
+            choices = next((of for of in (hint, *get_args(hint)) if get_origin(of) is Literal), None)
+            metavar = name.upper() if choices is None else f"{{{','.join(get_args(choices))}}}"
             headings[heading].add_argument(dashed(name), metavar=metavar, help=text)
         calls = parser.add_argument_group("this call")
         calls.add_argument("--print-config", action="store_true", help="Print the options as YAML and end.")
@@ -122,11 +123,14 @@ class OptionParser:
 
     def _help_of(self, name: str, f: dataclasses.Field, meaning: str) -> str:
         hint, told = self.hints[name], []
-        if hint is not bool and get_origin(hint) is not Literal:
-            told.append(meaning_of(hint).replace(" or null", ""))
-        # Where the default is null or off, the text says what that means.
-        if f.default is not None and f.default is not False:
-            told.append(f"default: {typed_text(f.default)}")
+        if get_origin(hint) is tuple and get_origin(get_args(hint)[0]) is Literal:
+            told.append("one, or several with commas")
+        elif hint is not bool and get_origin(hint) is not Literal:
+            told.append(meaning_of(hint).replace(" or null", "").replace(meaning_of(Budget), "a number >= 0"))
+        # Where the default is null, off or empty, the text says what that means.
+        if f.default is not None and f.default is not False and f.default != ():
+            fractions = LinfBudget in (hint, *get_args(hint))
+            told.append(f"default: {_in_255ths(f.default) if fractions else typed_text(f.default)}")
         text = meaning + (f" ({'; '.join(told)})" if told else "")
         if others := f.metadata.get("aliases"):
             text += f" Also {', '.join(map(dashed, others))}."
@@ -171,3 +175,11 @@ class OptionParser:
         meant = LinfBudget in (self.hints[name], *get_args(self.hints[name])) and got.replace(".", "", 1).isdigit()
         remedy = f"; did you mean {got}/255?" if meant and float(got) > 1 else ""
         return UserError(f"{origins.get(name, name)}: expected {meaning_of(self.hints[name])}, got {got[:80]}{remedy}")
+
+
+def _in_255ths(value: Any) -> str:
+    """A budget in [0, 1] as it is typed: `8/255`."""
+    if isinstance(value, tuple):
+        return ",".join(map(_in_255ths, value))
+    levels = 255 * value
+    return f"{levels:.6g}/255" if 0 < value < 1 and abs(levels - round(levels, 3)) < 1e-9 else typed_text(value)

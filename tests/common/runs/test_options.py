@@ -412,8 +412,10 @@ def test_help_gives_meaning_unit_choices_default_and_alias(capsys):
     status, out, _ = ended(["--help"], capsys)
     text = " ".join(out.split())
     assert status == 0 and "Entry scripts: what a command line" in text
-    assert "--eps EPS L2 radius at 32 x 32 x 3, in [0, 1] units: 100 % of it. (a number >= 0 or a fraction" in text
+    assert "--eps EPS L2 radius at 32 x 32 x 3, in [0, 1] units: 100 % of it. (a number >= 0; default: 1.5)" in text
     assert "{basic,mixup,horiz} Which locks are mixed. (default: basic)" in text
+    assert "L-inf noise beside the lock. (an L-inf budget in [0, 1] such as 8/255; default: 0.0)" in text
+    assert "Directions. (one, or several with commas; default: there)" in text and "Further noise. (" in text
     assert "Also --resume-path." in text and "--n-train" in text and "default: 20" in text
     assert "--strategy" not in text and "lock_method" not in text
     for name in lock.fields:
