@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from common.evaluation.statistics import Estimate
     from face_mter.attacks.features import Attacker
     from face_mter.data.faces import FaceSplits
+    from face_mter.evaluation.lfw import FoldedPairs
     from face_mter.evaluation.people import Verified
-    from face_mter.evaluation.verification import FoldedPairs
 
 BASE, HARDENED = "base", "hardened"
 # (attack, eps in 1/255) of the headline: those of the paper's table, the stronger check, and the control.

@@ -13,8 +13,8 @@ from face_mter.train import PeopleOptions, check_people, load_splits, needed
 
 if TYPE_CHECKING:
     from face_mter.data.faces import FaceSplits
+    from face_mter.evaluation.lfw import FoldedPairs
     from face_mter.evaluation.people import Verified
-    from face_mter.evaluation.verification import FoldedPairs
 
 
 @dataclass(kw_only=True)
@@ -59,15 +59,15 @@ def folded_pairs(options: VerificationOptions, splits: "FaceSplits") -> "FoldedP
     import numpy as np
 
     from face_mter.data.faces import LFW_PAIRS
-    from face_mter.evaluation import verification
+    from face_mter.evaluation import lfw
 
     if options.pairs is None:
-        return verification.make_folds(splits.faces, splits.held_out, options.n_folded, seed=options.seed)
+        return lfw.make_folds(splits.faces, splits.held_out, options.n_folded, seed=options.seed)
     from common.datasets.downloads import fetch
 
     path = fetch(LFW_PAIRS, options.data_dir) if options.pairs == "lfw" else Path(options.pairs)
     unseen = splits.rows(splits.held_out)
-    found = verification.read_pairs(path, splits.faces.of(splits.held_out))
+    found = lfw.read_pairs(path, splits.faces.of(splits.held_out))
     return found._replace(pairs=unseen[found.pairs].astype(np.int32))
 
 
@@ -132,7 +132,7 @@ def _clips(options: Options, run: Run, model, threshold: float):
 
     from common.evaluation.statistics import rate
     from face_mter.data.faces import load_clips
-    from face_mter.evaluation import verification
+    from face_mter.evaluation import lfw, verification
     from face_mter.evaluation.people import embed_all
 
     clips = load_clips(options.clips, image_size=options.image_size or model.input_shape[1], progress=True)
@@ -145,8 +145,8 @@ def _clips(options: Options, run: Run, model, threshold: float):
     # A clip is represented by its first frame.
     files = tuple(clips.faces.files[row] for row in first)
     ones = replace(clips.faces, images=clips.faces.images[first], person=person, files=files)
-    folded = verification.make_folds(ones, np.arange(len(ones.names)), options.n_folded, seed=options.seed)
-    found = verification.ten_fold(verification.pair_scores(means, folded.pairs), folded.same, folded.fold)
+    folded = lfw.make_folds(ones, np.arange(len(ones.names)), options.n_folded, seed=options.seed)
+    found = lfw.ten_fold(verification.pair_scores(means, folded.pairs), folded.same, folded.fold)
     accuracy = rate(found.right, person[folded.pairs])._replace(value=found.accuracy)
     run.intervals({"clip_accuracy": accuracy, "clip_tar": rates.tar, "clip_far": rates.far})
     return verification.roc(scores.genuine, scores.impostor)

@@ -12,8 +12,9 @@ from common.evaluation.input_range import BYTES, READINGS, Reading, takes_bytes
 from common.evaluation.predictions import outputs
 from common.evaluation.statistics import Estimate, auc, rate
 from face_mter.data.faces import FaceSplits
-from face_mter.evaluation import verification
-from face_mter.evaluation.verification import FoldedPairs, Rates, Roc, Scores, TenFold
+from face_mter.evaluation import lfw, verification
+from face_mter.evaluation.lfw import FoldedPairs, TenFold
+from face_mter.evaluation.verification import Rates, Roc, Scores
 from face_mter.models.networks import embedder
 
 # People, and images of each, that show in which range a network takes them.
@@ -49,7 +50,7 @@ def verify(embeddings: np.ndarray, splits: FaceSplits, pairs: FoldedPairs, far: 
         halves.append(verification.all_scores(embeddings[rows], splits.faces.person[rows]))
     calibration, attack = halves
     threshold = verification.far_threshold(calibration.impostor, far)
-    folded = verification.ten_fold(verification.pair_scores(embeddings, pairs.pairs), pairs.same, pairs.fold)
+    folded = lfw.ten_fold(verification.pair_scores(embeddings, pairs.pairs), pairs.same, pairs.fold)
     unseen = splits.rows(splits.held_out)
     return Verified(
         threshold,

@@ -15,8 +15,9 @@ from common.training import checkpoints
 from face_mter import ad_face, attack, train, verify
 from face_mter.data.faces import FaceSplits, load_pairs, split_people
 from face_mter.evaluation import people
+from face_mter.evaluation.lfw import ten_fold
 from face_mter.evaluation.people import verify as judge
-from face_mter.evaluation.verification import accept_rates, all_scores, cosines, far_threshold, pair_scores, ten_fold
+from face_mter.evaluation.verification import accept_rates, all_scores, cosines, far_threshold, pair_scores
 from face_mter.training import fit, mter
 from face_mter.verify import VerificationOptions, folded_pairs
 from tests.helpers.face_toys import drawn_faces, faces_of, linear_network

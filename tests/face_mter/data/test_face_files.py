@@ -9,7 +9,7 @@ import pytest
 from common.datasets.images import write_png
 from common.errors import UserError
 from face_mter.data.faces import attack_pairs, load_faces, load_pairs, save_pairs
-from face_mter.evaluation.verification import make_folds, read_pairs
+from face_mter.evaluation.lfw import make_folds, read_pairs
 from tests.helpers.face_toys import faces_of
 
 PEOPLE = (b"anna", b"Jos\xe9", b"Jos\xe8", "José".encode())

@@ -12,6 +12,7 @@ from common.errors import UserError
 from common.evaluation.statistics import bootstrap, rate, weighted_mean
 from face_mter.data.faces import load_faces
 from face_mter.evaluation import verification
+from face_mter.evaluation.lfw import make_folds, read_pairs, ten_fold
 from face_mter.evaluation.verification import (
     Scores,
     accept_rates,
@@ -21,16 +22,13 @@ from face_mter.evaluation.verification import (
     genuine_pairs,
     impostor_pairs,
     impostor_scores,
-    make_folds,
     mean_cosine,
     normalised,
     pair_scores,
-    read_pairs,
     roc,
     tar_at,
     tar_at_far,
     templates,
-    ten_fold,
     threshold_at_tar,
     to_cosine,
     to_distance,
