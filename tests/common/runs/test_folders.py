@@ -535,3 +535,32 @@ def test_one_run_and_several_seeds_do_not_share_a_folder(tmp_path):
     sweep(tmp_path / "many", (0, 1))
     with pytest.raises(UserError, match=r"seeds \[0, 1\], now none"):
         execute(tmp_path / "many", pytest.fail)
+
+
+def test_a_headline_is_a_row_and_a_metric_and_a_figure_is_drawn_into_the_folder(tmp_path):
+    def draw(values, path, *, title):
+        path.write_text(f"{title}: {values}")
+
+    def body(run: Run) -> None:
+        run.headline("accuracy", 0.75, 40, key="final_accuracy", split="test")
+        run.headline("success", 0.5, 40)
+        run.figure("curve", draw, [1, 2], title="loss")
+
+    results = execute(tmp_path / "x", body)
+    assert results["metrics"] == {"final_accuracy": 0.75, "final_accuracy_n": 40, "success": 0.5, "success_n": 40}
+    rows = record.read_table(tmp_path / "x")
+    assert [(row["metric"], row["split"], row["value"], row["n"]) for row in rows] == [
+        ("accuracy", "test", 0.75, 40),
+        ("success", None, 0.5, 40),
+    ]
+    assert rows[0]["low"] < 0.75 < rows[0]["high"]
+    assert results["artifacts"] == {"curve": "curve.png"}
+    assert (tmp_path / "x/curve.png").read_text() == "loss: [1, 2]"
+
+
+def test_a_worker_draws_and_saves_nothing(tmp_path):
+    run = Run(tmp_path / "none", WHO, CONFIG, chief=False)
+    run.figure("curve", pytest.fail)
+    run.save_model("no model")
+    run.headline("accuracy", 0.75, 40)
+    assert run.finish()["artifacts"] == {} and not (tmp_path / "none").exists()
