@@ -186,8 +186,8 @@ def _row(run: Run, app: str, label: str, kind: str, figure: Estimate, key: str |
 def _cells(row: Mapping[str, Any]) -> list[str]:
     """Value, interval, n and verdict of a row, as text."""
     none = NO_EFFECT.get(row["metric"])
-    extracted = "" if none is None or not row["low"] <= none <= row["high"] else "no effect shown"
-    return [percent(row["value"]), interval(row), f"n {row['n']:.0f}", extracted]
+    verdict = "" if none is None or not row["low"] <= none <= row["high"] else "no effect shown"
+    return [percent(row["value"]), interval(row), f"n {row['n']:.0f}", verdict]
 
 
 def _headline(folder: Path) -> Callable[[str], Estimate]:

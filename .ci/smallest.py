@@ -51,8 +51,8 @@ SMALLEST = {
     "benchmarks/attention.py": ["--archs", "small_cnn", "--batch-size", "4", "--repeats", "2"],
     "adv_lock/run_all.py": ["--config", str(ROOT / ".ci/smallest.yaml"), "--methods", "basic"],
 }
-# On a machine that runs the README commands at the same time.
-MOST_SECONDS = 120
+# Of processor time: the README commands run at the same time.
+MOST_SECONDS = 60
 TRIPS = str(ROOT / ".ci/smallest_trips.yaml")
 SMALLEST |= {
     f"mobility_humid/{name}.py": ["--config", TRIPS]
@@ -100,7 +100,7 @@ def run_all_of(app: str) -> None:
     for script, options in SMALLEST.items():
         if not script.startswith(f"{app}/"):
             continue
-        started, said = time.monotonic(), io.StringIO()
+        started, worked, said = time.monotonic(), time.process_time(), io.StringIO()
         sys.argv, status = [script, *options], None
         with contextlib.redirect_stdout(said):
             try:
@@ -108,12 +108,13 @@ def run_all_of(app: str) -> None:
                 runpy.run_path(str(ROOT / script), run_name="__main__")
             except SystemExit as end:
                 status = end.code
-        seconds = time.monotonic() - started
-        print(f"{script} {' '.join(options)}: {seconds:.1f} s", flush=True)
+        seconds = time.process_time() - worked
+        took = f"{time.monotonic() - started:.1f} s, {seconds:.1f} s of processor time"
+        print(f"{script} {' '.join(options)}: {took}", flush=True)
         if status != 0:
             sys.exit(f"{script}: status {status}\n{said.getvalue()[-3000:]}")
         if seconds > MOST_SECONDS:
-            sys.exit(f"{script}: took more than {MOST_SECONDS} s with its smallest settings")
+            sys.exit(f"{script}: took more than {MOST_SECONDS} s of processor time with its smallest settings")
 
 
 if __name__ == "__main__":

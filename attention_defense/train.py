@@ -105,7 +105,7 @@ def train(options: Options, run: Run) -> None:
     count = min(options.n_validation, len(data.x_train) // 2)
     held, kept = slice(len(data.x_train) - count, None), slice(len(data.x_train) - count)
     watched = data.x_train[held], data.y_train[held]
-    variant = _way(options)
+    method = _method(options)
     if options.method in defence.ATTENTIVE:
         # A layer that is none is refused before anything is trained.
         Attention(build(options.arch, data.x_train.shape[1:], data.classes, networks=NETWORKS), options.layer)
@@ -115,7 +115,7 @@ def train(options: Options, run: Run) -> None:
         if count:
             found["validation_pgd"] = _under_pgd(options, model, *watched)
         if options.method in defence.ATTENTIVE:
-            found |= _gradient_norms(model, variant, data.x_train[:_MEASURED], data.y_train[:_MEASURED])
+            found |= _gradient_norms(model, method, data.x_train[:_MEASURED], data.y_train[:_MEASURED])
         return found
 
     model, history = fit.fit(
@@ -127,7 +127,7 @@ def train(options: Options, run: Run) -> None:
         evaluate,
         title=options.method,
         seed=options.seed,
-        method=variant,
+        method=method,
         networks=NETWORKS,
     )
     last = history[-1]
@@ -159,7 +159,7 @@ def load(options: ImageOptions, run: Run, *, n_train: int | None, n_test: int | 
     return data
 
 
-def _way(options: Options) -> "Method":
+def _method(options: Options) -> "Method":
     from attention_defense.models.losses import Weights
     from attention_defense.training import defence
     from common.training.methods import named
@@ -177,15 +177,15 @@ def _way(options: Options) -> "Method":
     )
 
 
-def _gradient_norms(model: "keras.Model", variant: "Method", x: "np.ndarray", y: "np.ndarray") -> dict[str, float]:
+def _gradient_norms(model: "keras.Model", method: "Method", x: "np.ndarray", y: "np.ndarray") -> dict[str, float]:
     import tensorflow as tf
 
     from common.arrays import as_float
     from common.training.loop import gradient_norms
 
-    seed, turn = tf.zeros([2], tf.int32), [tf.ones([len(x)], tf.int32)] * (variant.replays > 1)
-    batch = variant.adversary(model, (as_float(tf.constant(x)), tf.constant(y), *turn), seed)
-    return gradient_norms(model, variant.loss, batch)
+    seed, turn = tf.zeros([2], tf.int32), [tf.ones([len(x)], tf.int32)] * (method.replays > 1)
+    batch = method.adversary(model, (as_float(tf.constant(x)), tf.constant(y), *turn), seed)
+    return gradient_norms(model, method.loss, batch)
 
 
 def _under_pgd(options: Options, model: "keras.Model", x: "np.ndarray", y: "np.ndarray") -> float:

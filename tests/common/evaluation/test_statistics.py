@@ -32,19 +32,17 @@ def test_weights_count_as_repeated_pairs():
     same, answer = rng.integers(0, 2, 40), rng.random(40) < 0.6
     scores = np.round(rng.normal(same, 1.0), 1)
     weights = rng.integers(0, 4, 40)
-    minibatch_replay = np.repeat(np.arange(40), weights)
+    repeated = np.repeat(np.arange(40), weights)
     values, asked = rng.normal(size=40), rng.random(40) < 0.5
 
     def of(statistic):
         return statistic(weights[None].astype(float))[0]
 
-    assert of(statistics.weighted_auc(scores, same)) == pytest.approx(
-        statistics.auc(scores[minibatch_replay], same[minibatch_replay])
-    )
-    assert of(statistics.weighted_mean(values)) == pytest.approx(values[minibatch_replay].mean())
-    chosen = minibatch_replay[asked[minibatch_replay]]
+    assert of(statistics.weighted_auc(scores, same)) == pytest.approx(statistics.auc(scores[repeated], same[repeated]))
+    assert of(statistics.weighted_mean(values)) == pytest.approx(values[repeated].mean())
+    chosen = repeated[asked[repeated]]
     assert of(statistics.weighted_mean(values, asked)) == pytest.approx(values[chosen].mean())
-    a, s = answer[minibatch_replay], same[minibatch_replay].astype(bool)
+    a, s = answer[repeated], same[repeated].astype(bool)
     assert of(statistics.weighted_f1(answer, same)) == pytest.approx(2 * (a & s).sum() / (a.sum() + s.sum()))
 
 

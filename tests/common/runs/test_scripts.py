@@ -106,7 +106,7 @@ def stored(folder):
     return results, table, (folder / "metrics.csv").read_text("utf-8")
 
 
-def minibatch_replay(command, out):
+def repeated(command, out):
     """The words of a stored command for another place."""
     python, script, *words = shlex.split(command)
     assert python == "python" and (ROOT / script).is_file()
@@ -128,7 +128,7 @@ def test_c9_the_command_in_results_json_repeats_them(tmp_path, capsys):
         results["environment"].values()
     )
     assert re.fullmatch("[0-9a-f]{64}", results["data_sha256"]) and results["seed"] == 3
-    script, words = minibatch_replay(results["command"], tmp_path / "b")
+    script, words = repeated(results["command"], tmp_path / "b")
     assert script == "adv_lock/train_base.py"
     with pytest.raises(SystemExit):
         train_base.main(words)
@@ -150,7 +150,7 @@ def test_c9_a_deterministic_run_repeats_bit_for_bit(tmp_path):
         assert status == 0, err[-2000:]
         results = stored(tmp_path / name)[0]
         assert results["config"]["deterministic"] is True
-        script, words = minibatch_replay(results["command"], tmp_path / "b")
+        script, words = repeated(results["command"], tmp_path / "b")
     (first, *files), (second, *again) = stored(tmp_path / "a"), stored(tmp_path / "b")
     assert first["metrics"] == second["metrics"] and files == again
     weights = [checkpoints.load_model(tmp_path / name / "model.keras").get_weights() for name in "ab"]
