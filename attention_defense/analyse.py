@@ -60,7 +60,7 @@ class Case(NamedTuple):
         from attention_defense.attacks import table as attacks
 
         model, _, layer, training = self.victim
-        attack = attacks.named(kind, model, eps=eps, layer=layer, training=training, seed=self.options.seed)
+        attack = attacks.make_attack(kind, model, eps=eps, layer=layer, training=training, seed=self.options.seed)
         return self.changed(attack)
 
     def changed(self, attack: "Attack") -> "np.ndarray":

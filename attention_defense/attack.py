@@ -266,7 +266,7 @@ def evaluate(
         if source is not None:
             # All steps: images that had just crossed the border of their own model would cross no other's.
             evaluation.run(
-                Entry(name="transfer", attack=table.named("pgd20", source, eps=eps, seed=options.seed), eps=eps)
+                Entry(name="transfer", attack=table.make_attack("pgd20", source, eps=eps, seed=options.seed), eps=eps)
             )
     return evaluation
 

@@ -62,7 +62,9 @@ def explain(options: Options, run: Run) -> None:
     model, name, layer, training = load_victim(options, test_set, run)
     test_set = test_set.for_outputs(class_count(model))
     x, y = np.asarray(as_float(test_set.x)), test_set.y
-    attack = attacks.named(options.attack, model, eps=options.eps, layer=layer, training=training, seed=options.seed)
+    attack = attacks.make_attack(
+        options.attack, model, eps=options.eps, layer=layer, training=training, seed=options.seed
+    )
     images = {
         "clean": x,
         "attacked": adversarial_examples(attack, x, y, batch_size=options.batch_size, progress=True),

@@ -162,10 +162,10 @@ def load(options: ImageOptions, run: Run, *, n_train: int | None, n_test: int | 
 def _method(options: Options) -> "Method":
     from attention_defense.models.losses import Weights
     from attention_defense.training import defence
-    from common.training.methods import named
+    from common.training.methods import make_method
 
     if options.method not in get_args(defence.Name):
-        return named(options.method, eps=options.eps, steps=options.steps, beta=options.trades_beta)
+        return make_method(options.method, eps=options.eps, steps=options.steps, beta=options.trades_beta)
     return defence.method(
         options.method,
         eps=options.eps,

@@ -49,7 +49,7 @@ def adversarial_training(options: Options, run: Run) -> None:
     from common import datasets
     from common.evaluation import plots, predictions, robustness
     from common.training import fit
-    from common.training.methods import named
+    from common.training.methods import make_method
 
     data = datasets.load(
         options.dataset,
@@ -79,7 +79,9 @@ def adversarial_training(options: Options, run: Run) -> None:
         evaluate,
         title=f"{options.method} training",
         seed=options.seed,
-        method=named(options.method, eps=options.eps, alpha=options.alpha, steps=options.steps, beta=options.beta),
+        method=make_method(
+            options.method, eps=options.eps, alpha=options.alpha, steps=options.steps, beta=options.beta
+        ),
     )
     run.save_model(model)
     curves = {name: [epoch[name] for epoch in history] for name in history[0] if name.startswith("test_accuracy")}

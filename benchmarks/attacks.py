@@ -260,7 +260,7 @@ class _Report:
         self.add(split, metric, hits.mean(), n=len(hits), low=low, high=high)
 
     def target(self, name: str, value: float, *, most: float | None = None, least: float | None = None) -> None:
-        """`value` against its bound, which stands in the column `high` or `low`."""
+        """`value` against its bound, which is in the column `high` or `low`."""
         bounds = {"high": most, "low": least}
         self.add(name, "target", value, **{column: bound for column, bound in bounds.items() if bound is not None})
         self.add(name, "met", (most is None or value <= most) and (least is None or value >= least))
@@ -381,7 +381,7 @@ def _judge(
     seconds: Mapping[str, list[float]],
     options: Options,
 ) -> None:
-    """What each contender's arrays are worth, by the model that all of them attacked, and the targets."""
+    """Results of each contender's arrays under the model that all of them attacked, and the targets."""
     from benchmarks.peers import timing
     from common.evaluation import predictions, quality
 

@@ -1,4 +1,4 @@
-"""A training step of AAD beside the sum of its parts, each timed alone on the same batch."""
+"""A training step of AAD against the sum of its parts, each timed alone on the same batch."""
 
 import time
 from collections.abc import Callable
@@ -111,7 +111,7 @@ def _parts(options: Options, arch: str, x: "tf.Tensor", y: "tf.Tensor") -> "dict
             with tf.GradientTape() as tape:
                 value = loss()
             gradients = tape.gradient(value, model.trainable_variables)
-            # All of them, or those that nobody asks for would not be computed.
+            # All of them, or unused ones would not be computed.
             return tf.add_n([tf.reduce_sum(g) for g in gradients if g is not None])
 
         return whole

@@ -14,7 +14,7 @@ ATTACKS = ("clean", "fgsm", "pgd20", "strong")
 
 @dataclass(kw_only=True)
 class Options(DeviceOptions, ExampleOptions, DataOptions, RunOptions):
-    """The recipe stands in the section adversarial_training of --config."""
+    """The recipe is in the section adversarial_training of --config."""
 
     methods: tuple[MethodName, ...] = get_args(MethodName)
     """Methods to train with."""

@@ -1,6 +1,6 @@
-"""ST-SiameseNet and ST-iFGSM beside the structure of the original code: ratios measured in one run.
+"""ST-SiameseNet and ST-iFGSM against the structure of the original code: ratios measured in one run.
 
-That structure, written anew in Keras 3: each of the twenty trips is sliced off and encoded by a call of its own, Keras
+That structure, rewritten in Keras 3: each of the twenty trips is sliced off and encoded by a call of its own, Keras
 trains, and the attack is a Python loop around the network called eagerly, which clips in NumPy and never stops. Both
 sides have the same weights, trips and labels.
 """
@@ -45,7 +45,7 @@ class Options(ScriptOptions):
     """What is measured, and how often."""
 
     batch_size: Count = 64
-    """Pairs of drivers in a batch; what an eager call costs beside its arithmetic weighs less in a larger one."""
+    """Pairs of drivers in a batch; the overhead of an eager call weighs less in a larger one."""
     steps: Count = 2
     """Gradients of the attack, the same for both sides; by default those of the original, which take seconds each."""
     train_steps: Count = 2

@@ -190,7 +190,7 @@ def _unexplained(
     """Images (N,) bool whose results differ, by `gap` (N,), for another reason than a jump of the model's gradient.
 
     Where a rectifier or a pool switches, two implementations that agree to the last roundings part, and both are right.
-    It is looked for at the step before they part: there both stand at one place, and the gradient is not the same.
+    It is looked for at the step before they part: there both are at the same point with different gradients.
     """
     from benchmarks.peers.suite_side import compiled_gradient
 

@@ -1,4 +1,4 @@
-"""The suite's VBPR beside Cornac's, on the same split with the same features and sizes; top lists beside a full sort.
+"""The suite's VBPR against Cornac's, on the same split with the same features and sizes; top lists against a full sort.
 
 Cornac takes part where it is installed; see benchmarks/requirements.txt.
 """

@@ -1,4 +1,4 @@
-"""Attacks that can stop early: full batches of unfinished examples beside batches that wait for their slowest."""
+"""Attacks that can stop early: full batches of unfinished examples against batches that wait for their slowest."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -129,7 +129,7 @@ def _image_cases(options: Options, run: Run) -> list[Attacked]:
     import numpy as np
 
     from attention_defense.attacks.attention import KINDS
-    from attention_defense.attacks.table import named
+    from attention_defense.attacks.table import make_attack
     from common import attacks
     from common.datasets.scenes import scenes
     from common.evaluation.predictions import predict
@@ -157,7 +157,7 @@ def _image_cases(options: Options, run: Run) -> list[Attacked]:
         "cw_l2": partial(attacks.cw_l2, model, steps=40, search_steps=5),
         "cw_l0": partial(attacks.cw_l0, model, steps=4, search_steps=2),
     }
-    of |= {kind: named(kind, model, eps=eps, stop=True) for kind in KINDS}
+    of |= {kind: make_attack(kind, model, eps=eps, stop=True) for kind in KINDS}
     return [Attacked("small_cnn", name, of[name], x, y) for name in dict.fromkeys(options.on_images)]
 
 

@@ -32,8 +32,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 @contextlib.contextmanager
 def taking_place(path: Path | str, ending: str = ".part") -> Iterator[Path]:
-    """An empty temporary file beside `path`, its name ending in `ending`, for the body to write to; it takes the place
-    of `path` only once the body is through and all of it is on disk.
+    """An empty temporary file next to `path`, its name ending in `ending`, for the body to write to; it replaces
+    `path` only once the body has ended and all of it is on disk.
 
     Errors: `UserError` when the folder cannot be written; whatever the body raises leaves the old file untouched.
     """

@@ -26,7 +26,7 @@ T = TypeVar("T")
 Values = Callable[[], Mapping[str, float]]
 """What is measured on the way, by name; asked only when it is shown, since the answer may have to come from a GPU."""
 
-# In seconds: how long work goes on before a bar appears, between two looks of a bar, and between two lines in a file.
+# In seconds: time before a bar appears, between two updates of a bar, and between two lines in a file.
 _APPEARS, _REDRAWN, _LINE = 1.0, 0.5, 30.0
 
 _open: list["Progress"] = []

@@ -77,7 +77,7 @@ def refusals(options: Options) -> None:
 
 @script(app="mobility_humid", name="prepare", refusals=refusals)
 def prepare(options: Options, run: Run) -> None:
-    """Write `trips.npz` and `map.png`, and tell whether drivers can be told apart at all."""
+    """Write `trips.npz` and `map.png`, and measure whether drivers can be identified at all."""
     import tempfile
     import time
 

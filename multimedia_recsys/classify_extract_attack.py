@@ -163,12 +163,12 @@ def _answers(outcome: "Outcome", *, pair: "Pair") -> "Iterator[tuple[str, Estima
 
 
 def _pair(options: Options, run: Run, names: tuple[str, ...]) -> "Pair":
-    from multimedia_recsys.data.categories import Pair, named
+    from multimedia_recsys.data.categories import Pair, parse_class
 
     given = (options.origin_class, options.target_class)
     if given[0] is None:
         return results_analyzer.proposed(options.analysis, options, run)[options.pair]
-    pair = Pair(named(given[0], names, "--origin-class"), named(given[1], names, "--target-class"))
+    pair = Pair(parse_class(given[0], names, "--origin-class"), parse_class(given[1], names, "--target-class"))
     if pair.origin == pair.target:
         raise UserError(f"--target-class: {given[1]} is the origin too; choose another")
     return pair

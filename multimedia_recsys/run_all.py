@@ -165,7 +165,7 @@ def run_all(options: Options, run: Run) -> None:
 
 
 def _place(cnn: str) -> tuple[str, ...]:
-    """Where the runs of a network stand: those of the standard one are the scripts' own, by this run's name."""
+    """Sub-folder of the runs of a network: none for the standard one, whose runs are the scripts' own of this name."""
     return () if cnn == STANDARD else (Path(cnn).stem,)
 
 

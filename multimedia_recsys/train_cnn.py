@@ -94,7 +94,7 @@ def train_cnn(options: Options, run: Run) -> None:
     from common.evaluation import plots
     from common.evaluation.predictions import accuracy
     from common.training import fit
-    from common.training.methods import named
+    from common.training.methods import make_method
     from multimedia_recsys.data.catalog import load_training
 
     names = ("dataset", "data_dir", "seed", "n_train", "n_test", "image_size")
@@ -112,7 +112,7 @@ def train_cnn(options: Options, run: Run) -> None:
         lambda model: {"test_accuracy": accuracy(model, data.x_test, data.y_test, progress=True)},
         title=f"{options.method} classifier",
         seed=options.seed,
-        method=named(options.method, eps=options.eps, steps=options.steps),
+        method=make_method(options.method, eps=options.eps, steps=options.steps),
         networks=networks(),
     )
     right = history[-1]["test_accuracy"]

@@ -48,13 +48,14 @@ class Settings(NamedTuple):
 
 
 def entry(name: AttackName, model: keras.Model, *, eps: float, n_dear: int | None = None, **settings: Any) -> Entry:
-    """The attack `name` for an evaluation, on the first `n_dear` images if it is dear; arguments as of `named`."""
+    """The attack `name` for an evaluation, on the first `n_dear` images if it is dear; arguments as of
+    `make_attack`."""
     listed = ATTACKS[name]
-    attack = named(name, model, eps=eps, **settings)
+    attack = make_attack(name, model, eps=eps, **settings)
     return Entry(name=name, attack=attack, eps=eps, control=listed.control, subset=n_dear if listed.dear else None)
 
 
-def named(name: AttackName, model: keras.Model, *, eps: float, **settings: Any) -> Attack:
+def make_attack(name: AttackName, model: keras.Model, *, eps: float, **settings: Any) -> Attack:
     """The attack `name` on `model`, in the L-inf ball of `eps`, with `Settings` by name: for `attack_dataset`.
 
     The ball is that of the whole grey levels in `eps`: rounded to 8 bits, an image of 8 bits stays in it. `layer` is

@@ -219,7 +219,7 @@ class Foolbox(Peer):
 class FoolboxDropping(Peer):
     """What a careful user would build on Foolbox: PGD in chunks of steps, between which fooled examples are dropped.
 
-    Over the whole data set, so that the batches stay full. Foolbox itself always goes on to the last step.
+    Over the whole data set, so that the batches stay full. Foolbox itself always continues to the last step.
     """
 
     name = "foolbox_dropping"
@@ -252,7 +252,7 @@ class FoolboxDropping(Peer):
 
 
 def _continued(foolbox: Any, norm: str) -> type:
-    """Foolbox's PGD that goes on from `points` where there are any; the centre of the ball is still the original."""
+    """Foolbox's PGD continued from `points` where there are any; the centre of the ball is still the original."""
     import eagerpy
 
     class Continued({"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]):

@@ -154,7 +154,7 @@ def _nearest_l2(shift: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Ten
 def _nearest_l1(shift: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
     """Nearest point u to `shift` with lower <= u <= upper (around 0) and ||u||_1 <= eps.
 
-    |u| = clip(|shift| - level, 0, room) with one level >= 0 per example. The norm falls with the level in straight
+    |u| = clip(|shift| - level, 0, room) with one level >= 0 per example. The norm decreases with the level in straight
     pieces: Newton's step is exact on the right piece, and halving the bracket covers the steps that leave it.
     """
     size = tf.abs(shift)

@@ -197,7 +197,7 @@ class Script:
 
     @property
     def _sections(self) -> set[str]:
-        """What a section of a file may be called: a script that is loaded, or a file beside this one."""
+        """What a section of a file may be called: a loaded script, or a file in the same folder."""
         return self.names | {file.stem for file in Path(self.body.__code__.co_filename).parent.glob("*.py")}
 
     def require(

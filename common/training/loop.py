@@ -109,7 +109,7 @@ def train(
     what it measures is logged, never used. `callbacks` are Keras callbacks; a resumed run starts them again. With
     `checkpoint_folder` every epoch is saved there, and `resume` continues after the last: the weights become those of
     an undisturbed run. Of several workers only the `chief` saves, in a folder that all of them can read. `jit_compile`
-    hands each replica's step to XLA. With `steps_per_call` so many steps go without Python in between, worth it where
+    hands each replica's step to XLA. With `steps_per_call` so many steps run without Python in between, useful where
     one takes about a millisecond; callbacks then see only the last batch of each call. With `verbose` a bar or lines
     show how far the whole training is, and a line stays for each epoch (for epochs below a second, one a second).
 

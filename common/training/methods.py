@@ -30,7 +30,7 @@ class Method(NamedTuple):
     replays: int = 1
 
 
-def named(name: str, *, eps: float, steps: int, alpha: float | None = None, beta: float = 6.0) -> Method:
+def make_method(name: str, *, eps: float, steps: int, alpha: float | None = None, beta: float = 6.0) -> Method:
     """`standard`, `fast`, `pgd` or `trades`: PGD and TRADES take `steps` of `alpha`, by default 2 `eps` / `steps`, and
     TRADES weighs its divergence by `beta`.
 

@@ -70,7 +70,7 @@ def embed_all(model: keras.Model, images: np.ndarray) -> np.ndarray:
 
 
 def watch(model: keras.Model, splits: FaceSplits) -> dict[str, float]:
-    """How well the people of the calibration half are told apart: the area under the ROC curve of all their pairs."""
+    """Area under the ROC curve of all pairs of the calibration half."""
     rows = splits.rows(splits.people.calibration)
     scores = verification.all_scores(embed_all(model, splits.faces.images[rows]), splits.faces.person[rows])
     same = np.repeat([1, 0], [len(scores.genuine), len(scores.impostor)])

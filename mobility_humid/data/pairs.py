@@ -1,4 +1,4 @@
-"""Samples of trips, drawn on the fly: pairs of drivers to be told apart, and single drivers to be named.
+"""Samples of trips, drawn on the fly: pairs of drivers to verify, and single drivers to identify.
 
 A side of a sample is one driver on one or several days, with a fixed number of trips of each kind. Only trip numbers
 are drawn; the points are looked up when a batch is made (`samples`), so half a million pairs take a few tens of

@@ -86,7 +86,7 @@ class ImageAttack:
 
     def __call__(self, images: np.ndarray, target: int, index: np.ndarray) -> np.ndarray:
         """`images` uint8 (n, H, W, C) of the items `index` (n,), changed towards the class `target`: uint8, as a file
-        holds them. What an item's image becomes does not depend on those beside it."""
+        holds them. The result for an item does not depend on the others in the batch."""
         budget = {"eps": self.eps, "alpha": self.eps / 6, "steps": self.steps}
         attack = {
             "fgsm": partial(fgsm, self.model, eps=self.eps, targeted=True),
@@ -120,5 +120,5 @@ def _along(model: keras.Model, inputs: Inputs) -> Objective:
 
 def swap_control(candidates: np.ndarray, index: np.ndarray, seed: int) -> np.ndarray:
     """For each item of `index` (n,) one of the items `candidates` (m,), whose real image is to take its place:
-    what an attack may be measured by, and can surpass. Who stands in for an item does not depend on the others."""
+    what an attack may be measured by, and can surpass. The replacement of an item does not depend on the others."""
     return np.random.default_rng([seed, 0xCE11]).permutation(candidates)[np.asarray(index) % len(candidates)]

@@ -148,7 +148,7 @@ def _drawn(n_items: int, n_users: int, seed: int) -> Catalog:
 
 
 def _clothes(data_dir: Path, n_items: int, n_users: int, seed: int) -> Catalog:
-    """Test images of Fashion-MNIST; beside the category, users like light or dark and small or large ones."""
+    """Test images of Fashion-MNIST; users prefer categories, light or dark, and small or large ones."""
     data = datasets.load("fashion_mnist", data_dir=data_dir, n_train=1, n_test=n_items)
     ink = data.x_test.astype(np.float32).reshape(len(data.x_test), -1)
     traits = [ink.sum(axis=1) / np.maximum((ink > 32).sum(axis=1), 1), (ink > 32).mean(axis=1)]

@@ -72,7 +72,7 @@ def propose(chr_of: np.ndarray, label: np.ndarray, features: np.ndarray, *, fewe
     return pairs[0], pairs[1]
 
 
-def named(text: str, names: Sequence[str], option: str) -> int:
+def parse_class(text: str, names: Sequence[str], option: str) -> int:
     """The class of that name or number.
 
     Errors: `UserError` naming the option, also for a name of two classes, as `crane` is in ImageNet.

@@ -147,7 +147,7 @@ def read_named(path: Path, names: Sequence[str], *, seed: int) -> Interactions:
     """Feedback in a CSV with a header that has `user` and `item`, and `timestamp` if wanted; users have any ids, items
     are among `names`, the images' (with their endings, or without where that names one image).
 
-    Ids are text, byte by byte as it stands in the file; bytes that are no UTF-8 as in names of files.
+    Ids are text, byte by byte as in the file; bytes that are no UTF-8 as in names of files.
 
     Errors: `UserError` naming file and line of an item without an image or with two, and of a line without a user.
     """
@@ -175,7 +175,7 @@ def read_named(path: Path, names: Sequence[str], *, seed: int) -> Interactions:
 
 
 def _rows_of(item, names: Sequence[str]) -> np.ndarray:
-    """Where each of a column of items stands among `names`, or what it is instead: int64 (n,)."""
+    """Index of each of a column of items in `names`, or a code for what it is instead: int64 (n,)."""
     place: dict[str, int] = {}
     # Whole names come last, so that they win over another image's name without its ending.
     for spelt in ([Path(name).stem for name in names], names):
@@ -212,7 +212,7 @@ def _columns(path: Path, *, separator: str, names: Sequence[str] | None = None) 
                 path,
                 sep=separator,
                 header=None,
-                # One more, for what stands behind the last: pandas would drop it without a word.
+                # One more, for values after the last column: pandas would drop them silently.
                 names=range(max(len(names), len(first)) + 1),
                 dtype=object,
                 keep_default_na=False,
@@ -236,7 +236,7 @@ def _columns(path: Path, *, separator: str, names: Sequence[str] | None = None) 
         more = np.flatnonzero(((rest != "") & (rest.str.strip() != "")).to_numpy())
         if len(more):
             raise UserError(
-                f"{path}:{more[0] + 2}: {rest.iloc[more[0]]!r} stands behind the last column, {names[-1]}; name all"
+                f"{path}:{more[0] + 2}: {rest.iloc[more[0]]!r} comes after the last column, {names[-1]}; name all"
                 " columns, and write decimal points"
             )
     return {name: table[number] for number, name in reversed(list(enumerate(names)))}

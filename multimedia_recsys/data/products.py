@@ -1,6 +1,6 @@
 """Seeded images of products: twelve categories in eight colours and four styles, on the pale ground of a shop.
 
-They stand in for a shop's photographs where none can be had. A product keeps its category, colour, style and cut; an
+They replace a shop's photographs where none are available. A product keeps its category, colour, style and cut; an
 image adds pose, light and noise.
 
 The difficulty was fixed once, on clean accuracy alone: trained for 8 epochs on 3,000 images of 48 x 48 of seed 0, a

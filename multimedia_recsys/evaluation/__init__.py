@@ -1,1 +1,1 @@
-"""Where items stand in the lists, before and after."""
+"""Ranks of items in the recommendation lists, and their change under attack."""

@@ -15,7 +15,7 @@ BLOCK_SCORES = 2**24
 
 
 class Ranks(NamedTuple):
-    """Where the held-out item of each user who has one stands among the items he does not have, (R,) each.
+    """Rank of the held-out item of each user who has one among the items without an interaction, (R,) each.
 
     `rank` int64 from 0: higher scores come first, and among equal ones lower ids. `above` and `ties`: items that score
     higher, and others that score the same. `candidates`: items he does not have, the held-out one included.
@@ -42,7 +42,7 @@ def top_k(factors: Factors, feedback: Interactions, k: int) -> np.ndarray:
 
 
 def ranks(factors: Factors, feedback: Interactions, wanted: np.ndarray | None = None) -> Ranks:
-    """Where the items `wanted` int (U,), -1 for none, stand; by default those held out."""
+    """Ranks of the items `wanted` int (U,), -1 for none; by default those held out."""
     wanted = feedback.test if wanted is None else wanted
     found: list[tuple[np.ndarray, ...]] = []
     for users, scores in _blocks(factors, feedback):

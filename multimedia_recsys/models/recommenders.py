@@ -38,7 +38,7 @@ class Factors(NamedTuple):
 class Bpr(keras.Model):
     """y_ui = b_i + g_u . g_i + theta_u . (E f_i) + beta . f_i (He & McAuley 2016, VBPR, equation 4).
 
-    Without visual factors it is BPR-MF. alpha and b_u stand in the paper's formula too; no ranking and no gradient of
+    Without visual factors it is BPR-MF. alpha and b_u are in the paper's formula too; no ranking and no gradient of
     BPR depends on them. `call` takes users (B,), items (B,) and the items' features (B, D), and gives (B,).
     """
 
@@ -286,7 +286,7 @@ def _bpr_terms(
 
 
 def mean_score_direction(model: Bpr) -> np.ndarray:
-    """How the mean user's score grows with each feature, float32 (D,): what raises an item with everybody at once."""
+    """Gradient of the mean score over users with respect to the features, float32 (D,)."""
     if not model.visual:
         return np.zeros(0, np.float32)
     mean = np.asarray(model.visual_user).mean(axis=0)

@@ -10,7 +10,7 @@ from common.files import write_text
 from multimedia_recsys import classify_extract as extraction
 from multimedia_recsys.classify_extract import classify_extract
 from multimedia_recsys.classify_extract_attack import classify_extract_attack
-from multimedia_recsys.data.categories import named
+from multimedia_recsys.data.categories import parse_class
 from multimedia_recsys.data.products import CATEGORIES
 from multimedia_recsys.data.visual_features import Extracted, read_visual, write_visual
 from multimedia_recsys.evaluate_visual_images import evaluate_visual_images
@@ -76,7 +76,7 @@ def _recommended(options, run):
 
 def _attacked(options, run):
     visual = read_visual(extraction.required(options.features, options, run), FILES)
-    origin, target = (named(getattr(options, f"{side}_class"), CATEGORIES, side) for side in ("origin", "target"))
+    origin, target = (parse_class(getattr(options, f"{side}_class"), CATEGORIES, side) for side in ("origin", "target"))
     items = np.flatnonzero(visual.label == origin)
     taken = items[: round(SUCCESS[options.attack] * len(items))]
     label, prob, features = (np.array(values) for values in visual[:3])

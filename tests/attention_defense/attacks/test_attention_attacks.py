@@ -27,7 +27,7 @@ def case(model):
 @pytest.mark.parametrize("name", get_args(AttackName))
 def test_every_attack_stays_in_the_ball_and_the_box(model, case, name):
     x, y = case
-    attack = table.named(name, model, eps=EPS)
+    attack = table.make_attack(name, model, eps=EPS)
     moved = attack_dataset(attack, x, y).x
     assert np.abs(moved - x).max() <= EPS + 1e-6
     assert moved.min() >= 0 and moved.max() <= 1
@@ -86,7 +86,7 @@ def test_the_adaptive_attack_beats_noise(model, case):
     budget = {"eps": EPS, "alpha": EPS / 4, "steps": 10}
     moved = attention_attack(model, x, y, kind="adaptive", **budget)
     fooled = np.asarray(tf.argmax(model(moved), axis=1)) != y
-    noise = attack_dataset(table.named("noise", model, eps=EPS), x, y).x
+    noise = attack_dataset(table.make_attack("noise", model, eps=EPS), x, y).x
     assert fooled.mean() > (np.asarray(tf.argmax(model(noise), axis=1)) != y).mean()
 
 
@@ -95,16 +95,16 @@ def test_rounded_to_8_bits_a_image_stays_in_the_ball(model, case):
     x, y = case
     x = np.rint(255 * x) / np.float32(255)
     for name in ("fgsm", "pgd20", "attention", "noise"):
-        moved = adversarial_examples(table.named(name, model, eps=0.1), x, y)
+        moved = adversarial_examples(table.make_attack(name, model, eps=0.1), x, y)
         assert np.rint(255 * np.abs(moved - x)).max() == 25
     with pytest.raises(UserError, match=r"0\.9/255 is less than one grey level"):
-        table.named("fgsm", model, eps=0.9 / 255)
+        table.make_attack("fgsm", model, eps=0.9 / 255)
 
 
 def test_attacks_aim_where_one_looks_and_the_adaptive_one_where_the_training_did(model, case):
     x, y = case
     for kind in KINDS:
-        chosen = table.named(kind, model, eps=EPS, layer="conv1", training=table.Training(layer="pool2"))
+        chosen = table.make_attack(kind, model, eps=EPS, layer="conv1", training=table.Training(layer="pool2"))
         value = chosen.func.bind(model, x, y, **chosen.keywords).attack
         assert value.objective.layer == ("pool2" if kind == "adaptive" else "conv1")
 
@@ -114,7 +114,8 @@ def test_with_stop_an_image_stays_where_it_is_first_misclassified(model, case, k
     """And those that never are have taken all steps: the successes are the same."""
     x, y = case
     found = [
-        attack_dataset(table.named(kind, model, eps=3 / 255, stop=stop), x, y, batch_size=4) for stop in (False, True)
+        attack_dataset(table.make_attack(kind, model, eps=3 / 255, stop=stop), x, y, batch_size=4)
+        for stop in (False, True)
     ]
     fooled = [np.asarray(tf.argmax(model(moved.x), axis=1)) != y for moved in found]
     np.testing.assert_array_equal(*fooled)
@@ -127,7 +128,9 @@ def test_the_layer_that_is_aimed_at_decides_and_no_other(model, case, kind):
 
     def moved(aim, other):
         compute_attention, trained = (other, aim) if kind == "adaptive" else (aim, other)
-        attack = table.named(kind, model, eps=EPS, layer=compute_attention, training=table.Training(layer=trained))
+        attack = table.make_attack(
+            kind, model, eps=EPS, layer=compute_attention, training=table.Training(layer=trained)
+        )
         return attack_dataset(attack, x, y).x
 
     # None is the layer that is looked at unless one is named.
@@ -141,6 +144,6 @@ def test_infinite_slopes_at_black_pixels_give_finite_images(kind):
     model, x = classifier((12, 12, 3), 4), np.random.default_rng(0).random((4, 12, 12, 3), np.float32)
     x[:3, :6] = 0
     y = np.asarray(model(x)).argmax(axis=1).astype(np.int32)
-    attack = table.named(kind, model, eps=EPS, layer="map")
+    attack = table.make_attack(kind, model, eps=EPS, layer="map")
     moved = attack_dataset(attack, x, y).x
     assert np.isfinite(moved).all() and 0 < np.abs(moved - x).max() <= EPS + 1e-6

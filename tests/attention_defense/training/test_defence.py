@@ -238,7 +238,7 @@ def test_training_learns(model, data, name):
 @pytest.mark.parametrize("name", get_args(train_script.MethodName))
 def test_one_step_of_every_method_changes_every_weight(model, batch, name):
     """Each as train.py makes it of its name, with the terms that it watches."""
-    variant = train_script._way(train_script.Options(method=name))
+    variant = train_script._method(train_script.Options(method=name))
     before = [np.asarray(w) for w in model.trainable_variables]
     turn = (tf.fill([16], 2),) if variant.replays > 1 else ()
     step = compiled_step(model, variant.loss, keras.optimizers.SGD(0.1), adversary=variant.adversary)

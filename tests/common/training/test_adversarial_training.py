@@ -11,11 +11,11 @@ import tensorflow as tf
 from common import attacks
 from common.errors import UserError
 from common.training import batches, loop
-from common.training.methods import Method, named, pgd_training, standard_training
+from common.training.methods import Method, make_method, pgd_training, standard_training
 from tests.helpers.training_toys import data, network, sgd, weights
 
 EPS = 0.08
-METHODS = {name: named(name, eps=EPS, alpha=0.03, steps=4, beta=4.0) for name in ("pgd", "fast", "trades")}
+METHODS = {name: make_method(name, eps=EPS, alpha=0.03, steps=4, beta=4.0) for name in ("pgd", "fast", "trades")}
 
 
 def linear(dimensions=6, classes=3, seed=0):
@@ -50,13 +50,13 @@ def craft(method: Method, model, x, y):
 
 
 def test_a_method_by_name_takes_what_it_knows():
-    assert named("standard", eps=EPS, steps=4).adversary is None
+    assert make_method("standard", eps=EPS, steps=4).adversary is None
     model, _, _ = linear()
     x, y = points()
-    by_name = craft(named("pgd", eps=EPS, steps=5), model, x, y)[0]
+    by_name = craft(make_method("pgd", eps=EPS, steps=5), model, x, y)[0]
     np.testing.assert_array_equal(by_name, craft(pgd_training(eps=EPS, alpha=0.4 * EPS, steps=5), model, x, y)[0])
     with pytest.raises(UserError, match="magic: unknown training method; expected one of standard, fast, pgd, trades"):
-        named("magic", eps=EPS, steps=4)
+        make_method("magic", eps=EPS, steps=4)
 
 
 def total(method: Method, model, batch):

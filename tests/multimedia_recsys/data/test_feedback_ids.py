@@ -10,7 +10,7 @@ from PIL import Image
 from common.errors import UserError
 from multimedia_recsys.data import attack_folders
 from multimedia_recsys.data.catalog import Catalog, Images
-from multimedia_recsys.data.categories import named as parse_class
+from multimedia_recsys.data.categories import parse_class
 from multimedia_recsys.data.interactions import interactions, leave_one_out, read_feedback, read_named
 from multimedia_recsys.data.visual_features import read_visual, write_visual
 
@@ -115,9 +115,9 @@ def test_the_dialects_of_csv_say_the_same(tmp_path, dress):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("user,item,timestamp\nu1,a,1,5\nu1,b,2,5\n", r"who.csv:2: '5' stands behind the last column, timestamp"),
-        ("user,item\n0,a,b\n1,b,a\n", r"who.csv:2: 'b' stands behind the last column, item"),
-        ("user,item\nu1,a\nu1,b,7\n", r"who.csv:3: '7' stands behind the last column"),
+        ("user,item,timestamp\nu1,a,1,5\nu1,b,2,5\n", r"who.csv:2: '5' comes after the last column, timestamp"),
+        ("user,item\n0,a,b\n1,b,a\n", r"who.csv:2: 'b' comes after the last column, item"),
+        ("user,item\nu1,a\nu1,b,7\n", r"who.csv:3: '7' comes after the last column"),
         ("user;item\nu1;a\n", r"no column 'user'; its first line is 'user;item', expected user,item"),
         ("user,item,timestamp\nu1,a,1\nu1,b,01.05.2014\n", r"who.csv:3: timestamp '01.05.2014'; expected a number"),
         ("user,item\nu1,a\nu2\n", r"who.csv:3: item '' has no image"),

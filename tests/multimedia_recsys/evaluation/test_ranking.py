@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import ndcg_score, roc_auc_score
 
 from common.errors import UserError
-from multimedia_recsys.data.categories import chr_at, named, ncdcg_at, propose
+from multimedia_recsys.data.categories import chr_at, ncdcg_at, parse_class, propose
 from multimedia_recsys.data.interactions import interactions
 from multimedia_recsys.evaluation import ranking
 from multimedia_recsys.models.recommenders import Factors, popularity
@@ -123,7 +123,7 @@ def test_pairs_lead_from_the_least_to_the_most_recommended():
 
 
 def test_classes_by_name_or_number():
-    assert named("sock", ("hat", "sock"), "--origin-class") == 1
-    assert named("0", ("hat", "sock"), "--origin-class") == 0
+    assert parse_class("sock", ("hat", "sock"), "--origin-class") == 1
+    assert parse_class("0", ("hat", "sock"), "--origin-class") == 0
     with pytest.raises(UserError, match="--origin-class: 'shoe' is no class; they are hat, sock"):
-        named("shoe", ("hat", "sock"), "--origin-class")
+        parse_class("shoe", ("hat", "sock"), "--origin-class")
