@@ -34,11 +34,27 @@ class Options(ImageOptions, DeviceOptions, ScriptOptions):
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """One training: its `name` in the table, its runs' `place`, and the `settings` in which it differs."""
+    """One training: its runs' `place`, and the `settings` in which it differs."""
 
-    name: str
     place: tuple[str, ...]
     settings: dict[str, Any]
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Its columns in the table: the method and, where they are not the usual ones, radius and number of images."""
+        columns = {"model": self.settings["method"]}
+        if "eps" in self.settings:
+            columns["train_eps"] = f"{255 * self.settings['eps']:.5g}/255"
+        if "n_train" in self.settings:
+            columns["n_train"] = str(self.settings["n_train"])
+        return columns
+
+    @property
+    def label(self) -> str:
+        """Its name in a figure."""
+        of = self.columns
+        radius = f" at {of['train_eps']}" if "train_eps" in of else ""
+        return of["model"] + radius + (f", {of['n_train']} images" if "n_train" in of else "")
 
     @property
     def known(self) -> bool:
@@ -55,7 +71,7 @@ def refusals(options: Options) -> None:
             producer.check(part_options(options, producer, *variant.place, shared=SHARED, **settings), alone=True)
 
 
-@script(app="attention_defense", name="run_all", refusals=refusals)
+@script(app="attention_defense", name="run_all", columns=("train_eps", "n_train"), refusals=refusals)
 def run_all(options: Options, run: Run) -> None:
     """Run what is missing and join the tables; with --force, run all of it again."""
     from attention_defense.evaluation import figures
@@ -70,13 +86,13 @@ def run_all(options: Options, run: Run) -> None:
             attacked = part(attack, *variant.place, model=trained / "model.keras", source=source)
             source = trained / "model.keras" if variant.place == (STANDARD,) else source
             tables[variant] = [
-                {**row, "model": variant.name} for folder in (trained, attacked) for row in read_table(folder)
+                {**row, **variant.columns} for folder in (trained, attacked) for row in read_table(folder)
             ]
             for row in tables[variant]:
                 run.row(**row)
-            run.row(model=variant.name, metric="minutes", value=read_results(trained)["seconds"] / 60)
+            run.row(metric="minutes", value=read_results(trained)["seconds"] / 60, **variant.columns)
             run.metrics(**_headline(variant, read_results(attacked)["metrics"]))
-            curves[variant.name] = {row["eps"]: row["value"] for row in tables[variant] if row["split"] == "curve"}
+            curves[variant.label] = {row["eps"]: row["value"] for row in tables[variant] if row["split"] == "curve"}
         for row in _compared(tables):
             run.row(**row)
     run.data(part.results[0]["dataset"], part.results[0]["data_sha256"])
@@ -98,18 +114,10 @@ def at_equal_accuracy(known: Iterable[tuple[float, float]], clean: float) -> flo
 def _groups(options: Options) -> Iterator[list[Variant]]:
     """The trainings by number of images, the standard one first: the others are shown what fools it."""
     few = {"n_train": options.n_few}
-    for place, methods, fewer, ending in (
-        ((), options.methods, {}, ""),
-        (("few",), options.few_methods, few, f", {options.n_few} images"),
-    ):
-        group = [
-            Variant(f"{method}{ending}", (*place, method), {"method": method, **fewer})
-            for method in dict.fromkeys(methods)
-        ]
+    for place, methods, fewer in (((), options.methods, {}), (("few",), options.few_methods, few)):
+        group = [Variant((*place, method), {"method": method, **fewer}) for method in dict.fromkeys(methods)]
         for eps in dict.fromkeys(options.pgd_eps) if PGD in methods else ():
-            radius = f"{255 * eps:.5g}"
-            settings = {"method": PGD, "eps": eps, **fewer}
-            group.append(Variant(f"{PGD} at {radius}/255{ending}", (*place, f"{PGD}_{radius}"), settings))
+            group.append(Variant((*place, f"{PGD}_{255 * eps:.5g}"), {"method": PGD, "eps": eps, **fewer}))
         yield sorted(group, key=lambda variant: variant.settings["method"] != STANDARD)
 
 
