@@ -5,9 +5,9 @@ import fcntl
 import os
 import shutil
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.errors import UserError
 from common.files import write_text
@@ -30,14 +30,24 @@ _WRITTEN = ("results.json", "table.csv", "metrics.csv", "log.txt", "checkpoints"
 _BEFORE = ".before"
 
 
+class Comparison(NamedTuple):
+    """How the config of an earlier run is compared with that of a new one: options that are `left_out`, for they have
+    no influence on results, and `renamed`, which gives a stored config the names that options have today."""
+
+    left_out: Collection[str] = ()
+    renamed: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+
+
+SAME = Comparison()
+
+
 def execute(
     folder: Path,
     identity: Identity,
     config: Mapping[str, Any],
     body: Callable[[Run], None],
     *,
-    not_compared: Sequence[str] = (),
-    renamed: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+    comparison: Comparison = SAME,
     resume: bool = False,
     force: bool = False,
     chief: bool = True,
@@ -51,17 +61,13 @@ def execute(
     anything to continue from leaves the folder as it was. `check` refuses what can be refused before anything is
     written; it is not called where there are results already.
 
-    `not_compared` are options that may differ from those of the earlier run, `renamed` gives a stored config the names
-    that options have today.
-
     Errors: `UserError` for a folder of something else, of another config (naming the field), of an unfinished run
     without `resume`, of a run that another process is writing, and for a folder that cannot be written.
     """
 
     def stored() -> dict[str, Any] | None:
         # The chief has written the config before its workers look: to them it is an unfinished run.
-        rules = {"not_compared": not_compared, "renamed": renamed, "force": force}
-        return find_finished(folder, identity, config, resume=resume or not chief, **rules)
+        return find_finished(folder, identity, config, comparison, resume=resume or not chief, force=force)
 
     if (results := stored()) is not None:
         return _finished_before(folder, results)
@@ -93,8 +99,7 @@ def execute_seeds(
     config: Mapping[str, Any],
     child: Callable[[int, Path], dict[str, Any]],
     *,
-    not_compared: Sequence[str] = (),
-    renamed: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+    comparison: Comparison = SAME,
     force: bool = False,
     chief: bool = True,
     check: Callable[[], None] = lambda: None,
@@ -105,8 +110,7 @@ def execute_seeds(
     `execute`.
     """
     seeds = list(config["seeds"])
-    rules = {"not_compared": not_compared, "renamed": renamed, "force": force}
-    stored = find_finished(folder, identity, config, resume=True, **rules)
+    stored = find_finished(folder, identity, config, comparison, resume=True, force=force)
     if stored is not None and stored["seed"] == seeds:
         return _finished_before(folder, stored)
     check()
@@ -136,9 +140,8 @@ def find_finished(
     folder: Path,
     identity: Identity,
     config: Mapping[str, Any],
+    comparison: Comparison = SAME,
     *,
-    not_compared: Sequence[str] = (),
-    renamed: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     resume: bool = False,
     force: bool = False,
 ) -> dict[str, Any] | None:
@@ -159,8 +162,8 @@ def find_finished(
         raise UserError(f"{folder}: holds a run of {'/'.join(owner)}; choose another --out or --name")
     if force:
         return None
-    old = renamed(read_config(folder))
-    ignored = set(not_compared)
+    old = comparison.renamed(read_config(folder))
+    ignored = set(comparison.left_out)
     if config.get("seeds") and old.get("seeds"):
         ignored |= {"seed", "seeds"}
     for key in [*config, *(key for key in old if key not in config)]:

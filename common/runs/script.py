@@ -28,7 +28,7 @@ from common import progress
 from common.errors import UserError
 from common.files import printable
 from common.runs import record
-from common.runs.folder import execute, execute_seeds, find_finished
+from common.runs.folder import Comparison, execute, execute_seeds, find_finished
 from common.runs.option_parser import OptionParser
 from common.runs.options import (
     HANDED_ON,
@@ -88,7 +88,11 @@ class Script:
             raise UserError("--resume and --force exclude each other: continue the run, or start again")
         name = run_name(options)
         folder, identity, config = self._place(options, command)
-        rules = {**self._comparison, "force": options.force, "chief": record.is_chief(strategy_of(options))}
+        rules = {
+            "comparison": self._comparison,
+            "force": options.force,
+            "chief": record.is_chief(strategy_of(options)),
+        }
         seeds = getattr(options, "seeds", None)
         if seeds is None:
             rules["check"] = functools.partial(self.check, options)
@@ -111,10 +115,9 @@ class Script:
         return execute_seeds(folder, identity, config, child, check=check, **rules)
 
     @functools.cached_property
-    def _comparison(self) -> dict[str, Any]:
-        """How the config of an earlier run is compared with that of a new one."""
-        left_out = tuple(name for name, f in self.fields.items() if not f.metadata.get("compared", True))
-        return {"not_compared": left_out, "renamed": self.parser.renamed}
+    def _comparison(self) -> Comparison:
+        left_out = [name for name, f in self.fields.items() if not f.metadata.get("compared", True)]
+        return Comparison(left_out, self.parser.renamed)
 
     def check(self, options: RunOptions, *, alone: bool = False) -> None:
         """Refuse what can be refused before anything is read, trained, downloaded or written; `alone`: regardless of
@@ -238,7 +241,7 @@ class Script:
         wanted = self.planned(given, options, must_match, **overrides)
         if wanted is not None:
             # Its folder may be of another run, or a file may be where it should be.
-            find_finished(*self._place(wanted), **self._comparison, resume=wanted.resume)
+            find_finished(*self._place(wanted), self._comparison, resume=wanted.resume)
             self.check(wanted)
 
     def planned(

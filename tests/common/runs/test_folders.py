@@ -227,7 +227,10 @@ def test_curves_may_start_over_with_other_columns_only_when_none_is_left(tmp_pat
 def test_a_finished_run_returns_what_is_stored(tmp_path, capsys):
     first = execute(tmp_path / "x")
     again = execute(
-        tmp_path / "x", pytest.fail, CONFIG | {"name": "y", "data_dir": "d"}, not_compared=("name", "data_dir")
+        tmp_path / "x",
+        pytest.fail,
+        CONFIG | {"name": "y", "data_dir": "d"},
+        comparison=folders.Comparison(("name", "data_dir")),
     )
     assert again == first and "finished before" in capsys.readouterr().out
     assert execute(tmp_path / "x", pytest.fail, resume=True) == first
@@ -256,7 +259,7 @@ def test_d3_another_config_is_refused_and_the_field_named_with_both_values(tmp_p
 
 def test_a_script_can_name_what_does_not_change_its_results(tmp_path):
     first = execute(tmp_path / "x")
-    assert execute(tmp_path / "x", pytest.fail, CONFIG | {"eps": 9}, not_compared=("eps",)) == first
+    assert execute(tmp_path / "x", pytest.fail, CONFIG | {"eps": 9}, comparison=folders.Comparison(("eps",))) == first
 
 
 def test_an_unfinished_run_needs_resume_or_force(tmp_path):
