@@ -209,7 +209,7 @@ def test_other_ways_are_compared_with_plain_and_pgd_training_alone():
         return [curve, {**shared, "split": "test", "attack": "all", "eps": 0.1, "value": left}]
 
     def variant(name, **settings):
-        return run_all.Variant(name, (name,), {"method": name, **settings})
+        return run_all.Variant((name,), {"method": name, **settings})
 
     tables = {
         variant("standard"): table(0.9, 0.0),
