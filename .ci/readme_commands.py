@@ -1,8 +1,8 @@
 """Run the commands and Python examples of the READMEs, as a newcomer would, in the repository root.
 
-Blocks fenced as `sh` are run in order, then those fenced as `python`, joined into one program. In
-`sh full` (default settings, minutes each; `make demo-full` has them), `sh download`, `sh gpu` and others with a word
-after the language, the scripts' options are checked and nothing is run. Images that a README assumes are made first.
+Blocks fenced as `sh` are run in order, then those fenced as `python`, joined into one program. In `sh full` (default
+settings, minutes each; `make demo-full` has them), `sh download`, `sh gpu` and others with a word after the language,
+the scripts' options are checked and nothing is run. Images that a README assumes are made first.
 """
 
 import re

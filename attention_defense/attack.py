@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from attention_defense.attacks.names import AttackName
-from attention_defense.train import PICTURE_FIELDS, ImageOptions, load, train
+from attention_defense.train import IMAGE_FIELDS, ImageOptions, load, train
 from common.errors import UserError
 from common.runs.model_input import InputOptions, check_input, is_run, look_at, reading
 from common.runs.options import Budget, Count, LinfBudget, ScriptOptions, option
@@ -178,7 +178,7 @@ def _needed(options: VictimOptions) -> tuple[Path | None, VictimOptions, Sequenc
     given = options.model
     owned = given is not None and read_owner(_folder(given)) is not None
     elsewhere = given is not None and not (owned and read_config(_folder(given)).get("dataset") == options.dataset)
-    return given, options, () if elsewhere else PICTURE_FIELDS
+    return given, options, () if elsewhere else IMAGE_FIELDS
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ _MEASURED = 64
 
 
 # What an attack, an analysis and an explanation must have in common with the training of their model.
-PICTURE_FIELDS = ("dataset", "seed", "image_size")
+IMAGE_FIELDS = ("dataset", "seed", "image_size")
 
 
 @dataclass(kw_only=True)

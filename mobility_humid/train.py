@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from common.errors import UserError
-from common.runs.options import Budget, Count, DataOptions, DeviceOptions, ScriptOptions, option
+from common.runs.options import Budget, Count, DataOptions, DeviceOptions, RunOptions, ScriptOptions, option
 from common.runs.record import Run
 from common.runs.script import script
 from mobility_humid.prepare import prepare
@@ -23,7 +23,7 @@ _BASELINE_PAIRS = 4000
 
 
 @dataclass(kw_only=True)
-class SampleOptions(DataOptions):
+class SampleOptions(DataOptions, RunOptions):
     """Drivers, days, and trips in a sample."""
 
     dataset: str = option("city", "data_path")
@@ -58,7 +58,9 @@ class SampleOptions(DataOptions):
         """The same for the library."""
         from mobility_humid.data.samples import Sampling
 
-        return Sampling(**{field.name: getattr(self, field.name, field.default) for field in fields(Sampling)})
+        # A classifier has no unseen drivers, and no option for their share.
+        left_out = () if isinstance(self, UnseenOptions) else UnseenOptions.__annotations__
+        return Sampling(**{f.name: getattr(self, f.name) for f in fields(Sampling) if f.name not in left_out})
 
 
 @dataclass(kw_only=True)
@@ -109,7 +111,9 @@ class FittingOptions(SampleOptions, DeviceOptions, ScriptOptions):
         """The same for the library."""
         from mobility_humid.training.fit import TripRecipe
 
-        return TripRecipe(**{field.name: getattr(self, field.name, field.default) for field in fields(TripRecipe)})
+        # All but the schedule, which is always the recipe's own.
+        names = [f.name for f in fields(TripRecipe) if f.name not in ("lr_schedule", "lr_epochs", "warmup_epochs")]
+        return TripRecipe(**{name: getattr(self, name) for name in names})
 
 
 @dataclass(kw_only=True)

@@ -141,8 +141,7 @@ def contrast(
 def difference(ours: np.ndarray, theirs: np.ndarray, identities: np.ndarray) -> Estimate:
     """Mean of `ours` less `theirs` (n,), two measurements of the same samples, with a paired interval; `identities` as
     in `bootstrap`."""
-    gain = np.asarray(ours, np.float64) - theirs
-    return Estimate(float(gain.mean()), len(gain), *bootstrap(weighted_mean(gain), identities))
+    return mean(np.asarray(ours, np.float64) - theirs, identities)
 
 
 def relative(ours: np.ndarray, theirs: np.ndarray, identities: np.ndarray) -> Estimate:

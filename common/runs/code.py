@@ -1,5 +1,6 @@
 """Which code made a figure: the suite's modules that a run had loaded, by the hashes that git gives their content."""
 
+import functools
 import hashlib
 import os
 import re
@@ -18,6 +19,13 @@ EDITED = "edited during the run"
 
 def blob_hash(path: Path) -> str:
     """The hash that git gives the content of a file, without git."""
+    stat = path.stat()
+    return _hash(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.cache
+def _hash(path: Path, changed: int, size: int) -> str:
+    """Once for each version of a file: one process may finish many runs, and a report reads many results."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -61,7 +62,7 @@ class OptionParser:
             except ValueError as error:
                 raise self._refused(name, value, origins or {}) from error
             # No choice at all from a list of choices is a mistake, unless that is the default.
-            if built[name] == () != default and get_origin(get_args(hint)[0]) is Literal:
+            if built[name] == () != default and _choices(hint):
                 raise self._refused(name, value, origins or {})
         return self.options_class(**built, **internal)
 
@@ -113,8 +114,7 @@ class OptionParser:
             if hint is bool:
                 headings[heading].add_argument(dashed(name), action="store_true", help=text)
                 continue
-            choices = next((of for of in (hint, *get_args(hint)) if get_origin(of) is Literal), None)
-            metavar = name.upper() if choices is None else f"{{{','.join(get_args(choices))}}}"
+            metavar = f"{{{','.join(_choices(hint))}}}" if _choices(hint) else name.upper()
             headings[heading].add_argument(dashed(name), metavar=metavar, help=text)
         calls = parser.add_argument_group("this call")
         calls.add_argument("--print-config", action="store_true", help="Print the options as YAML and end.")
@@ -123,9 +123,9 @@ class OptionParser:
 
     def _help_of(self, name: str, f: dataclasses.Field, meaning: str) -> str:
         hint, told = self.hints[name], []
-        if get_origin(hint) is tuple and get_origin(get_args(hint)[0]) is Literal:
+        if _choices(hint) and get_origin(hint) is tuple:
             told.append("one, or several with commas")
-        elif hint is not bool and get_origin(hint) is not Literal:
+        elif hint is not bool and not _choices(hint):
             told.append(meaning_of(hint).replace(" or null", "").replace(meaning_of(Budget), "a number >= 0"))
         # Where the default is null, off or empty, the text says what that means.
         if f.default is not None and f.default is not False and f.default != ():
@@ -175,6 +175,14 @@ class OptionParser:
         meant = LinfBudget in (self.hints[name], *get_args(self.hints[name])) and got.replace(".", "", 1).isdigit()
         remedy = f"; did you mean {got}/255?" if meant and float(got) > 1 else ""
         return UserError(f"{origins.get(name, name)}: expected {meaning_of(self.hints[name])}, got {got[:80]}{remedy}")
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    """The values among which an option chooses one, or several; none where it takes any others too."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    kinds = {kind for kind in get_args(hint) if kind not in (types.NoneType, Ellipsis)}
+    return _choices(kinds.pop()) if len(kinds) == 1 else ()
 
 
 def _in_255ths(value: Any) -> str:

@@ -219,6 +219,8 @@ def render_readmes(root: Path = ROOT, *, check: bool = False) -> list[Path]:
 def older_than_code(root: Path = ROOT) -> list[str]:
     """One line for each committed result whose code has changed since, or is not known. No reason to fail: a change may
     leave a figure as it is. It tells which recipes to run again before a claim is made."""
+    # Many results of an app are of one commit.
+    changed_since = functools.cache(functools.partial(code.changed_since, root=root))
     lines = []
     for file in sorted(root.glob("*/results/*/results.json")):
         results = read_results(file.parent)
@@ -227,7 +229,7 @@ def older_than_code(root: Path = ROOT) -> list[str]:
         if changes is None:
             # Made before results held hashes: all modules that the run can have loaded, more than it had.
             commit, app = results["environment"]["commit"].removesuffix("+dirty"), name.split("/")[0]
-            known = code.changed_since(commit, (app, "common"), root)
+            known = changed_since(commit, (app, "common"))
             count = "it is not known how many" if known is None else str(len(known))
             lines.append(f"{name}: since commit {commit[:12]}, {count} modules of {app} and common changed")
         elif changes:
@@ -303,7 +305,8 @@ def _rendered(readme: Path, root: Path, block: re.Match[str]) -> str:
 
 def _found(table: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     own = {column: None for column in (table[0] if table else ()) if column not in COLUMNS}
-    return [row for row in table if all(_same(row.get(c), wanted) for c, wanted in (own | dict(columns)).items())]
+    wanted = own | dict(columns)
+    return [row for row in table if all(_same(row.get(column), value) for column, value in wanted.items())]
 
 
 def _same(cell: Any, wanted: Any) -> bool:

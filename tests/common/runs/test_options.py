@@ -58,6 +58,8 @@ class LockOptions(ExampleOptions, DataOptions, ScriptOptions):
     """L-inf noise beside the lock."""
     levels: tuple[LinfBudget, ...] = ()
     """Further noise."""
+    size: Literal["keep"] | Count = "keep"
+    """Side in pixels."""
     rate: float = 0.1
     """Learning rate."""
     model: Path | None = option(None, "resume_path")
@@ -416,6 +418,7 @@ def test_help_gives_meaning_unit_choices_default_and_alias(capsys):
     assert "{basic,mixup,horiz} Which locks are mixed. (default: basic)" in text
     assert "L-inf noise beside the lock. (an L-inf budget in [0, 1] such as 8/255; default: 0.0)" in text
     assert "Directions. (one, or several with commas; default: there)" in text and "Further noise. (" in text
+    assert "--ways {there,back} Directions." in text and "--size SIZE Side in pixels. (keep or a whole number" in text
     assert "Also --resume-path." in text and "--n-train" in text and "default: 20" in text
     assert "--strategy" not in text and "lock_method" not in text
     for name in lock.fields:
