@@ -18,9 +18,10 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-# All five papers in one process.
+# All five papers in one process, then everything that is in runs/ as one page.
 demo: setup
 	$(RUN) demo.py --resume
+	$(RUN) -m common.runs.report runs/
 
 # Each script on its embedded data, with its defaults.
 demo-full: setup

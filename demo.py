@@ -14,12 +14,12 @@ from adv_lock.train_base import train_base
 from attention_defense.attack import attack as attack_classifier
 from attention_defense.train import train as train_classifier
 from common.errors import UserError
-from common.evaluation.statistics import Estimate, unpaired_difference, wilson
+from common.evaluation.statistics import Estimate, independent, unpaired_difference
 from common.runs.options import RunOptions, internal, option
 from common.runs.record import ROOT, Run, read_results, read_table
-from common.runs.report import aligned, interval, lookup, percent
 from common.runs.script import script
 from common.runs.sub_runs import SubRuns
+from common.runs.tables import aligned, interval, lookup, percent
 from face_mter.ad_face import ad_face
 from face_mter.attack import attack as attack_faces
 from face_mter.train import train as train_faces
@@ -101,7 +101,7 @@ def _recommender(part: SubRuns, row: Row) -> Mapping[str, Path]:
         columns = {"attack": attack, "model": "vbpr", "cnn": "standard", "pair": "near", "threat": "frozen"}
         lift = _measured(joined, metric="item_lift", **columns)
         row(f"more lists with an attacked item: {label}", "difference", lift, key)
-    return {"recommender": joined / "chr.png"}
+    return {"recommender": joined / "lift.png"}
 
 
 def _attention(part: SubRuns, row: Row) -> Mapping[str, Path]:
@@ -197,7 +197,7 @@ def _headline(folder: Path) -> Callable[[str], Estimate]:
     def of(key: str) -> Estimate:
         value, n = metrics[key], round(metrics[f"{key}_n"])
         low, high = (metrics.get(f"{key}_{end}") for end in ("low", "high"))
-        return Estimate(value, n, *(wilson(value, n) if low is None or high is None else (low, high)))
+        return independent(value, n) if low is None or high is None else Estimate(value, n, low, high)
 
     return of
 

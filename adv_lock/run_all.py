@@ -8,6 +8,7 @@ from adv_lock.lock import lock
 from adv_lock.train import train
 from adv_lock.train_base import train_base
 from common.errors import UserError
+from common.evaluation.statistics import Estimate, independent
 from common.runs.options import DataOptions, DeviceOptions, ExampleOptions, Natural, RunOptions
 from common.runs.record import Run, read_table
 from common.runs.script import script
@@ -56,12 +57,17 @@ def run_all(options: Options, run: Run) -> None:
         run.metrics(**_mean_and_spread(metric, values), **{f"{metric}_n": base["metrics"]["test_accuracy_n"]})
     run.metrics(minutes=part.minutes)
     bars = {
-        name: [results[method, options.seed]["metrics"][metric] for method in options.methods]
+        name: [_headline(results[method, options.seed], metric) for method in options.methods]
         for name, metric in (("original", "original_accuracy"), ("locked", "locked_accuracy"))
     }
-    reference = results[first, options.seed]["metrics"]["reference_accuracy"]
-    title, levels = "test accuracy after training on locked images", {"reference": reference}
+    reference = _headline(results[first, options.seed], "reference_accuracy")
+    title, levels = f"trained on locked images, seed {options.seed}", {"reference": reference}
     run.figure("methods", plots.grouped_bars, options.methods, bars, title=title, levels=levels)
+
+
+def _headline(results: dict, metric: str) -> Estimate:
+    value, n = results["metrics"][metric], results["metrics"][f"{metric}_n"]
+    return independent(value, n)
 
 
 def _one_seed(part: SubRuns, seed: int, methods: tuple[str, ...]) -> dict[str, dict]:

@@ -54,7 +54,7 @@ def train(options: Options, run: Run) -> None:
     """Train a fresh network on locked (or original) images with their true labels."""
     from adv_lock.data.locked import read_locked
     from adv_lock.models.networks import NETWORKS
-    from common.evaluation import plots, predictions
+    from common.evaluation import plots, predictions, statistics
     from common.training import fit
 
     source = required(options.lock_data, options, run)
@@ -95,9 +95,12 @@ def train(options: Options, run: Run) -> None:
     for metric, value in metrics.items():
         columns = {"model": options.arch, "attack": data.method, "norm": "l2", "eps": data.eps, "split": "test"}
         run.headline(metric, value, len(data.y_test), **columns)
-    levels = {} if reference is None else {"reference trained on originals": metrics["reference_accuracy"]}
+    levels, tested = {}, len(data.y_test)
+    if reference is not None:
+        levels["reference trained on originals"] = statistics.independent(metrics["reference_accuracy"], tested)
     title = f"{options.arch} {title} ({data.method})"
-    run.figure("crossing", plots.accuracy_curves, curves, title=title, levels=levels)
+    n = dict.fromkeys(curves, tested)
+    run.figure("crossing", plots.accuracy_curves, curves, title=title, n=n, levels=levels)
 
 
 def _metrics(options: Options, model, history: list[dict[str, float]], data: "LockedData") -> dict[str, float]:

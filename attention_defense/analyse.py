@@ -242,15 +242,16 @@ def _shuffled(model: "keras.Model", seed: int) -> "keras.Model":
     return other
 
 
-def _iterated(case: Case, table: Table) -> "dict[str, dict[int, tuple[float, float]]]":
+def _iterated(case: Case, table: Table) -> "dict[str, dict[int, tuple[Estimate, Estimate]]]":
     """O3: success and IoU by the number of steps, within the ball and, as in the original, with a budget that grows
     by eps at each step."""
     from attention_defense.attacks.table import whole_levels
     from attention_defense.evaluation import analysis
     from common.attacks import iter_ll
+    from common.evaluation import statistics
 
     step = whole_levels(table.eps)
-    curves: dict[str, dict[int, tuple[float, float]]] = {}
+    curves: dict[str, dict[int, tuple[Estimate, Estimate]]] = {}
     for budget, growth in (("eps", 0), ("eps a step", 1)):
         for steps in STEPS:
             eps = min(step * (1 + growth * (steps - 1)), 1.0)
@@ -264,10 +265,10 @@ def _iterated(case: Case, table: Table) -> "dict[str, dict[int, tuple[float, flo
                 analysis.attention_iou(case.seen.area, after.area), success | ~success, seed=case.options.seed
             )
             where = {"attack": "step_ll", "split": "all", "steps": str(steps), "budget": budget}
-            rate = float(success.mean())
-            table.run.rate("success", rate, len(success), model=table.model, norm="linf", eps=table.eps, **where)
+            rate = statistics.rate(success, None)
+            table.run.row(metric="success", model=table.model, norm="linf", eps=table.eps, **where, **rate._asdict())
             table.write("iou_clean_adv", found, **where)
-            curves.setdefault(budget, {})[steps] = rate, found.value
+            curves.setdefault(budget, {})[steps] = rate, found
     return curves
 
 

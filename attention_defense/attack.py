@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from attention_defense.attacks.table import Training
     from attention_defense.data.images import TestSet
     from common.evaluation.robustness import Entry, Evaluation
+    from common.evaluation.statistics import Estimate
 
 IMAGENET_NAMES = ("inception_v3", "resnet50")
 """Networks with published weights, as `common.models.IMAGENET` has them."""
@@ -271,7 +272,9 @@ def evaluate(
     return evaluation
 
 
-def budget_curve(options: Options, run: Run, victim: Victim, x: "np.ndarray", y: "np.ndarray") -> dict[float, float]:
+def budget_curve(
+    options: Options, run: Run, victim: Victim, x: "np.ndarray", y: "np.ndarray"
+) -> "dict[float, Estimate]":
     """Accuracy under PGD-20 by budget, on the first images, with its rows."""
     count = min(options.n_slow, len(y))
     evaluation = _evaluation(options, run, victim, x[:count], y[:count])

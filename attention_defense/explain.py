@@ -111,10 +111,10 @@ def explain(options: Options, run: Run) -> None:
         heats = _heats(*(maps[when].attention[row] for when in images))
         sides = [(images[when][row], heat, lime[when][row]) for when, heat in zip(images, heats, strict=True)]
         if not fooled[row]:
-            caption += "\n(not fooled)" if answers["clean"][row] == y[row] else "\n(wrong before)"
-        rows.append((caption, _strip(*sides, options.eps)))
-    columns = ["image", "Grad-CAM", "LIME", "attacked", "Grad-CAM", "LIME", "change / eps", "attention moved"]
-    title = f"{name}: {options.attack}, eps {255 * options.eps:.3g}/255; maps of the true class"
+            caption += " (not fooled)" if answers["clean"][row] == y[row] else " (wrong before)"
+        rows += zip((caption, "attacked"), _strips(*sides, options.eps), strict=True)
+    columns = ["image", "Grad-CAM", "LIME", "difference"]
+    title = f"{name}: {options.attack}, eps {255 * options.eps:.3g}/255; maps of the true class; last: what changed"
     run.figure("strips", plots.image_rows, rows, title=title, columns=columns)
 
 
@@ -124,17 +124,16 @@ def _heats(*attention: "np.ndarray") -> "list[np.ndarray]":
     return [(of - low) / max(high - low, 1e-12) for of in attention]
 
 
-def _strip(clean: tuple, attacked: tuple, eps: float) -> "list[np.ndarray]":
-    """The drawings of one example; its sides are image (H, W, C), heat and LIME's area (H, W) each."""
+def _strips(clean: tuple, attacked: tuple, eps: float) -> "tuple[list[np.ndarray], list[np.ndarray]]":
+    """The drawings of one example, clean and attacked; its sides are image (H, W, C), heat and LIME's area (H, W) each.
+    The last drawing is how the pixels differ, and how attention does."""
     from attention_defense.evaluation.figures import overlay
 
-    drawings = [
-        drawing
-        for image, heat, area in (clean, attacked)
-        for drawing in (image, overlay(image, heat), overlay(image, area.astype(float)))
-    ]
+    before, after = (
+        [image, overlay(image, heat), overlay(image, area.astype(float))] for image, heat, area in (clean, attacked)
+    )
     change = 0.5 + (attacked[0] - clean[0]) / (2 * max(eps, 1 / 255))
-    return [*drawings, change.clip(0, 1), overlay(0 * clean[0], abs(attacked[1] - clean[1]))]
+    return [*before, change.clip(0, 1)], [*after, overlay(0 * clean[0], abs(attacked[1] - clean[1]))]
 
 
 if __name__ == "__main__":

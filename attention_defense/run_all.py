@@ -8,6 +8,7 @@ from typing import Any
 from attention_defense.attack import attack
 from attention_defense.train import ImageOptions, MethodName, train
 from common.errors import UserError
+from common.evaluation.statistics import Estimate
 from common.runs.options import Count, DeviceOptions, LinfBudget, ScriptOptions
 from common.runs.record import Run, read_results, read_table
 from common.runs.script import script
@@ -78,7 +79,7 @@ def run_all(options: Options, run: Run) -> None:
 
     part = SubRuns(options, run, shared=SHARED)
     source: Path | None = None
-    curves: dict[str, dict[float, float]] = {}
+    curves: dict[str, dict[float, Estimate]] = {}
     for group in _groups(options):
         tables = {}
         for variant in group:
@@ -92,7 +93,11 @@ def run_all(options: Options, run: Run) -> None:
                 run.row(**row)
             run.row(metric="minutes", value=read_results(trained)["seconds"] / 60, **variant.columns)
             run.metrics(**_headline(variant, read_results(attacked)["metrics"]))
-            curves[variant.label] = {row["eps"]: row["value"] for row in tables[variant] if row["split"] == "curve"}
+            curves[variant.label] = {
+                row["eps"]: Estimate(row["value"], int(row["n"]), row["low"], row["high"])
+                for row in tables[variant]
+                if row["split"] == "curve"
+            }
         for row in _compared(tables):
             run.row(**row)
     run.data(part.results[0]["dataset"], part.results[0]["data_sha256"])

@@ -139,7 +139,8 @@ def train(options: Options, run: Run) -> None:
     run.save_model(model)
     names = [name for name in ("accuracy", "test_accuracy", "validation_pgd") if name in last]
     curves = {name.replace("_", " "): [epoch[name] for epoch in history] for name in names}
-    run.figure("training", plots.accuracy_curves, curves, title=f"{options.method}: {options.arch}")
+    n = {"accuracy": len(data.x_train) - count, "test accuracy": len(data.y_test), "validation pgd": count}
+    run.figure("training", plots.accuracy_curves, curves, title=f"{options.method}: {options.arch}", n=n)
 
 
 def load(options: ImageOptions, run: Run, *, n_train: int | None, n_test: int | None) -> "Arrays":

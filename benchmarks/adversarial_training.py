@@ -85,7 +85,9 @@ def adversarial_training(options: Options, run: Run) -> None:
     )
     run.save_model(model)
     curves = {name: [epoch[name] for epoch in history] for name in history[0] if name.startswith("test_accuracy")}
-    run.figure("accuracy", plots.accuracy_curves, curves, title=f"{options.arch}, {options.method} training")
+    watched = min(options.n_watch, len(data.y_test))
+    n = {name: len(data.y_test) if name == "test_accuracy" else watched for name in curves}
+    run.figure("accuracy", plots.accuracy_curves, curves, title=f"{options.arch}, {options.method} training", n=n)
     _attack(options, run, model, data, x_test)
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from benchmarks.adversarial_training import MethodName, adversarial_training
+from common.evaluation.statistics import Estimate, independent
 from common.runs.options import DataOptions, DeviceOptions, ExampleOptions, RunOptions
 from common.runs.record import Run, read_curves, read_table
 from common.runs.script import script
@@ -45,9 +46,15 @@ def compare_training(options: Options, run: Run) -> None:
         for attack in ATTACKS:
             figures = {"": result["metrics"][attack], "_n": result["metrics"][f"{attack}_n"]}
             run.metrics(**{f"{method}_{attack}{end}": value for end, value in figures.items()})
-    bars = {attack: [result["metrics"][attack] for result in results.values()] for attack in ATTACKS}
+    bars = {attack: [_estimate(result["metrics"], attack) for result in results.values()] for attack in ATTACKS}
+    watched = dict.fromkeys(curves, min(first["config"]["n_watch"], first["metrics"]["clean_n"]))
     run.figure("methods", plots.grouped_bars, list(results), bars, title="test accuracy after training by each method")
-    run.figure("under_attack", plots.accuracy_curves, curves, title="test accuracy under PGD-10, by epoch")
+    run.figure("under_attack", plots.accuracy_curves, curves, title="test accuracy under PGD-10, by epoch", n=watched)
+
+
+def _estimate(metrics: dict, key: str) -> Estimate:
+    value, n = metrics[key], metrics[f"{key}_n"]
+    return independent(value, n)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,10 @@
 """The one exception for what a user can put right."""
 
+import errno
+
+# What a full disk, a quota or missing rights raise: the user can put them right.
+USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+
 
 class UserError(ValueError):
     """Bad input: a file, an option or an array that the user can correct.

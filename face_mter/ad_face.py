@@ -142,7 +142,8 @@ def ad_face(options: Options, run: Run) -> None:
     run.metrics(**{name: history[-1][name] for name in names})
     run.save_model(model)
     curves = {name: [epoch[name] for epoch in history] for name in names}
-    run.figure("training", plots.accuracy_curves, curves, title=f"fine-tuning: {options.method}")
+    n = {"accuracy": len(splits.rows(splits.people.train)), "calibration_hit_rate": _WATCHED}
+    run.figure("training", plots.accuracy_curves, curves, title=f"fine-tuning: {options.method}", n=n)
 
 
 def check_networks(options: NetworkOptions, models: Iterable[Path | None]) -> None:

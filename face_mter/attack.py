@@ -344,8 +344,10 @@ def _draw(
         found, threshold = outcomes[subject.name], subject.verified.threshold
         faces[subject.name] = found["iftgsm", 10.0].x, found["iftgsm", 10.0].after, threshold
         cosines = {eps: found["iftgsm" if eps else "clean", eps].after for eps in grey}
-        curves[subject.name] = {eps: float((cosine >= threshold).mean()) for eps, cosine in cosines.items()}
-        marks[subject.name] = float((found["pgd", 10.0].after >= threshold).mean())
+        curves[subject.name] = {
+            eps: found["iftgsm" if eps else "clean", eps].rate(cosine >= threshold) for eps, cosine in cosines.items()
+        }
+        marks[subject.name] = found["pgd", 10.0].rate(found["pgd", 10.0].after >= threshold)
     images = splits.faces.images
     attackers, victims = (images[lists.pairs[: figures.SHOWN, side]] for side in (0, 1))
     run.figure("faces", figures.adversarial_faces, attackers, victims, faces)

@@ -154,7 +154,7 @@ def train(options: Options, run: Run) -> None:
     run.metrics(**{name: history[-1][name] for name in ("accuracy", "calibration_auc")})
     run.save_model(model)
     curves = {name: [epoch[name] for epoch in history] for name in ("accuracy", "calibration_auc")}
-    run.figure("training", plots.accuracy_curves, curves, title=f"{len(faces.names)} people, {options.loss_type}")
+    run.figure("training", plots.accuracy_curves, curves, title=f"{len(faces.names)} people, {options.loss_type}", n={})
 
 
 if __name__ == "__main__":

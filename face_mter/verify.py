@@ -123,7 +123,8 @@ def verify_model(options: Options, run: Run) -> None:
     curves = {"images": found.roc}
     if options.clips is not None:
         curves["clips"] = _clips(options, run, model, found.threshold)
-    run.figure("roc", figures.roc_curves, curves, options.far)
+    tars = {"images": {float(at): tar for at, tar in found.tars.items()}}
+    run.figure("roc", figures.roc_curves, curves, options.far, tars=tars)
 
 
 def _clips(options: Options, run: Run, model, threshold: float):

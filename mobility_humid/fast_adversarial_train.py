@@ -114,14 +114,16 @@ def fast_adversarial_train(options: Options, run: Run) -> None:
     drawn = {
         "clean": "clean",
         f"ST-iFGSM, {options.eps} cells": HEAD,
-        f"strong, first {options.n_slow}": "strong",
+        "strong": "strong",
     }
     bars = {}
     for label, attack in drawn.items():
         of = [_joined(evaluations, HEAD if attack == "clean" else attack) for evaluations in found.values()]
         if all(of):
-            bars[label] = [float((outcome.clean if attack == "clean" else outcome.robust).mean()) for outcome in of]
-    run.figure("defence", plots.grouped_bars, list(found), bars, title=f"{task.name}, test samples")
+            bars[label] = [outcome.rate(outcome.clean if attack == "clean" else outcome.robust) for outcome in of]
+    run.figure(
+        "defence", plots.grouped_bars, list(found), bars, title=f"{task.name}: test samples, before and after training"
+    )
 
 
 def _headline(options: Options, run: Run, evaluations: Evaluations, when: str, task: "Task") -> None:

@@ -236,7 +236,6 @@ def _draw(grid: "Grid", density: "dict[int, np.ndarray]", path: Path) -> None:
     """Where each kind of trips has its points, side by side, on a logarithmic scale."""
     import numpy as np
     from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
 
     from common.evaluation import plots
     from mobility_humid.data.trips import KINDS
@@ -247,16 +246,14 @@ def _draw(grid: "Grid", density: "dict[int, np.ndarray]", path: Path) -> None:
     maps = [np.add.reduceat(np.add.reduceat(cells, rows, axis=0), columns, axis=1) for cells in density.values()]
     side = grid.cell_size * shrink
     extent = (0, len(columns) * side / 1000, 0, len(rows) * side / 1000)
-    figure = Figure(figsize=(4.6 * len(maps) + 1, 4.6))
-    panels = figure.subplots(1, len(maps), squeeze=False, sharey=True)[0]
+    figure, panels = plots.panels(len(maps), 3.8)
     scale = LogNorm(1, max(2, *(int(cells.max()) for cells in maps)))
     for axes, kind, cells in zip(panels, density, maps, strict=True):
         shown = np.ma.masked_equal(cells, 0)
         image = axes.imshow(shown, origin="lower", extent=extent, norm=scale, cmap="viridis", interpolation="nearest")
-        axes.set(title=f"{KINDS[kind]}: {int(cells.sum()):,} points", xlabel="km east")
-    panels[0].set_ylabel("km north")
+        axes.set(title=f"{KINDS[kind]}: {int(cells.sum()):,} points", xlabel="km east", ylabel="km north")
     figure.colorbar(image, ax=list(panels), label=f"points per {side:g} m cell", shrink=0.85)
-    plots.save(figure, path)
+    plots.save(figure, path, "maps of where each kind of trips has its points")
 
 
 if __name__ == "__main__":

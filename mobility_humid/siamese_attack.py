@@ -17,7 +17,8 @@ from mobility_humid.train import needs as fleet_needs
 if TYPE_CHECKING:
     import keras
 
-    from common.evaluation.robustness import Entry, Evaluation
+    from common.evaluation.robustness import Entry, Evaluation, Outcome
+    from common.evaluation.statistics import Estimate
     from mobility_humid.data.samples import Fleet
     from mobility_humid.training.tasks import Samples, Task
 
@@ -261,7 +262,6 @@ def _draw(options: AttackOptions, run: Run, fleet: "Fleet", evaluations: "dict[s
     import numpy as np
 
     from mobility_humid.evaluation import figures
-    from mobility_humid.evaluation.trip_metrics import changed_points
 
     layout = fleet.layout
     drawn = {name: run.folder / f"{name}.png" for name in ("trips", "success_eta", "success_points")}
@@ -277,12 +277,23 @@ def _draw(options: AttackOptions, run: Run, fleet: "Fleet", evaluations: "dict[s
     }
     figures.success_against_eta(curves, drawn["success_eta"])
     l0 = {part: found for part, of in evaluations.items() if (found := of.outcome("st_ifgsm_l0")) is not None}
-    points = {part: (changed_points(o.examples.x, o.x)[o.success], int(o.clean.sum())) for part, o in l0.items()}
+    # One that nothing was right of has no success rate.
+    points = {part: _by_points(found) for part, found in l0.items() if found.clean.any()}
     if points:
         figures.success_against_points(points, drawn["success_points"])
     for name, path in drawn.items():
         if path.is_file():
             run.artifact(name, path)
+
+
+def _by_points(outcome: "Outcome") -> "dict[int, Estimate]":
+    """The success rate of an attack by the most points that it may have moved."""
+    from mobility_humid.evaluation.trip_metrics import changed_points
+
+    taken = changed_points(outcome.examples.x, outcome.x)
+    most = int(taken[outcome.success].max()) if outcome.success.any() else 1
+    counts = sorted({round(most * part / 10) for part in range(11)})
+    return {count: outcome.rate(outcome.success & (taken <= count), outcome.clean) for count in counts}
 
 
 def refusals(options: Options) -> None:

@@ -221,7 +221,7 @@ def train(options: Options, run: Run) -> None:
     run.save_model(model)
     names = ("accuracy", "validation_accuracy", "validation_auc")
     curves = {name: [epoch[name] for epoch in history] for name in names}
-    run.figure("training", plots.accuracy_curves, curves, title="same driver or not")
+    run.figure("training", plots.accuracy_curves, curves, title="same driver or not", n={})
 
 
 def _evaluate(options: Options, run: Run, fleet: "Fleet", model: "Siamese", x_validation: "np.ndarray") -> None:

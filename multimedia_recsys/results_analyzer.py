@@ -63,7 +63,7 @@ def results_analyzer(options: Options, run: Run) -> None:
     """CHR@K and nCDCG@K of each class; proposes a near and a far pair of origin and target; measures an attack."""
     import numpy as np
 
-    from common.evaluation import plots
+    from common.evaluation import plots, statistics
     from multimedia_recsys.data import categories
     from multimedia_recsys.data.visual_features import read_visual
     from multimedia_recsys.models import recommendations
@@ -93,13 +93,18 @@ def results_analyzer(options: Options, run: Run) -> None:
     )
     shown = np.argsort(-shares)[:_SHOWN]
     shown = shown[counts[shown] > 0]
+    users = np.arange(len(lists))
+    by_user = [
+        statistics.mean(categories.shares_by_user(lists, visual.label, label, options.top_k), users, seed=options.seed)
+        for label in shown
+    ]
     run.figure(
         "classes",
         plots.grouped_bars,
         [visual.names[label] for label in shown],
-        {f"CHR@{options.top_k}": shares[shown], "share of the items": counts[shown] / counts.sum()},
+        {f"CHR@{options.top_k}": by_user, "share of the items": counts[shown] / counts.sum()},
         title=f"{options.recommender}: what the lists are made of",
-        ylabel="share",
+        xlabel="share",
         top=None,
     )
     if options.attacked is not None:

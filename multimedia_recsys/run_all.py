@@ -77,9 +77,9 @@ class Attempt(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Of one attack: by recommender its `exposure` with that frozen, and the headlines of attack and images."""
+    """Of one attack: by recommender and measure its `exposure` with that frozen; the headlines of attack and images."""
 
-    exposure: dict[str, dict[str, float]]
+    exposure: dict[str, dict[str, dict[str, float]]]
     attack: dict[str, float]
     quality: dict[str, float]
 
@@ -249,7 +249,7 @@ def _judge(
     where: dict[str, str],
     attempt: Attempt,
     retrain: bool,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, dict[str, float]]]:
     """The effect on each recommender, frozen and retrained: rows of the table, and the frozen figures."""
     import numpy as np
 
@@ -280,7 +280,7 @@ def _judge(
             found = exposure.measures(before, stand(model, moved))
             found |= {"chr_clean": {"value": before.chr_origin}, "chr_target_clean": {"value": before.chr_target}}
             if threat == "frozen":
-                frozen[kind] = {metric: columns["value"] for metric, columns in found.items()}
+                frozen[kind] = found
             for metric, columns in found.items():
                 run.row(model=kind, attack=attempt.name, threat=threat, metric=metric, **where, **columns)
     return frozen
@@ -298,38 +298,34 @@ def _headline(run: Run, headline: dict[str, Outcome], parts: SubRuns, grey: floa
     if (pgd := headline.get(f"pgd_{grey:g}")) is not None:
         effect, attack, quality = pgd.exposure["vbpr"], pgd.attack, pgd.quality
         run.metrics(
-            chr_origin_clean=effect["chr_clean"],
-            chr_origin_attacked=effect["chr_origin"],
-            chr_origin_noise=headline[f"noise_{grey:g}"].exposure["vbpr"]["chr_origin"],
-            chr_origin_swap=headline["swap"].exposure["vbpr"]["chr_origin"],
-            chr_target_clean=effect["chr_target_clean"],
+            chr_origin_clean=effect["chr_clean"]["value"],
+            chr_origin_attacked=effect["chr_origin"]["value"],
+            chr_origin_noise=headline[f"noise_{grey:g}"].exposure["vbpr"]["chr_origin"]["value"],
+            chr_origin_swap=headline["swap"].exposure["vbpr"]["chr_origin"]["value"],
+            chr_target_clean=effect["chr_target_clean"]["value"],
             attack_success=attack["attack_success"],
             attack_success_n=attack["attack_success_n"],
             psnr_mean=quality["psnr_mean"],
             ssim_mean=quality["ssim_mean"],
             psm_mean=quality["psm_mean"],
-            mean_rank_shift=effect["rank_shift"],
-            mean_item_lift=effect["item_lift"],
+            mean_rank_shift=effect["rank_shift"]["value"],
+            mean_item_lift=effect["item_lift"]["value"],
         )
     run.metrics(minutes=parts.minutes)
 
 
 def _draw(options: Options, run: Run, headline: dict[str, Outcome]) -> None:
-    """CHR of the origin class under each attack at the headline's budget, frozen."""
+    """In how many more lists an attacked item is under each attack at the headline's budget, frozen."""
     from common.evaluation import plots
+    from common.evaluation.statistics import Estimate
 
     shown = {name: outcome.exposure for name, outcome in headline.items() if set(outcome.exposure) == set(VISUAL)}
-    first = next(iter(shown.values()))
-    bars = {kind: [first[kind]["chr_clean"], *(of[kind]["chr_origin"] for of in shown.values())] for kind in VISUAL}
-    plots.grouped_bars(
-        ["clean", *(name.replace("_", " ") for name in shown)],
-        bars,
-        run.folder / "chr.png",
-        title=f"CHR@{options.top_k} of the attacked class ({Path(options.cnns[0]).stem}, {options.pairs[0]})",
-        ylabel="share of the lists",
-        top=None,
-    )
-    run.artifact("chr", run.folder / "chr.png")
+    lifts = {kind: [of[kind]["item_lift"] for of in shown.values()] for kind in VISUAL}
+    # A single item has a lift and no interval.
+    bars = {kind: [Estimate(**of) if "n" in of else of["value"] for of in found] for kind, found in lifts.items()}
+    title = f"lists with an attacked item, after less before ({Path(options.cnns[0]).stem}, {options.pairs[0]})"
+    groups, xlabel = [name.replace("_", " ") for name in shown], f"share of the top-{options.top_k} lists, 95 % by item"
+    run.figure("lift", plots.grouped_bars, groups, bars, title=title, xlabel=xlabel, top=None)
 
 
 if __name__ == "__main__":

@@ -119,7 +119,8 @@ def train_cnn(options: Options, run: Run) -> None:
     run.headline("test_accuracy", right, len(data.y_test), model=options.method, split="test")
     run.save_model(model)
     curves = {name: [epoch[name] for epoch in history] for name in ("accuracy", "test_accuracy")}
-    run.figure("training", plots.accuracy_curves, curves, title=f"{options.method}: {options.arch}")
+    n = {"accuracy": len(data.y_train), "test_accuracy": len(data.y_test)}
+    run.figure("training", plots.accuracy_curves, curves, title=f"{options.method}: {options.arch}", n=n)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
 """The figures of this app."""
 
-import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from common.evaluation import plots
+from common.evaluation.statistics import Estimate
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
@@ -18,53 +17,41 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return 0.5 * base + 0.5 * colormaps["inferno"](heat)[..., :3]
 
 
-def budget_curves(curves: Mapping[str, Mapping[float, float]], path: Path, *, title: str) -> None:
-    """Accuracy in [0, 1] by budget in [0, 1], a line for each model."""
-    figure = Figure(figsize=(6.4, 3.8))
-    axes = figure.add_subplot()
-    styles = itertools.product(("-", "--", ":", "-."), plots.COLOURS)
-    for (line, colour), (name, curve) in zip(itertools.cycle(styles), curves.items(), strict=False):
-        budgets = sorted(curve)
-        places = np.arange(len(budgets))
-        axes.plot(places, [curve[eps] for eps in budgets], line, color=colour, marker="o", markersize=3, label=name)
-        axes.set_xticks(places, ["none" if eps == 1 else f"{255 * eps:g}" for eps in budgets])
-    axes.set(xlabel="budget in 1/255 (none: without bound)", ylabel="accuracy", ylim=(0, 1), title=title)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    if len(curves) > 1:
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    plots.save(figure, path)
+def budget_curves(curves: Mapping[str, Mapping[float, Estimate]], path: Path, *, title: str) -> None:
+    """Robust accuracy by L-inf budget in [0, 1], a line for each model."""
+    figure, (axes,) = plots.panels(1)
+    budgets = sorted({eps for curve in curves.values() for eps in curve})
+    # Budgets stand side by side, for the last one is no bound at all.
+    lines = {name: {budgets.index(eps): curve[eps] for eps in sorted(curve)} for name, curve in curves.items()}
+    said = plots.line_chart(axes, lines, title=title)
+    axes.set_xticks(range(len(budgets)), ["none" if eps == 1 else f"{255 * eps:.3g}" for eps in budgets])
+    axes.set(xlabel="L-inf budget in 1/255 (none: without bound)", ylabel="robust accuracy")
+    plots.save(figure, path, said)
 
 
 def overlap_histograms(cases: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path, *, title: str) -> None:
     """IoU of clean and attacked attention, by attack: of its successes and of its failures, (n,) each."""
-    figure = Figure(figsize=(4.2 * len(cases), 3.4))
-    bins = np.linspace(0, 1, 21)
-    for axes, (name, sides) in zip(figure.subplots(1, len(cases), squeeze=False)[0], cases.items(), strict=True):
+    figure, grid = plots.panels(len(cases), 3.0)
+    bins, said = np.linspace(0, 1, 21), []
+    for axes, (name, sides) in zip(grid, cases.items(), strict=True):
         for colour, side, values in zip(plots.COLOURS[1::-1], ("succeeds", "fails"), sides, strict=True):
             if len(values):
-                share = np.full(len(values), 1 / len(values))
-                axes.hist(values, bins, weights=share, color=colour, alpha=0.55, label=f"{side} ({len(values)})")
-        axes.set(xlabel="IoU of attended areas", ylabel="share of images", title=name.replace("_", " "))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
-    figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
-    plots.save(figure, path)
+                share, label = np.full(len(values), 1 / len(values)), f"{side} (n = {len(values):,})"
+                axes.hist(values, bins, weights=share, color=colour, alpha=0.55, label=label)
+                said.append(f"{name} {label}: mean IoU {values.mean():.2f}")
+        axes.set(xlabel="IoU of attended areas", ylabel="share of images")
+        plots.finish(axes, f"{title}: {name.replace('_', ' ')}")
+    plots.save(figure, path, "; ".join(said))
 
 
-def iteration_curves(curves: Mapping[str, Mapping[int, tuple[float, float]]], path: Path, *, title: str) -> None:
-    """Success and IoU by the number of steps, for each kind of budget."""
-    figure = Figure(figsize=(6.4, 3.6))
-    axes = figure.add_subplot()
-    for colour, (name, curve) in zip(plots.COLOURS, curves.items(), strict=False):
-        steps = sorted(curve)
-        axes.plot(steps, [curve[s][0] for s in steps], color=colour, marker="o", label=f"success, {name}")
-        axes.plot(steps, [curve[s][1] for s in steps], color=colour, marker="s", ls="--", label=f"IoU, {name}")
-    axes.set(xlabel="steps", ylim=(0, 1), title=title)
+def iteration_curves(curves: Mapping[str, Mapping[int, tuple[Estimate, Estimate]]], path: Path, *, title: str) -> None:
+    """Attack success rate and IoU by the number of steps, for each kind of budget."""
+    figure, (axes,) = plots.panels(1)
+    lines = {}
+    for place, measure in enumerate(("attack success rate", "IoU")):
+        for name, curve in curves.items():
+            lines[f"{measure}, {name}"] = {steps: curve[steps][place] for steps in sorted(curve)}
+    said = plots.line_chart(axes, lines, title=title)
+    axes.set(xlabel="steps", ylabel="rate, IoU")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    plots.save(figure, path)
+    plots.save(figure, path, said)

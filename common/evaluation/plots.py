@@ -1,25 +1,108 @@
-"""Figures, drawn straight to PNG files: nothing is shown, no global state is touched."""
+"""Figures, drawn straight to PNG files: nothing is shown, no global state is touched.
+
+Every figure is as wide as a phone shows it, so that its text stays legible there. Rates come as `Estimate` and are
+drawn with their 95 % intervals and the n they are of; what is given as plain numbers is drawn without. A file carries
+its title and what it shows as text (PNG's Title and Description), for pages and readers that cannot show it.
+"""
 
 import io
-from collections.abc import Mapping, Sequence
+import itertools
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from common.evaluation.statistics import Estimate, independent
 from common.files import printable, replacing
 
 # Told apart by readers who see no red or green (Okabe and Ito's palette).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+WIDTH = 4.8
+"""Inches; with text of 10 points a figure is legible at 360 pixels."""
+_TITLE_COLUMNS = 52
+
+Figured = Estimate | float
+"""A rate with its interval, or a number that has none."""
 
 
-def save(figure: Figure, path: Path | str) -> None:
-    """Write `figure` as a PNG, whole or not at all."""
+def save(figure: Figure, path: Path | str, description: str = "") -> None:
+    """Write `figure` as a PNG, whole or not at all, with its title and `description` as text."""
+    titles = [figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)]
+    text = {
+        "Title": next((" ".join(title.split()) for title in titles if title.strip()), ""),
+        "Description": description,
+    }
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", facecolor="white")
+    figure.savefig(buffer, format="png", dpi=200, bbox_inches="tight", facecolor="white", metadata=text)
     with replacing(path) as file:
         file.write(buffer.getvalue())
+
+
+def panels(count: int, height: float = 3.4, *, across: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels, `across` of them in a line, each line `height` inches high."""
+    lines = -(-count // across)
+    figure = Figure(figsize=(WIDTH, height * lines), layout="constrained")
+    axes = list(figure.subplots(lines, across, squeeze=False).flat)
+    for blank in axes[count:]:
+        blank.set_axis_off()
+    return figure, axes[:count]
+
+
+def line_chart(
+    axes: Axes,
+    lines: Mapping[str, Mapping[float, Figured]],
+    *,
+    title: str,
+    levels: Mapping[str, Figured] | None = None,
+) -> str:
+    """Draw each of `lines`, values in [0, 1] by place on the x axis, with bands for intervals, and horizontal `levels`;
+    the text that describes it."""
+    styles = itertools.cycle(itertools.product(("-", "--", ":", "-."), COLOURS))
+    every = [value for line in lines.values() for value in line.values()]
+    one_n = _common_n([*every, *(levels or {}).values()])
+    said = []
+    for (name, line), (dashes, colour) in zip(lines.items(), styles, strict=False):
+        places, values = list(line), list(line.values())
+        label = _label(name, values, one_n)
+        axes.plot(places, [_value(v) for v in values], dashes, color=colour, marker="o", markersize=4, label=label)
+        low, high = zip(*(_bounds(v) for v in values), strict=True)
+        if any(_has_interval(v) for v in values):
+            axes.fill_between(places, low, high, color=colour, alpha=0.18, linewidth=0)
+        said.append(f"{label}: {_said(values[0])} at {places[0]:g}, {_said(values[-1])} at {places[-1]:g}")
+    for colour, (name, value) in zip(COLOURS[::-1], (levels or {}).items(), strict=False):
+        label = _label(name, [value], one_n)
+        axes.axhline(_value(value), color=colour, linestyle="--", linewidth=1.5, label=label)
+        if _has_interval(value):
+            axes.axhspan(*_bounds(value), color=colour, alpha=0.12, linewidth=0)
+        said.append(f"{label}: {_said(value)}")
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    finish(axes, title, [*every, *(levels or {}).values()], "bands")
+    return "; ".join(said)
+
+
+def finish(axes: Axes, title: str, values: Iterable[Figured] = (), marks: str = "") -> None:
+    """Title, with n and what the intervals are drawn as; grid, and the legend below where there is one."""
+    values = list(values)
+    note = []
+    if (one_n := _common_n(values)) is not None:
+        note.append(f"n = {one_n:,}")
+    if any(map(_has_interval, values)):
+        note.append(f"{marks}: 95 % intervals")
+    lines = textwrap.wrap(printable(title), _TITLE_COLUMNS) + (["; ".join(note)] if note else [])
+    axes.set_title("\n".join(lines), fontsize=11)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1 or (labels and one_n is None):
+        longest = max(map(len, labels))
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "frameon": False}
+        axes.legend(handles, labels, ncols=2 if longest < 26 else 1, **below)
 
 
 def accuracy_curves(
@@ -27,23 +110,20 @@ def accuracy_curves(
     path: Path | str,
     *,
     title: str,
-    levels: Mapping[str, float] | None = None,
+    n: Mapping[str, int],
+    levels: Mapping[str, Figured] | None = None,
 ) -> None:
-    """Accuracies in [0, 1] by epoch, one line each, and horizontal `levels` to compare them with."""
-    figure = Figure(figsize=(6.4, 3.8))
-    axes = figure.add_subplot()
-    for colour, (name, values) in zip(COLOURS, curves.items(), strict=False):
-        epochs = np.arange(1, len(values) + 1)
-        axes.plot(epochs, values, color=colour, label=name, linewidth=2, marker="o", markersize=3)
-    for colour, (name, value) in zip(COLOURS[len(curves) :], (levels or {}).items(), strict=False):
-        axes.axhline(value, color=colour, linestyle="--", linewidth=1.5, label=name)
-    axes.set(xlabel="epoch", ylabel="accuracy", ylim=(0, 1), title=title)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    """Accuracies in [0, 1] by epoch, one line each, with Wilson's intervals where `n` says of how many examples; and
+    horizontal `levels` to compare them with."""
+    lines = {
+        name: {epoch: independent(value, n[name]) if name in n else value for epoch, value in enumerate(values, 1)}
+        for name, values in curves.items()
+    }
+    figure, (axes,) = panels(1)
+    said = line_chart(axes, lines, title=title, levels=levels)
+    axes.set(xlabel="epoch", ylabel="accuracy" if all("auc" not in name for name in curves) else "accuracy, AUC")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    save(figure, path)
+    save(figure, path, said)
 
 
 def image_rows(
@@ -56,52 +136,123 @@ def image_rows(
     """Named rows of images, uint8 or float in [0, 1], (H, W, 3) or (H, W, 1); `columns` are named on top."""
     named = list(rows.items()) if isinstance(rows, Mapping) else list(rows)
     count = max(len(images) for _, images in named)
-    figure = Figure(figsize=(1.45 * count + 1.0, 1.55 * len(named) + 0.5))
-    grid = figure.subplots(len(named), count, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for line, (name, images) in zip(grid, named, strict=True):
-        for axes, image in zip(line, images, strict=False):
-            grey = image.shape[-1] == 1
-            shades = {"cmap": "gray", "vmin": 0, "vmax": 255 if image.dtype == np.uint8 else 1} if grey else {}
-            axes.imshow(image[..., 0] if grey else image, interpolation="nearest", **shades)
-        line[0].text(-0.08, 0.5, printable(name), transform=line[0].transAxes, ha="right", va="center", fontsize=9)
-    for axes, name in zip(grid[0], columns, strict=False):
-        axes.set_title(printable(name), fontsize=8)
+    side = WIDTH / count
+    tops = [_fitted(name, side) for name in columns]
+    above = 0.17 * max((top.count("\n") + 1 for top in tops), default=0)
+    heights = [0.2 * (printable(name).count("\n") + 1) + side for name, _ in named]
+    figure = Figure(figsize=(WIDTH, sum(heights) + above))
+    grid = figure.add_gridspec(
+        len(named),
+        count,
+        height_ratios=heights,
+        left=0,
+        right=1,
+        bottom=0,
+        top=1 - above / figure.get_figheight(),
+    )
+    for line, (name, images) in enumerate(named):
+        for column in range(count):
+            axes = figure.add_subplot(grid[line, column])
+            axes.set_axis_off()
+            if column < len(images):
+                image = images[column]
+                grey = image.shape[-1] == 1
+                shades = {"cmap": "gray", "vmin": 0, "vmax": 255 if image.dtype == np.uint8 else 1} if grey else {}
+                axes.imshow(image[..., 0] if grey else image, interpolation="nearest", **shades)
+            if column == 0:
+                axes.text(0, 1.02, printable(name), transform=axes.transAxes, ha="left", va="bottom", fontsize=10)
+            if line == 0 and column < len(tops):
+                name_lines = printable(name).count("\n") + 1
+                place = {"xy": (0.5, 1), "xytext": (0, 4 + 14 * name_lines), "textcoords": "offset points"}
+                axes.annotate(tops[column], xycoords="axes fraction", ha="center", va="bottom", fontsize=9, **place)
     if title:
-        figure.suptitle(printable(title), fontsize=10)
-    figure.tight_layout()
-    save(figure, path)
+        figure.suptitle("\n".join(textwrap.wrap(printable(title), _TITLE_COLUMNS)), fontsize=11, y=1.0, va="bottom")
+    save(figure, path, "rows of images: " + ", ".join(" ".join(name.split()) for name, _ in named))
 
 
 def grouped_bars(
     groups: Sequence[str],
-    bars: Mapping[str, Sequence[float]],
+    bars: Mapping[str, Sequence[Figured]],
     path: Path | str,
     *,
     title: str,
-    levels: Mapping[str, float] | None = None,
-    ylabel: str = "accuracy",
+    levels: Mapping[str, Figured] | None = None,
+    xlabel: str = "accuracy",
     top: float | None = 1.0,
 ) -> None:
-    """Shares in [0, 1], a bar of each kind in `bars` for each of `groups`, and horizontal `levels`; the axis ends at
+    """Rates, a horizontal bar of each kind in `bars` for each of `groups`, and vertical `levels`; the axis ends at
     `top`, None for where the bars do."""
-    figure = Figure(figsize=(1.2 * len(groups) + 2.4, 3.6))
-    axes = figure.add_subplot()
-    width = 0.8 / len(bars)
-    least = 0.06 * (top or max(max(values) for values in bars.values()))
-    digits = 0 if least > 0.02 else 1
-    for place, (colour, (name, values)) in enumerate(zip(COLOURS, bars.items(), strict=False)):
-        drawn = axes.bar(np.arange(len(groups)) + place * width, values, width, color=colour, label=name)
-        # A bar that is lower than its number has it on top.
-        for kind, text, fits in (("center", "white", lambda v: v >= least), ("edge", "black", lambda v: v < least)):
-            labels = [f"{100 * value:.{digits}f}" if fits(value) else "" for value in values]
-            axes.bar_label(drawn, labels=labels, label_type=kind, color=text, fontsize=8)
-    for colour, (name, value) in zip(COLOURS[len(bars) :], (levels or {}).items(), strict=False):
-        axes.axhline(value, color=colour, linestyle="--", linewidth=1.5, label=name)
-    axes.set_xticks(np.arange(len(groups)) + 0.4 - width / 2, list(map(printable, groups)))
-    axes.set(ylim=(0, top), ylabel=ylabel, title=title)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    save(figure, path)
+    every = [*itertools.chain(*bars.values()), *(levels or {}).values()]
+    one_n = _common_n(every)
+    figure, (axes,) = panels(1, 1.5 + len(groups) * (0.2 * len(bars) + 0.16))
+    width, said = 0.8 / len(bars), []
+    reach = top or max(max(_bounds(v)[1] for v in every), 1e-9)
+    digits = 0 if reach > 0.3 else 1
+    for place, (colour, (name, values)) in enumerate(zip(itertools.cycle(COLOURS), bars.items(), strict=False)):
+        label, rows = _label(name, values, one_n), np.arange(len(groups)) + place * width
+        axes.barh(rows, [_value(v) for v in values], width, color=colour, label=label)
+        for row, value in zip(rows, values, strict=True):
+            low, high = _bounds(value)
+            if _has_interval(value):
+                axes.plot([low, high], [row, row], color="black", linewidth=1)
+            text = {"va": "center", "fontsize": 9, "clip_on": False}
+            axes.text(max(high, 0) + 0.01 * reach, row, f"{100 * _value(value) + 0.0:.{digits}f}", **text)
+        found = ", ".join(f"{group} {_said(value)}" for group, value in zip(groups, values, strict=True))
+        said.append(f"{label}: {found}")
+    for colour, (name, value) in zip(COLOURS[::-1], (levels or {}).items(), strict=False):
+        label = _label(name, [value], one_n)
+        axes.axvline(_value(value), color=colour, linestyle="--", linewidth=1.5, label=label)
+        if _has_interval(value):
+            axes.axvspan(*_bounds(value), color=colour, alpha=0.12, linewidth=0)
+        said.append(f"{label}: {_said(value)}")
+    axes.set_yticks(
+        np.arange(len(groups)) + 0.4 - width / 2, ["\n".join(textwrap.wrap(printable(g), 16)) for g in groups]
+    )
+    axes.invert_yaxis()
+    axes.set_xlabel(xlabel)
+    if top is not None:
+        axes.set_xlim(0, top)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    finish(axes, title, every, "lines")
+    if (legend := axes.get_legend()) is not None:
+        # Below the label of the axis, whatever the height of the figure.
+        legend.set_bbox_to_anchor((0.5, -0.55 / figure.get_figheight() - 0.06), transform=axes.transAxes)
+    axes.grid(visible=False, axis="y")
+    save(figure, path, "; ".join(said))
+
+
+def _value(value: Figured) -> float:
+    return float(value.value if isinstance(value, Estimate) else value)
+
+
+def _bounds(value: Figured) -> tuple[float, float]:
+    return (value.low, value.high) if _has_interval(value) else (_value(value), _value(value))
+
+
+def _has_interval(value: Any) -> bool:
+    return isinstance(value, Estimate) and value.low is not None and value.high is not None
+
+
+def _common_n(values: Iterable[Figured]) -> int | None:
+    """The n that all estimates among `values` have, None where they differ or there are none."""
+    counts = {value.n for value in values if isinstance(value, Estimate)}
+    return counts.pop() if len(counts) == 1 else None
+
+
+def _label(name: str, values: Sequence[Figured], one_n: int | None) -> str:
+    counts = sorted({value.n for value in values if isinstance(value, Estimate)})
+    if one_n is not None or not counts:
+        return printable(name)
+    least, most = f"{counts[0]:,}", f"{counts[-1]:,}"
+    return printable(f"{name} (n = {least})" if least == most else f"{name} (n = {least} to {most})")
+
+
+def _said(value: Figured) -> str:
+    return f"{100 * _value(value) + 0.0:.1f} %"
+
+
+def _fitted(name: str, inches: float) -> str:
+    """A name in lines that fit above a column, shortened to two of them."""
+    most = max(int(inches * 13), 4)
+    lines = textwrap.wrap(printable(name), most)
+    return "\n".join(lines if len(lines) < 3 else [lines[0], lines[1][: most - 1] + "…"])

@@ -261,11 +261,12 @@ class Evaluation:
                 for outcome in tried:
                     yield from outcome.first(len(left.before)).rows(lambda o: [(common, o.rate(o.robust))])
 
-    def curve(self, name: str) -> dict[float, float]:
-        """Accuracy against the budget of the attack `name`, from none on: share by eps of the examples, all of which it
-        has to have met."""
-        found = {o.entry.eps: float(o.robust.mean()) for o in self.outcomes if o.entry.name == name}
-        return {0.0: float(self.before.mean()), **dict(sorted(found.items()))}
+    def curve(self, name: str) -> dict[float, Estimate]:
+        """Robust accuracy against the budget of the attack `name`, from none on, by eps; each attack at its own number
+        of examples."""
+        found = {o.entry.eps: o.rate(o.robust) for o in self.outcomes if o.entry.name == name}
+        clean = statistics.rate(self.before, self.examples.identity)
+        return {0.0: clean, **dict(sorted(found.items()))}
 
     def _within(self, norm: str, eps: float) -> list[Outcome]:
         return [outcome for outcome in self.outcomes if outcome.entry.threat_model == (norm, eps)]

@@ -106,8 +106,12 @@ def rate(hits: np.ndarray, identities: np.ndarray | None, subset: np.ndarray | N
         raise UserError("cannot compute a rate over no samples; bring more")
     if identities is not None:
         return mean(hits, identities, subset)
-    value, n = float(np.mean(hits[subset])), int(subset.sum())
-    return Estimate(value, n, *wilson(value, n))
+    return independent(float(np.mean(hits[subset])), int(subset.sum()))
+
+
+def independent(rate: float, n: int) -> Estimate:
+    """A rate in [0, 1] of `n` independent samples, with Wilson's interval."""
+    return Estimate(float(rate), n, *wilson(float(rate), n))
 
 
 def mean(values: np.ndarray, identities: np.ndarray, subset: np.ndarray | None = None, *, seed: int = 0) -> Estimate:

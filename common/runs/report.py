@@ -1,5 +1,6 @@
-"""The table at the end of a run, and README tables rendered from committed results.
+"""Runs as one HTML page, and README tables rendered from committed results.
 
+    python -m common.runs.report runs/               runs/index.html: tables, figures and what each run was
     python -m common.runs.report --readme            render every README table between its markers
     python -m common.runs.report --check             end with 1 when a README is stale; list the
                                                      figures whose code has changed since
@@ -14,23 +15,20 @@ recipe), and the filters `percent`, `interval` and `over_seeds`; it may include 
 
 import argparse
 import functools
-import math
 import re
-import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from jinja2 import FileSystemLoader, StrictUndefined, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
-from common.errors import UserError
-from common.evaluation.statistics import wilson
+from common.errors import USER_ERRNOS, UserError
 from common.files import write_text
-from common.runs import code
-from common.runs.record import COLUMNS, NUMBERS, ROOT, is_bound, read_results, read_table
+from common.runs import code, page
+from common.runs.record import ROOT, read_results, read_table
+from common.runs.tables import by_seed, interval, lookup, over_seeds, percent, read_published
 
 BLOCK = re.compile(
     r"(<!-- begin: (?P<recipe>\S+)(?: using (?P<template>\w+))? -->\n)"
@@ -38,129 +36,6 @@ BLOCK = re.compile(
     re.DOTALL,
 )
 RECIPE = re.compile(r"(?P<app>\w+)/results/\w[\w.-]*")
-# A longer table is read from table.csv; the console shows that it is there.
-CONSOLE_ROWS = 40
-
-
-def console(folder: Path, results: Mapping[str, Any], table: Sequence[Mapping[str, Any]]) -> str:
-    """The end of a run for the terminal: metrics, measurements, and where everything lies.
-
-    Rates, which are values in [0, 1] with their n, appear per cent with a 95 % interval: the one they were measured
-    with, else Wilson's.
-    """
-    metrics = results["metrics"]
-    lines = [f"{results['app']}/{results['script']} on {results['dataset']}, seed {results['seed']}"]
-    shown = []
-    for key, value in metrics.items():
-        beside = any(key.endswith(ending) and key.removesuffix(ending) in metrics for ending in ("_n", "_std"))
-        if not beside and not is_bound(key, metrics):
-            known = {name: metrics.get(f"{key}_{name}") for name in ("std", "n", "low", "high")}
-            figure = Value(value, **known)
-            shown.append([key, *_figure(figure)])
-    lines += aligned(shown)
-    if 0 < len(table) <= CONSOLE_ROWS:
-        used = [c for c in table[0] if c not in NUMBERS and any(row.get(c) is not None for row in table)]
-        rows = [[_number(row[c]) for c in used] + _figure(Value.of(row)) for row in table]
-        lines += ["", *aligned([[*used, "value", "95 % interval", "n"], *rows])]
-    elif table:
-        lines += ["", f"{len(table)} measurements in {folder / 'table.csv'}"]
-    lines += ["", f"results  {folder / 'results.json'}"]
-    return "\n".join(lines + [f"{name}  {folder / path}" for name, path in results["artifacts"].items()])
-
-
-class Value(float):
-    """A number with what is known of its spread: `std` over seeds, the interval `low`, `high`, the trials `n`."""
-
-    std: float | None
-    low: float | None
-    high: float | None
-    n: float | None
-
-    def __new__(
-        cls,
-        value: float,
-        *,
-        std: float | None = None,
-        low: float | None = None,
-        high: float | None = None,
-        n: float | None = None,
-    ) -> "Value":
-        self = super().__new__(cls, value)
-        self.std, self.n = std, n
-        # Over seeds the spread is the standard deviation; trials of several models are not one sample.
-        if low is None and n and std is None and 0 <= value <= 1:
-            low, high = wilson(float(value), round(n))
-        self.low, self.high = low, high
-        return self
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any]) -> "Value":
-        """The value of one row of `table.csv`."""
-        return cls(row["value"], low=row.get("low"), high=row.get("high"), n=row.get("n"))
-
-
-def percent(value: Any, digits: int = 1) -> str:
-    """A fraction per cent: 0.2478 as "24.8", over seeds "24.8 ± 0.3"; text passes as it is."""
-    if isinstance(value, str):
-        return value
-    std = getattr(value, "std", None)
-    # Not "-0.0": what is added turns a negative zero into zero.
-    return f"{round(100 * value, digits) + 0.0:.{digits}f}" + ("" if std is None else f" ± {100 * std:.{digits}f}")
-
-
-def interval(value: Any, digits: int = 1) -> str:
-    """The 95 % interval of a `value(...)`, or of a row, per cent: "[22.1, 27.6]"; "-" where there is none."""
-    if isinstance(value, Mapping):
-        value = Value.of(value)
-    low, high = getattr(value, "low", None), getattr(value, "high", None)
-    return "-" if low is None or high is None else f"[{100 * low:.{digits}f}, {100 * high:.{digits}f}]"
-
-
-def lookup(table: Sequence[Mapping[str, Any]]) -> Callable[..., Any]:
-    """`value(metric=..., attack=..., default="-")` over the rows of a table.
-
-    It picks the one row whose columns are as given, key columns of the script's own blank unless given, or the mean and
-    sample standard deviation of one row a seed, and is `default` when there is none. Errors: `UserError` for an unknown
-    column and for several rows of a seed.
-    """
-
-    def value(*, default: Any = "-", **columns: Any) -> Any:
-        known = list(table[0]) if table else COLUMNS
-        for column in columns:
-            if column not in known:
-                raise UserError(f"value: no column {column!r}; there are {', '.join(known)}")
-        rows = _found(table, columns)
-        seeds = {row.get("seed") for row in rows}
-        if len(seeds) < len(rows):
-            asked = ", ".join(f"{column}={wanted}" for column, wanted in columns.items())
-            raise UserError(f"value({asked}): fits {len(rows)} rows of {len(seeds)} seed(s); name more columns")
-        if len(rows) < 2:
-            return Value.of(rows[0]) if rows else default
-        values = [row["value"] for row in rows]
-        return Value(statistics.fmean(values), std=statistics.stdev(values))
-
-    return value
-
-
-def by_seed(table: Sequence[Mapping[str, Any]]) -> Callable[..., list[float]]:
-    """`seeds(metric=..., attack=...)`: the values of the rows whose columns are as given, in the order of the seeds."""
-
-    def seeds(**columns: Any) -> list[float]:
-        rows = _found(table, columns)
-        return [row["value"] for row in sorted(rows, key=lambda row: row.get("seed") or 0)]
-
-    return seeds
-
-
-def over_seeds(values: Sequence[float]) -> Value | str:
-    """The mean of a value a seed, with a 95 % interval by Student's t; without one of a single seed."""
-    if len(values) < 2:
-        return Value(values[0]) if values else "-"
-    from scipy.stats import t
-
-    mean, half = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
-    half *= float(t.ppf(0.975, len(values) - 1))
-    return Value(mean, low=mean - half, high=mean + half, n=len(values))
 
 
 def render(recipe: str, root: Path = ROOT, template_name: str | None = None) -> str:
@@ -183,12 +58,8 @@ def render(recipe: str, root: Path = ROOT, template_name: str | None = None) -> 
     names: dict[str, Any] = {"results": read_results(folder), "table": table, "value": lookup(table)}
     names["seeds"] = by_seed(table)
     names["of"] = functools.partial(_of_another, folder.parent)
-    published = root / found["app"] / "published.yaml"
-    if published.is_file():
-        try:
-            names["published"] = yaml.safe_load(published.read_text(encoding="utf-8"))
-        except (ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{published}: not plain YAML ({error})") from error
+    if (published := read_published(root / found["app"])) is not None:
+        names["published"] = published
     beside = FileSystemLoader(template.parent)
     environment = SandboxedEnvironment(loader=beside, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": percent, "interval": interval, "over_seeds": over_seeds}
@@ -202,9 +73,10 @@ def render(recipe: str, root: Path = ROOT, template_name: str | None = None) -> 
 
 
 def render_readmes(root: Path = ROOT, *, check: bool = False) -> list[Path]:
-    """Render the tables of README.md and every app's README.md; the ones that differed, unwritten under `check`."""
+    """Render the tables of README.md, every app's README.md and docs/results/*.md; the ones that differed, unwritten
+    under `check`."""
     stale = []
-    for readme in sorted([root / "README.md", *root.glob("*/README.md")]):
+    for readme in sorted([root / "README.md", *root.glob("*/README.md"), *root.glob("docs/results/*.md")]):
         if not readme.is_file():
             continue
         old = readme.read_text(encoding="utf-8")
@@ -259,13 +131,18 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """The command line; its status is 0, 1 for a stale README under `--check`, or 2 for what the user can put right."""
     parser = _Parser(prog="python -m common.runs.report", description=__doc__.split("\n")[0], allow_abbrev=False)
     action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("runs", type=Path, nargs="?", help="folder whose runs become one HTML page")
     action.add_argument("--readme", action="store_true", help="render the tables of every README")
     action.add_argument("--check", action="store_true", help="end with 1 when a README is stale; write nothing")
     action.add_argument("--collect", type=Path, metavar="RUN", help="copy the results of a finished run's folder")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where the page is written (<runs>/index.html)")
     parser.add_argument("--app", help="app whose results are collected, such as adv_lock")
     parser.add_argument("--recipe", help="name under <app>/results that the collected results get")
     try:
         options = parser.parse_args(argv)
+        if options.runs is not None:
+            print(page.write(options.runs, options.out, root))
+            return 0
         if options.collect is not None:
             if not (options.app and options.recipe):
                 raise UserError("--collect: needs --app and --recipe")
@@ -276,6 +153,11 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
             print("".join(f"{line}\n" for line in older_than_code(root)), end="")
     except UserError as error:
         print(f"report: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in USER_ERRNOS:
+            raise
+        print(f"report: {error.filename or 'output'}: {error.strerror}; choose another --out", file=sys.stderr)
         return 2
     for readme in stale:
         print(f"{readme}: {'stale; python -m common.runs.report --readme renders it' if options.check else 'rendered'}")
@@ -301,39 +183,6 @@ def _rendered(readme: Path, root: Path, block: re.Match[str]) -> str:
     if block["end"] != "<!-- end -->":
         raise UserError(f"{readme}: {block[1].strip()} has no <!-- end -->")
     return f"{block[1]}{render(block['recipe'], root, block['template'])}\n{block['end']}"
-
-
-def _found(table: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    own = {column: None for column in (table[0] if table else ()) if column not in COLUMNS}
-    wanted = own | dict(columns)
-    return [row for row in table if all(_same(row.get(column), value) for column, value in wanted.items())]
-
-
-def _same(cell: Any, wanted: Any) -> bool:
-    if isinstance(cell, float) and isinstance(wanted, int | float):
-        return math.isclose(cell, wanted, rel_tol=1e-6)
-    return cell == wanted
-
-
-def _figure(value: Value) -> list[str]:
-    if value.n is None or not 0 <= value <= 1:
-        bounds = "" if value.low is None or value.high is None else f"[{value.low:.4g}, {value.high:.4g}]"
-        return [_number(value) + ("" if value.std is None else f" ± {value.std:.2g}"), bounds, _number(value.n)]
-    return [f"{percent(value)} %", interval(value).removeprefix("-"), _number(value.n)]
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
-    return str(value)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """`rows` of text cells as lines with columns of one width."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 if __name__ == "__main__":

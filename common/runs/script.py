@@ -14,7 +14,6 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import os
 import shlex
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 from common import progress
-from common.errors import UserError
+from common.errors import USER_ERRNOS, UserError
 from common.files import printable
 from common.runs import record
 from common.runs.folder import Comparison, execute, execute_seeds, find_finished
@@ -43,8 +42,6 @@ from common.runs.options import (
 )
 from common.runs.record import Run
 
-# What a full disk, a quota or missing rights raise: the user can put them right.
-USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
 Ending = Callable[[Path, Mapping[str, Any], Sequence[Mapping[str, Any]]], str]
 
 
@@ -53,7 +50,7 @@ class Script:
 
     `body` is the undecorated function, for callers that bring a `Run` of their own. `columns` are key columns of the
     script's own in `table.csv`. `ending` makes what the command line prints at the end from folder, results and table;
-    by default `common.runs.report.console`. `refusals` raises `UserError` for options with which `body` would fail, as
+    by default `common.runs.tables.console`. `refusals` raises `UserError` for options with which `body` would fail, as
     far as they and the files that they name tell; `needs` calls `expect` of the scripts whose runs `body` would
     `require`.
     """
@@ -323,7 +320,7 @@ class Script:
             return
         results = self(options, command=shlex.join(["python", self._path(), *_without_control(argv)]))
         if record.is_chief(strategy_of(options)):
-            from common.runs.report import console
+            from common.runs.tables import console
 
             folder = self.folder(options)
             print(printable((self.ending or console)(folder, results, record.read_table(folder))))

@@ -24,6 +24,12 @@ def chr_at(lists: np.ndarray, label: np.ndarray, classes: int, k: int) -> np.nda
     return np.bincount(label[top[top >= 0]], minlength=classes) / top.size
 
 
+def shares_by_user(lists: np.ndarray, label: np.ndarray, of: int, k: int) -> np.ndarray:
+    """Which share of each user's top-`k` list the items of class `of` take, float64 (U,); their mean is CHR@K."""
+    top = _top(lists, k)
+    return ((top >= 0) & (label[top] == of)).mean(axis=1)
+
+
 def ncdcg_at(lists: np.ndarray, label: np.ndarray, classes: int, k: int) -> np.ndarray:
     """Normalised category DCG of each class: the mean over users of the discounted places, 1 / log2(place + 2), that
     its items take in the top `k`, over those of a list that begins with min(its size, `k`) of them: float64

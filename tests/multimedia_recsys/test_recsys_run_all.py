@@ -50,7 +50,7 @@ def test_run_all_writes_what_the_issue_names(whole):
     # An attack on one recommender is judged on that one.
     lifts = [row for row in table if row["attack"] == "insa_8_amr" and row["metric"] == "chr_lift"]
     assert {(row["model"], row["threat"]) for row in lifts} == {("amr", "frozen")}
-    assert (folder / "run_all/tiny/chr.png").is_file()
+    assert (folder / "run_all/tiny/lift.png").is_file()
 
 
 def test_the_figures_of_run_all_are_those_of_its_parts(whole):

@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.runs import report
 from common.runs.folder import execute
 from common.runs.record import COLUMNS, Identity, read_table
-from common.runs.report import Value, by_seed, console, interval, lookup, over_seeds, percent, wilson
+from common.runs.tables import Value, by_seed, console, interval, lookup, over_seeds, percent, wilson
 
 ROWS = [
     {
