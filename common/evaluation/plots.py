@@ -101,7 +101,7 @@ def finish(axes: Axes, title: str, values: Iterable[Figured] = (), marks: str = 
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1 or (labels and one_n is None):
         longest = max(map(len, labels))
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "frameon": False}
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.21), "frameon": False}
         axes.legend(handles, labels, ncols=2 if longest < 26 else 1, **below)
 
 
