@@ -150,7 +150,8 @@ def summary(folder: Path, results: Mapping[str, Any], table: Sequence[Mapping[st
     lines += ["", "Per cent, 95 % intervals; one seed of small networks, an example and no finding: see each README."]
     lines += ["", "where to look"]
     lines += [f"  {folder / path}" for path in results["artifacts"].values()]
-    return "\n".join([*lines, f"  {folder / 'table.csv'}"])
+    page = "`python -m common.runs.report runs/` makes one page of every run so far"
+    return "\n".join([*lines, f"  {folder / 'table.csv'}", "", page])
 
 
 @script(app="suite", name="demo", columns=("paper", "measure"), ending=summary)

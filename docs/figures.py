@@ -5,20 +5,17 @@
 The others in this folder, of images and maps, are those of `make demo`.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 from attention_defense.evaluation.figures import budget_curves
 from common.evaluation import plots
 from common.evaluation.statistics import Estimate
 from common.runs.record import read_table
 
+ROOT = Path(__file__).resolve().parent.parent
 Draw = Callable[[Path], None]
 
 
@@ -107,7 +104,9 @@ def _training() -> Draw:
     bars = {
         label: [_estimate(rows, model=method, metric=attack) for method in methods] for label, attack in attacks.items()
     }
-    return partial(plots.grouped_bars, methods, bars, title="CIFAR-10 after training by each method, L-inf 8/255, seed 0")
+    return partial(
+        plots.grouped_bars, methods, bars, title="CIFAR-10 after training by each method, L-inf 8/255, seed 0"
+    )
 
 
 if __name__ == "__main__":
