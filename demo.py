@@ -179,6 +179,8 @@ def _settings(app: str) -> Path:
 
 
 def _row(run: Run, app: str, label: str, kind: str, figure: Estimate, key: str | None = None) -> None:
+    # A mean of nothing but zeros is zero but for its last bits.
+    figure = Estimate(*(round(number, 12) for number in figure))
     run.row(paper=app, measure=label, metric=kind, **figure._asdict())
     if key is not None:
         run.intervals({key: figure})

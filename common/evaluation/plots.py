@@ -94,7 +94,7 @@ def finish(axes: Axes, title: str, values: Iterable[Figured] = (), marks: str = 
         note.append(f"n = {one_n:,}")
     if any(map(_has_interval, values)):
         note.append(f"{marks}: 95 % intervals")
-    lines = textwrap.wrap(printable(title), _TITLE_COLUMNS) + (["; ".join(note)] if note else [])
+    lines = textwrap.wrap(printable(title), _TITLE_COLUMNS) + ([f"({'; '.join(note)})"] if note else [])
     axes.set_title("\n".join(lines), fontsize=11)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
@@ -138,7 +138,8 @@ def image_rows(
     count = max(len(images) for _, images in named)
     side = WIDTH / count
     tops = [_fitted(name, side) for name in columns]
-    above = 0.17 * max((top.count("\n") + 1 for top in tops), default=0)
+    names_above = printable(named[0][0]).count("\n") + 1
+    above = 0.06 + 0.2 * names_above + 0.16 * max((top.count("\n") + 1 for top in tops), default=0)
     heights = [0.2 * (printable(name).count("\n") + 1) + side for name, _ in named]
     figure = Figure(figsize=(WIDTH, sum(heights) + above))
     grid = figure.add_gridspec(
@@ -162,8 +163,7 @@ def image_rows(
             if column == 0:
                 axes.text(0, 1.02, printable(name), transform=axes.transAxes, ha="left", va="bottom", fontsize=10)
             if line == 0 and column < len(tops):
-                name_lines = printable(name).count("\n") + 1
-                place = {"xy": (0.5, 1), "xytext": (0, 4 + 14 * name_lines), "textcoords": "offset points"}
+                place = {"xy": (0.5, 1), "xytext": (0, 4 + 14 * names_above), "textcoords": "offset points"}
                 axes.annotate(tops[column], xycoords="axes fraction", ha="center", va="bottom", fontsize=9, **place)
     if title:
         figure.suptitle("\n".join(textwrap.wrap(printable(title), _TITLE_COLUMNS)), fontsize=11, y=1.0, va="bottom")
@@ -196,7 +196,7 @@ def grouped_bars(
             if _has_interval(value):
                 axes.plot([low, high], [row, row], color="black", linewidth=1)
             text = {"va": "center", "fontsize": 9, "clip_on": False}
-            axes.text(max(high, 0) + 0.01 * reach, row, f"{100 * _value(value) + 0.0:.{digits}f}", **text)
+            axes.text(max(high, 0) + 0.01 * reach, row, _percent(value, digits), **text)
         found = ", ".join(f"{group} {_said(value)}" for group, value in zip(groups, values, strict=True))
         said.append(f"{label}: {found}")
     for colour, (name, value) in zip(COLOURS[::-1], (levels or {}).items(), strict=False):
@@ -247,8 +247,13 @@ def _label(name: str, values: Sequence[Figured], one_n: int | None) -> str:
     return printable(f"{name} (n = {least})" if least == most else f"{name} (n = {least} to {most})")
 
 
+def _percent(value: Figured, digits: int) -> str:
+    # Not "-0.0": what is added turns a negative zero into zero.
+    return f"{round(100 * _value(value), digits) + 0.0:.{digits}f}"
+
+
 def _said(value: Figured) -> str:
-    return f"{100 * _value(value) + 0.0:.1f} %"
+    return f"{_percent(value, 1)} %"
 
 
 def _fitted(name: str, inches: float) -> str:

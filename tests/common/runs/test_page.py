@@ -76,7 +76,7 @@ def test_images_say_what_they_show(runs):
     images = _Images()
     images.feed(page.render([run for run in page.find_runs(runs) if run.script == "attack"]))
     assert images.texts == [
-        "robust accuracy basic n = 200; lines: 95 % intervals. clean: fast 90.0 %; attacked: fast 25.0 %",
+        "robust accuracy basic (n = 200; lines: 95 % intervals). clean: fast 90.0 %; attacked: fast 25.0 %",
         "images. rows of images: clean",
     ]
 
