@@ -8,7 +8,7 @@ from adv_lock.lock import lock
 from adv_lock.train import train
 from adv_lock.train_base import train_base
 from common.errors import UserError
-from common.evaluation.statistics import Estimate, independent
+from common.evaluation.statistics import independent
 from common.runs.options import DataOptions, DeviceOptions, ExampleOptions, Natural, RunOptions
 from common.runs.record import Run, read_table
 from common.runs.script import script
@@ -51,23 +51,19 @@ def run_all(options: Options, run: Run) -> None:
         results |= {(method, seed): trained for method, trained in _one_seed(part, seed, methods).items()}
     first = options.methods[0]
     base = part.results[0]
+    tested = base["metrics"]["test_accuracy_n"]
     run.data(base["dataset"], base["data_sha256"])
     for metric in (*MEASURED, "reference_accuracy"):
         values = [trained["metrics"][metric] for (method, _), trained in results.items() if method == first]
-        run.metrics(**_mean_and_spread(metric, values), **{f"{metric}_n": base["metrics"]["test_accuracy_n"]})
+        run.metrics(**_mean_and_spread(metric, values), **{f"{metric}_n": tested})
     run.metrics(minutes=part.minutes)
     bars = {
-        name: [_headline(results[method, options.seed], metric) for method in options.methods]
+        name: [independent(results[method, options.seed]["metrics"][metric], tested) for method in options.methods]
         for name, metric in (("original", "original_accuracy"), ("locked", "locked_accuracy"))
     }
-    reference = _headline(results[first, options.seed], "reference_accuracy")
+    reference = independent(results[first, options.seed]["metrics"]["reference_accuracy"], tested)
     title, levels = f"trained on locked images, seed {options.seed}", {"reference": reference}
     run.figure("methods", plots.grouped_bars, options.methods, bars, title=title, levels=levels)
-
-
-def _headline(results: dict, metric: str) -> Estimate:
-    value, n = results["metrics"][metric], results["metrics"][f"{metric}_n"]
-    return independent(value, n)
 
 
 def _one_seed(part: SubRuns, seed: int, methods: tuple[str, ...]) -> dict[str, dict]:

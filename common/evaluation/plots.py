@@ -33,10 +33,8 @@ Figured = Estimate | float
 def save(figure: Figure, path: Path | str, description: str = "") -> None:
     """Write `figure` as a PNG, whole or not at all, with its title and `description` as text."""
     titles = [figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)]
-    text = {
-        "Title": next((" ".join(title.split()) for title in titles if title.strip()), ""),
-        "Description": description,
-    }
+    title = next((" ".join(title.split()) for title in titles if title.strip()), "")
+    text = {"Title": printable(title), "Description": printable(description)}
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=200, bbox_inches="tight", facecolor="white", metadata=text)
     with replacing(path) as file:

@@ -89,7 +89,8 @@ def write(runs: Path, out: Path | None = None, root: Path = ROOT) -> str:
     Errors: `UserError` for a folder that is not there or holds no runs.
     """
     if not runs.is_dir():
-        raise UserError(f"{runs}: {'is a file, not a folder of runs' if runs.exists() else 'no such folder'}")
+        wrong = "is a file, not a folder of runs" if runs.exists() else "no such folder; `make demo` makes some runs"
+        raise UserError(f"{runs}: {wrong}")
     out = runs / "index.html" if out is None else out
     if out.is_dir():
         raise UserError(f"--out: {out} is a folder; name a file")

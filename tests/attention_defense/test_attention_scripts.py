@@ -67,9 +67,11 @@ def test_accuracies_go_together(model, case, run):
     cost = {row["attack"]: row["value"] for row in table if row["metric"] == "gradients"}
     assert cost["fgsm"] == 1 and 1 < cost["pgd20"] <= 40 and cost["noise"] == 0 and "all" not in cost
     # Twenty images, the four that were wrong before among them; without a bound none is robust.
-    assert curve[0.0] == 0.8 and curve[2 / 255] <= 0.8 and curve[1.0] == 0
+    assert curve[0.0].value == 0.8 and curve[2 / 255].value <= 0.8 and curve[1.0].value == 0
     drawn = [row for row in table if row["split"] == "curve"]
-    assert {row["eps"]: row["value"] for row in drawn} == pytest.approx(curve) and {row["n"] for row in drawn} == {20}
+    # The figure and the table are of the same samples, with the same intervals.
+    for row in drawn:
+        assert tuple(curve[row["eps"]]) == (row["value"], 20, row["low"], row["high"]) and row["n"] == 20
 
 
 def test_dear_attacks_meet_fewer_images_and_are_compared_on_those(case, run):
@@ -122,7 +124,7 @@ def test_outcomes_are_all_that_was_attacked(case, run, few_draws):
         rates = {
             int(row["steps"]): row["value"] for row in found if (row["metric"], row["budget"]) == ("success", budget)
         }
-        assert rates == {steps: rate for steps, (rate, _) in points.items()}
+        assert rates == {steps: rate.value for steps, (rate, _) in points.items()}
     # One step is the same in both; with a budget that grows, more succeed than within the ball.
     assert curves["eps"][1] == curves["eps a step"][1]
     assert curves["eps a step"][8][0] >= curves["eps"][8][0]
@@ -144,10 +146,10 @@ def test_a_strip_shows_both_maps_on_one_scale():
     assert min(heat.min() for heat in heats) == 0 and max(heat.max() for heat in heats) == 1
     assert np.allclose((heats[1] - heats[0]) * (high.max() - low.min()), high - low)
     area = rng.random((8, 8)) < 0.3
-    strip = explain._strip((clean, heats[0], area), (attacked, heats[1], area), 0.5)
-    assert len(strip) == 8 and all(np.shape(drawing)[:2] == (8, 8) for drawing in strip)
-    assert np.array_equal(strip[0], clean) and np.array_equal(strip[3], attacked)
-    assert np.allclose(strip[6], 0.5 + (attacked - clean))
+    before, after = explain._strips((clean, heats[0], area), (attacked, heats[1], area), 0.5)
+    assert len(before) == len(after) == 4 and all(np.shape(drawing)[:2] == (8, 8) for drawing in before + after)
+    assert np.array_equal(before[0], clean) and np.array_equal(after[0], attacked)
+    assert np.allclose(before[3], 0.5 + (attacked - clean))
 
 
 def test_a_image_of_one_channel_is_explained_by_lime():

@@ -283,7 +283,7 @@ def test_bad_markers_are_named(root, capsys, text, named):
         (["--collect", "runs/demo", "--app", "face_mter", "--recipe", "x"], "is a run of adv_lock"),
         (["--collect", "runs/demo", "--app", "adv_lock", "--recipe", "../x"], "expected an app's folder"),
         (["--collect", "runs/demo", "--app", "adv_lock"], "needs --app and --recipe"),
-        (["--colect", "runs/demo"], "required"),
+        (["--colect", "runs/demo"], "unrecognized arguments: --colect"),
         ([], "required"),
     ],
 )
