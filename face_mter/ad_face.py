@@ -143,7 +143,7 @@ def ad_face(options: Options, run: Run) -> None:
     run.save_model(model)
     curves = {name: [epoch[name] for epoch in history] for name in names}
     n = {"accuracy": len(splits.rows(splits.people.train)), "calibration_hit_rate": _WATCHED}
-    run.figure("training", plots.accuracy_curves, curves, title=f"fine-tuning: {options.method}", n=n)
+    run.figure("training", plots.accuracy_curves, curves, title=f"fine-tuning: {options.method}", n=n, dependent=True)
 
 
 def check_networks(options: NetworkOptions, models: Iterable[Path | None]) -> None:

@@ -154,7 +154,15 @@ def train(options: Options, run: Run) -> None:
     run.metrics(**{name: history[-1][name] for name in ("accuracy", "calibration_auc")})
     run.save_model(model)
     curves = {name: [epoch[name] for epoch in history] for name in ("accuracy", "calibration_auc")}
-    run.figure("training", plots.accuracy_curves, curves, title=f"{len(faces.names)} people, {options.loss_type}", n={})
+    n = {"accuracy": len(splits.rows(splits.people.train))}
+    run.figure(
+        "training",
+        plots.accuracy_curves,
+        curves,
+        title=f"{len(faces.names)} people, {options.loss_type}",
+        n=n,
+        dependent=True,
+    )
 
 
 if __name__ == "__main__":

@@ -65,7 +65,8 @@ def classification(options: Options, run: Run) -> None:
     )
     run.save_model(model)
     curves = {name: [epoch[name] for epoch in history] for name in ("accuracy", "validation_accuracy")}
-    run.figure("training", plots.accuracy_curves, curves, title=f"which of {classes} drivers", n={})
+    n = {"accuracy": options.n_train, "validation_accuracy": len(validation.driver)}
+    run.figure("training", plots.accuracy_curves, curves, title=f"which of {classes} drivers", n=n, dependent=True)
 
 
 if __name__ == "__main__":

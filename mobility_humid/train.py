@@ -221,7 +221,8 @@ def train(options: Options, run: Run) -> None:
     run.save_model(model)
     names = ("accuracy", "validation_accuracy", "validation_auc")
     curves = {name: [epoch[name] for epoch in history] for name in names}
-    run.figure("training", plots.accuracy_curves, curves, title="same driver or not", n={})
+    n = {"accuracy": options.n_train} | dict.fromkeys(names[1:], len(validation.same))
+    run.figure("training", plots.accuracy_curves, curves, title="same driver or not", n=n, dependent=True)
 
 
 def _evaluate(options: Options, run: Run, fleet: "Fleet", model: "Siamese", x_validation: "np.ndarray") -> None:

@@ -110,13 +110,18 @@ def accuracy_curves(
     title: str,
     n: Mapping[str, int],
     levels: Mapping[str, Figured] | None = None,
+    dependent: bool = False,
 ) -> None:
     """Accuracies in [0, 1] by epoch, one line each, with Wilson's intervals where `n` says of how many examples; and
-    horizontal `levels` to compare them with."""
-    lines = {
-        name: {epoch: independent(value, n[name]) if name in n else value for epoch, value in enumerate(values, 1)}
-        for name, values in curves.items()
-    }
+    horizontal `levels` to compare them with. `dependent` examples share identities, of which Wilson's interval would
+    promise too much: they have n alone."""
+
+    def figured(name: str, value: float) -> Figured:
+        if name not in n:
+            return value
+        return Estimate(value, n[name], None, None) if dependent else independent(value, n[name])
+
+    lines = {name: {at: figured(name, value) for at, value in enumerate(of, 1)} for name, of in curves.items()}
     figure, (axes,) = panels(1)
     said = line_chart(axes, lines, title=title, levels=levels)
     axes.set(xlabel="epoch", ylabel="accuracy" if all("auc" not in name for name in curves) else "accuracy, AUC")

@@ -87,12 +87,13 @@ def bootstrap(
 
 
 class Estimate(NamedTuple):
-    """A figure over `n` samples with its 95 % interval, from a bootstrap by identity where samples share some."""
+    """A figure over `n` samples with its 95 % interval, from a bootstrap by identity where samples share some; without
+    bounds where it was not computed."""
 
     value: float
     n: int
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 def rate(hits: np.ndarray, identities: np.ndarray | None, subset: np.ndarray | None = None) -> Estimate:
