@@ -47,12 +47,16 @@ def browser():
 
 def opened(browser, address, width=DESK, theme="light"):
     """The page, loaded anew."""
+    from selenium.webdriver.support.wait import WebDriverWait
+
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width == PHONE}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     feature = [{"name": "prefers-color-scheme", "value": theme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": feature})
     browser.get("about:blank")
     browser.get(address)
+    # A navigation may be said to be done while the blank page is still there.
+    WebDriverWait(browser, 30).until(lambda driver: find(driver, "html.scripted"))
     return browser
 
 
