@@ -8,7 +8,7 @@ from typing import Any
 from attention_defense.attack import attack
 from attention_defense.train import ImageOptions, MethodName, train
 from common.errors import UserError
-from common.evaluation.statistics import Estimate
+from common.evaluation.statistics import Estimate, of_row
 from common.runs.options import Count, DeviceOptions, LinfBudget, ScriptOptions
 from common.runs.record import Run, read_results, read_table
 from common.runs.script import script
@@ -93,11 +93,7 @@ def run_all(options: Options, run: Run) -> None:
                 run.row(**row)
             run.row(metric="minutes", value=read_results(trained)["seconds"] / 60, **variant.columns)
             run.metrics(**_headline(variant, read_results(attacked)["metrics"]))
-            curves[variant.label] = {
-                row["eps"]: Estimate(row["value"], int(row["n"]), row["low"], row["high"])
-                for row in tables[variant]
-                if row["split"] == "curve"
-            }
+            curves[variant.label] = {row["eps"]: of_row(row) for row in tables[variant] if row["split"] == "curve"}
         for row in _compared(tables):
             run.row(**row)
     run.data(part.results[0]["dataset"], part.results[0]["data_sha256"])

@@ -12,7 +12,7 @@ from typing import Any
 
 from attention_defense.evaluation.figures import budget_curves
 from common.evaluation import plots
-from common.evaluation.statistics import Estimate
+from common.evaluation.statistics import Estimate, of_row
 from common.runs.record import read_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +41,7 @@ def _rows(recipe: str, **columns: Any) -> list[Mapping[str, Any]]:
 def _estimate(rows: list[Mapping[str, Any]], **columns: Any) -> Estimate:
     """The one row that has these `columns`."""
     (row,) = (row for row in rows if all(row.get(key) == value for key, value in columns.items()))
-    return Estimate(row["value"], int(row["n"]), row["low"], row["high"])
+    return of_row(row)
 
 
 def _lock() -> Draw:
@@ -88,11 +88,7 @@ def _attention() -> Draw:
     rows = _rows("attention_defense/results/cifar10_cpu", split="curve", attack="pgd20", n_train=None)
     shown = {"standard": "standard", "PGD": "pgd", "AAD": "aad", "Step-LL": "step_ll"}
     curves = {
-        name: {
-            row["eps"]: Estimate(row["value"], int(row["n"]), row["low"], row["high"])
-            for row in rows
-            if row["model"] == model and row["train_eps"] is None
-        }
+        name: {row["eps"]: of_row(row) for row in rows if row["model"] == model and row["train_eps"] is None}
         for name, model in shown.items()
     }
     return partial(budget_curves, curves, title="CIFAR-10 under PGD-20, by training, seed 0")

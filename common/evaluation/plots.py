@@ -8,7 +8,7 @@ its title and what it shows as text (PNG's Title and Description), for pages and
 import io
 import itertools
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from common.evaluation.statistics import Estimate, independent
+from common.evaluation.statistics import Estimate, hundredths, independent
 from common.files import printable, replacing
 
 # Told apart by readers who see no red or green (Okabe and Ito's palette).
@@ -41,14 +41,10 @@ def save(figure: Figure, path: Path | str, description: str = "") -> None:
         file.write(buffer.getvalue())
 
 
-def panels(count: int, height: float = 3.4, *, across: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels, `across` of them in a line, each line `height` inches high."""
-    lines = -(-count // across)
-    figure = Figure(figsize=(WIDTH, height * lines), layout="constrained")
-    axes = list(figure.subplots(lines, across, squeeze=False).flat)
-    for blank in axes[count:]:
-        blank.set_axis_off()
-    return figure, axes[:count]
+def panels(count: int, height: float = 3.4) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels one above the other, each `height` inches high."""
+    figure = Figure(figsize=(WIDTH, height * count), layout="constrained")
+    return figure, list(figure.subplots(count, 1, squeeze=False).flat)
 
 
 def line_chart(
@@ -61,8 +57,8 @@ def line_chart(
     """Draw each of `lines`, values in [0, 1] by place on the x axis, with bands for intervals, and horizontal `levels`;
     the text that describes it."""
     styles = itertools.cycle(itertools.product(("-", "--", ":", "-."), COLOURS))
-    every = [value for line in lines.values() for value in line.values()]
-    one_n = _common_n([*every, *(levels or {}).values()])
+    every = [*(value for line in lines.values() for value in line.values()), *(levels or {}).values()]
+    one_n = _common_n(every)
     said = []
     for (name, line), (dashes, colour) in zip(lines.items(), styles, strict=False):
         places, values = list(line), list(line.values())
@@ -72,15 +68,10 @@ def line_chart(
         if any(_has_interval(v) for v in values):
             axes.fill_between(places, low, high, color=colour, alpha=0.18, linewidth=0)
         said.append(f"{label}: {_said(values[0])} at {places[0]:g}, {_said(values[-1])} at {places[-1]:g}")
-    for colour, (name, value) in zip(COLOURS[::-1], (levels or {}).items(), strict=False):
-        label = _label(name, [value], one_n)
-        axes.axhline(_value(value), color=colour, linestyle="--", linewidth=1.5, label=label)
-        if _has_interval(value):
-            axes.axhspan(*_bounds(value), color=colour, alpha=0.12, linewidth=0)
-        said.append(f"{label}: {_said(value)}")
+    said += _draw_levels(levels or {}, one_n, axes.axhline, axes.axhspan)
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-    finish(axes, title, [*every, *(levels or {}).values()], "bands")
+    finish(axes, title, every, "bands")
     return "; ".join(said)
 
 
@@ -199,15 +190,10 @@ def grouped_bars(
             if _has_interval(value):
                 axes.plot([low, high], [row, row], color="black", linewidth=1)
             text = {"va": "center", "fontsize": 9, "clip_on": False}
-            axes.text(max(high, 0) + 0.01 * reach, row, _percent(value, digits), **text)
+            axes.text(max(high, 0) + 0.01 * reach, row, hundredths(_value(value), digits), **text)
         found = ", ".join(f"{group} {_said(value)}" for group, value in zip(groups, values, strict=True))
         said.append(f"{label}: {found}")
-    for colour, (name, value) in zip(COLOURS[::-1], (levels or {}).items(), strict=False):
-        label = _label(name, [value], one_n)
-        axes.axvline(_value(value), color=colour, linestyle="--", linewidth=1.5, label=label)
-        if _has_interval(value):
-            axes.axvspan(*_bounds(value), color=colour, alpha=0.12, linewidth=0)
-        said.append(f"{label}: {_said(value)}")
+    said += _draw_levels(levels or {}, one_n, axes.axvline, axes.axvspan)
     axes.set_yticks(
         np.arange(len(groups)) + 0.4 - width / 2, ["\n".join(textwrap.wrap(printable(g), 16)) for g in groups]
     )
@@ -222,6 +208,18 @@ def grouped_bars(
         legend.set_bbox_to_anchor((0.5, -0.55 / figure.get_figheight() - 0.06), transform=axes.transAxes)
     axes.grid(visible=False, axis="y")
     save(figure, path, "; ".join(said))
+
+
+def _draw_levels(
+    levels: Mapping[str, Figured], one_n: int | None, line: Callable[..., Any], span: Callable[..., Any]
+) -> Iterator[str]:
+    """Draw each level by `line` and its interval by `span`; the text that describes it."""
+    for colour, (name, value) in zip(COLOURS[::-1], levels.items(), strict=False):
+        label = _label(name, [value], one_n)
+        line(_value(value), color=colour, linestyle="--", linewidth=1.5, label=label)
+        if _has_interval(value):
+            span(*_bounds(value), color=colour, alpha=0.12, linewidth=0)
+        yield f"{label}: {_said(value)}"
 
 
 def _value(value: Figured) -> float:
@@ -250,13 +248,8 @@ def _label(name: str, values: Sequence[Figured], one_n: int | None) -> str:
     return printable(f"{name} (n = {least})" if least == most else f"{name} (n = {least} to {most})")
 
 
-def _percent(value: Figured, digits: int) -> str:
-    # Not "-0.0": what is added turns a negative zero into zero.
-    return f"{round(100 * _value(value), digits) + 0.0:.{digits}f}"
-
-
 def _said(value: Figured) -> str:
-    return f"{_percent(value, 1)} %"
+    return f"{hundredths(_value(value), 1)} %"
 
 
 def _fitted(name: str, inches: float) -> str:

@@ -3,8 +3,8 @@
 import math
 import numbers
 import statistics
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -108,6 +108,16 @@ def rate(hits: np.ndarray, identities: np.ndarray | None, subset: np.ndarray | N
     if identities is not None:
         return mean(hits, identities, subset)
     return independent(float(np.mean(hits[subset])), int(subset.sum()))
+
+
+def of_row(row: Mapping[str, Any]) -> Estimate:
+    """The estimate that a row of a table holds as value, n, low and high."""
+    return Estimate(row["value"], int(row["n"]), row["low"], row["high"])
+
+
+def hundredths(value: float, digits: int) -> str:
+    """A fraction as a number of per cent, never "-0.0": what is added turns a negative zero into zero."""
+    return f"{round(100 * value, digits) + 0.0:.{digits}f}"
 
 
 def independent(rate: float, n: int) -> Estimate:

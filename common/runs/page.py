@@ -1,5 +1,6 @@
 """Runs as one HTML page that needs nothing else: figures beside the published ones, images, and what each run was."""
 
+import ast
 import base64
 import contextlib
 import datetime
@@ -278,12 +279,12 @@ def _resuming(run: Found) -> str:
 def _section(app: str, runs: Sequence[Found], root: Path) -> Section:
     published = read_published(root / app) or {}
     done = [run for run in runs if run.results]
-    lines = []
+    lines, committed = [], list(_committed(root / app / "results"))
     for entry in published.get("headline", ()):
         theirs = [_at(published, path) for path in entry.get("published", ())]
         for run in done:
             lines += _lines(entry, run.results, f"{run.script} {run.name}", run.anchor, theirs)
-        for name, results in _committed(root / app / "results"):
+        for name, results in committed:
             lines += _lines(entry, results, f"committed: {name}", None, theirs)
     return Section(app, _first_sentence(root / app), lines, runs)
 
@@ -315,8 +316,6 @@ def _at(published: Mapping[str, Any], path: str) -> float:
 
 def _first_sentence(app: Path) -> str:
     """What the package says of itself, read without importing it."""
-    import ast
-
     try:
         text = ast.get_docstring(ast.parse((app / "__init__.py").read_text(encoding="utf-8"))) or ""
     except (OSError, ValueError, SyntaxError):

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from common.errors import UserError
-from common.evaluation.statistics import wilson
+from common.evaluation.statistics import hundredths, wilson
 from common.runs.record import COLUMNS, NUMBERS, is_bound
 
 # A longer table is read from table.csv; the console shows that it is there.
@@ -86,7 +86,7 @@ def percent(value: Any, digits: int = 1) -> str:
     if isinstance(value, str):
         return value
     std = getattr(value, "std", None)
-    return _hundredths(value, digits) + ("" if std is None else f" ± {100 * std:.{digits}f}")
+    return hundredths(value, digits) + ("" if std is None else f" ± {100 * std:.{digits}f}")
 
 
 def interval(value: Any, digits: int = 1) -> str:
@@ -94,7 +94,7 @@ def interval(value: Any, digits: int = 1) -> str:
     if isinstance(value, Mapping):
         value = Value.of(value)
     low, high = getattr(value, "low", None), getattr(value, "high", None)
-    return "-" if low is None or high is None else f"[{_hundredths(low, digits)}, {_hundredths(high, digits)}]"
+    return "-" if low is None or high is None else f"[{hundredths(low, digits)}, {hundredths(high, digits)}]"
 
 
 def lookup(table: Sequence[Mapping[str, Any]]) -> Callable[..., Any]:
@@ -183,11 +183,6 @@ def read_published(app: Path) -> dict[str, Any] | None:
     if not isinstance(published, dict):
         raise UserError(f"{path}: holds no figures by name")
     return published
-
-
-def _hundredths(value: float, digits: int) -> str:
-    # Not "-0.0": what is added turns a negative zero into zero.
-    return f"{round(100 * value, digits) + 0.0:.{digits}f}"
 
 
 def _found(table: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) -> list[Mapping[str, Any]]:
