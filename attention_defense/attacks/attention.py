@@ -65,7 +65,7 @@ def attention_attack(
         start=attacks.random_point if kind == "adaptive" or restarts > 1 else attacks.clean,
         selection=worst_case,
         stop=at_success if stop else None,
-        rounds=Restarts(until_success=stop) if restarts > 1 else None,
+        rounds=Restarts(until=at_success if stop else None) if restarts > 1 else None,
     )
     own = dict(zip(_WEIGHTS, map(float, weights), strict=True)) | {"sharpness": float(sharpness)}
     return Bound(attack, model, {**inputs, "restarts": restarts, **(own if kind == "adaptive" else {})})

@@ -1,6 +1,8 @@
 """Gradient attacks: one value (`Attack`), one loop, and the papers' names made of them."""
 
+from common.attacks.apgd import apgd
 from common.attacks.attack import Bound, NamedAttack, check_classes, named, run, run_counted
+from common.attacks.autoattack import AutoAttackResult, autoattack
 from common.attacks.budget import (
     NOISE,
     Ascent,
@@ -23,6 +25,7 @@ from common.attacks.budget import (
     towards_least_likely,
 )
 from common.attacks.dataset import AttackResult, attack_dataset, run_dataset
+from common.attacks.fab import fab
 from common.attacks.logits import check_logits, inference, logits_of
 from common.attacks.loop import (
     Attack,
@@ -54,6 +57,7 @@ from common.attacks.objectives import (
     untargeted_margin,
 )
 from common.attacks.pruning import Pruning, salient
+from common.attacks.square import square
 from common.attacks.threat_models import ThreatModel, box, l1, l2, linf
 from common.attacks.updates import UpdateRule, adam, ascent, top_l1, unit_l2
 
@@ -62,6 +66,7 @@ __all__ = [
     "Ascent",
     "Attack",
     "AttackResult",
+    "AutoAttackResult",
     "Ball",
     "Bound",
     "Check",
@@ -78,9 +83,11 @@ __all__ = [
     "ThreatModel",
     "UpdateRule",
     "adam",
+    "apgd",
     "ascent",
     "at_success",
     "attack_dataset",
+    "autoattack",
     "best_loss",
     "bim",
     "box",
@@ -93,6 +100,7 @@ __all__ = [
     "cw_l2",
     "ddn",
     "divergence_from",
+    "fab",
     "feature_pgd",
     "fftgsm",
     "fgsm",
@@ -120,6 +128,7 @@ __all__ = [
     "search",
     "seeds_of",
     "sigma_zero",
+    "square",
     "step_ll",
     "targeted_ce",
     "targeted_margin",

@@ -245,7 +245,7 @@ def pgd(
         start=random_point if random_start else clean,
         selection=worst_case if keep == "best" else None,
         stop=at_success if stop else None,
-        rounds=Restarts(until_success=stop) if restarts > 1 else None,
+        rounds=Restarts(until=at_success if stop else None) if restarts > 1 else None,
     )
     inputs = {"x": x, **_classes(targeted, y), "eps": eps, "alpha": alpha, "steps": steps, "restarts": restarts}
     inputs |= {"seed": seed, "index": index, "mask": mask, "low": low, "high": high}
@@ -362,7 +362,7 @@ def feature_pgd(
         start=random_point,
         selection=worst_case,
         stop=at_success if stop else None,
-        rounds=Restarts(until_success=stop) if restarts > 1 else None,
+        rounds=Restarts(until=at_success if stop else None) if restarts > 1 else None,
     )
     inputs = {"x": x, "embedding": target, "eps": eps, "alpha": alpha, "steps": steps, "threshold": threshold}
     inputs |= {"restarts": restarts, "seed": seed, "index": index, "mask": mask, "low": low, "high": high}

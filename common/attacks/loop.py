@@ -116,24 +116,43 @@ def worst_case(inputs: Inputs, x: Tensor, value: Tensor, success: Tensor) -> Ten
 
 @dataclass(frozen=True)
 class Restarts:
-    """`restarts` searches from starts of their own; the worst case of an example is kept. With `until_success` an
-    example that has succeeded has no further one. The start reads `restart` (B,), counted from 0."""
+    """`restarts` searches from starts of their own; the worst case of an example is kept, or what `selection` says.
 
-    until_success: bool = False
-    shared_parts = True
+    An example has no further one once `until` says of the best so far that its search is over. The start reads
+    `restart` (B,), counted from 0. With `targeted` there are so many for each of the `candidates` (B, targets), one of
+    which is the `target` class in each.
+    """
+
+    until: Stop | None = None
+    targeted: bool = False
+    selection: Selection | None = None
     wants_gradient = False
+
+    @property
+    def shared_parts(self) -> bool:
+        return not self.targeted
 
     def init(self, inputs: Inputs) -> Memory:
         return {"restart": tf.zeros(tf.shape(inputs["x"])[:1], tf.int32)}
 
     def inputs(self, inputs: Inputs, memory: Memory, best: Result) -> Inputs:
-        return {**inputs, **memory}
+        if not self.targeted:
+            return {**inputs, **memory}
+        place = tf.minimum(memory["restart"] // inputs["restarts"], inputs["candidates"].shape[1] - 1)
+        target = tf.gather(inputs["candidates"], place, batch_dims=1)
+        return {**inputs, **memory, "restarts": self.count(inputs), "target": target}
+
+    def count(self, inputs: Inputs) -> Tensor:
+        """How many searches an example may have."""
+        return inputs["restarts"] * (inputs["candidates"].shape[1] if self.targeted else 1)
 
     def next(self, model: Model, inputs: Inputs, memory: Memory, found: Result, best: Result):
         restart = memory["restart"] + 1
-        best = merge(inputs, found, best)
-        again = restart < inputs["restarts"]
-        return {"restart": restart}, best, again & ~best.success if self.until_success else again
+        best = merge(inputs, found, best, self.selection or worst_case)
+        again = restart < self.count(inputs)
+        if self.until is not None:
+            again &= ~self.until(inputs, best.x, best.value, best.success)
+        return {"restart": restart}, best, again
 
 
 def seeds_of(inputs: Inputs) -> Tensor:
@@ -201,7 +220,7 @@ def init(attack: Attack, inputs: Inputs) -> AttackState:
         memory, best = attack.rounds.init(inputs), _nothing(inputs["x"], attack.rounds.wants_gradient)
         now = attack.rounds.inputs(inputs, memory, best)
     x, update = _begin(attack, now)
-    steps = tf.broadcast_to(inputs["steps"], tf.shape(x)[:1])
+    steps = tf.broadcast_to(now["steps"], tf.shape(x)[:1])
     kept = () if attack.selection is None else _nothing(x, _wants_gradient(attack))
     active = tf.ones_like(steps, tf.bool) if attack.scored else steps > 0
     return AttackState(x, steps, active, update, kept, memory, best)
@@ -325,12 +344,13 @@ def _next_round(
     now = attack.rounds.inputs(inputs, state.memory, state.best)
     memory, best, again = attack.rounds.next(model, inputs, state.memory, _returned(attack, now, found), state.best)
     memory, best = choose(ended, memory, state.memory), choose(ended, best, state.best)
-    x, update = _begin(attack, attack.rounds.inputs(inputs, memory, best))
+    following = attack.rounds.inputs(inputs, memory, best)
+    x, update = _begin(attack, following)
     again = tf.ensure_shape(again & ended, ended.shape)
     kept = () if attack.selection is None else choose(again, _nothing(x, _wants_gradient(attack)), state.kept)
     return AttackState(
         choose(again, x, state.x),
-        tf.where(again, inputs["steps"], state.steps_left),
+        tf.where(again, following["steps"], state.steps_left),
         (state.active & ~ended) | again,
         choose(again, update, state.update),
         kept,

@@ -16,7 +16,7 @@ from common.attacks.attack import Bound, check_classes, check_not_negative, name
 from common.attacks.compile import Array
 from common.attacks.loop import Attack, Inputs, Memory, Model, Objective, Result, merge, value_and_gradient
 from common.attacks.pruning import Pruning
-from common.attacks.tensors import finite, per_example
+from common.attacks.tensors import finite, norm_of, per_example, sum_features
 from common.attacks.threat_models import ThreatModel
 from common.attacks.updates import UpdateRule
 
@@ -32,18 +32,20 @@ _ROUNDS = 40
 
 @dataclass(frozen=True)
 class MinimumNorm:
-    """Of successes the one nearest to `x`, by the number of changed coordinates (0) or in L2; a failure is no
+    """Of successes the one nearest to `x`, in a norm or by the number of changed coordinates (`l0`); a failure is no
     candidate."""
 
-    order: Literal[0, 2]
+    norm: Literal["l0", "linf", "l2", "l1"]
 
     def __call__(self, inputs: Inputs, x: Tensor, value: Tensor, success: Tensor) -> Tensor:
-        shift, axes = x - inputs["x"], per_example(x)
-        if self.order == 0:
-            size = tf.reduce_sum(tf.cast(shift != 0, tf.float32), axis=axes)
-        else:
-            size = tf.sqrt(tf.reduce_sum(tf.square(shift), axis=axes))
-        return tf.where(success, -size, float("-inf"))
+        return tf.where(success, -distance(inputs, x, self.norm), float("-inf"))
+
+
+def distance(inputs: Inputs, x: Tensor, norm: Literal["l0", "linf", "l2", "l1"]) -> Tensor:
+    """How far each of `x` (B, ...) is from the clean input: (B,)."""
+    shift = x - inputs["x"]
+    size = sum_features(tf.cast(shift != 0, tf.float32)) if norm == "l0" else norm_of(shift, norm)
+    return tf.reshape(size, [-1])
 
 
 def box(inputs: Inputs) -> ThreatModel:
@@ -93,7 +95,7 @@ def ddn(
         objective=objectives.targeted_ce if targeted else objectives.untargeted_ce,
         threat_model=box,
         update=_decoupled,
-        selection=MinimumNorm(2),
+        selection=MinimumNorm("l2"),
         stop=misclassified_already,
         check=NotNegative(("gamma", "initial_eps")),
     )
@@ -139,7 +141,7 @@ def sigma_zero(
         objective=SmoothCount(targeted),
         threat_model=box,
         update=_sparse,
-        selection=MinimumNorm(0),
+        selection=MinimumNorm("l0"),
         stop=misclassified_already,
         check=NotNegative(tuple(settings)),
     )

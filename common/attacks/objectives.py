@@ -63,6 +63,63 @@ def targeted_margin(model: Model, inputs: Inputs) -> Objective:
     return objective
 
 
+def untargeted_dlr(model: Model, inputs: Inputs) -> Objective:
+    """Difference of logits ratio: the largest logit of another class minus that of the true class `y` (B,), over the
+    distance of the first from the third largest (Croce & Hein 2020, equation 6), which scaled logits do not change.
+
+    Success: another class is predicted. Three classes or more: `check_ratio`.
+    """
+    logits, y = steep_logits(model), inputs["y"]
+
+    def objective(x: Tensor) -> tuple[Tensor, Tensor]:
+        z = logits(x)
+        first, _, third = tf.unstack(tf.math.top_k(z, 3).values, axis=1)
+        return _ratio(-_lead(z, y), first - third), _answer(z) != y
+
+    return objective
+
+
+def targeted_dlr(model: Model, inputs: Inputs) -> Objective:
+    """The logit of the class `target` (B,) minus that of the true class `y` (B,), over the distance of the largest from
+    the mean of the third and the fourth (Croce & Hein 2020, equation 7).
+
+    Success: another class than `y` is predicted, whichever. Four classes or more: `check_ratio`.
+    """
+    logits, y, target = steep_logits(model), inputs["y"], inputs["target"]
+
+    def objective(x: Tensor) -> tuple[Tensor, Tensor]:
+        z = logits(x)
+        first, _, third, fourth = tf.unstack(tf.math.top_k(z, 4).values, axis=1)
+        return _ratio(_between(z, target, y), first - (third + fourth) / 2), _answer(z) != y
+
+    return objective
+
+
+def towards(model: Model, inputs: Inputs) -> Objective:
+    """The logit of the class `target` (B,) minus that of the true class `y` (B,); success: another class than `y` is
+    predicted, whichever."""
+    logits, y, target = logits_of(model), inputs["y"], inputs["target"]
+
+    def objective(x: Tensor) -> tuple[Tensor, Tensor]:
+        z = logits(x)
+        return _between(z, target, y), _answer(z) != y
+
+    return objective
+
+
+def probability_margin(model: Model, inputs: Inputs) -> Objective:
+    """The largest probability of another class minus that of the true class `y` (B,) (Ma et al. 2024, PMA); success:
+    another class is predicted. Where the logits lie far apart its slope is steepest of the losses on probabilities, and
+    yet none where softmax saturates."""
+    logits, y = steep_logits(model), inputs["y"]
+
+    def objective(x: Tensor) -> tuple[Tensor, Tensor]:
+        z = logits(x)
+        return -_lead(tf.nn.softmax(z), y), _answer(z) != y
+
+    return objective
+
+
 def divergence_from(model: Model, inputs: Inputs) -> Objective:
     """Kullback-Leibler divergence of the answer to x from that of the `logits` (B, classes); success: another class is
     predicted (Zhang et al. 2019, TRADES, algorithm 1)."""
@@ -101,6 +158,14 @@ def least_likely(model: Model, x: Tensor) -> Tensor:
     return tf.argmin(logits_of(model)(x), axis=1, output_type=tf.int32)
 
 
+def runners_up(model: Model, x: Tensor, y: Tensor, count: int) -> Tensor:
+    """The `count` classes of the largest logits beside `y` (B,), the nearest first, all of them if there are fewer:
+    int32 (B, count)."""
+    z = logits_of(model)(x)
+    others = tf.where(tf.one_hot(y, z.shape[1], on_value=True, off_value=False), z.dtype.min, z)
+    return tf.math.top_k(others, min(count, z.shape[1] - 1)).indices
+
+
 def steep_logits(model: Model) -> Model:
     """`logits_of(model)`, for losses of which the gradient's direction alone counts, example by example.
 
@@ -127,6 +192,17 @@ def _lead(logits: Tensor, y: Tensor) -> Tensor:
     own = tf.one_hot(y, logits.shape[1], on_value=True, off_value=False)
     others = tf.reduce_max(tf.where(own, logits.dtype.min, logits), axis=1)
     return tf.reduce_sum(tf.where(own, logits, 0.0), axis=1) - others
+
+
+def _between(logits: Tensor, target: Tensor, y: Tensor) -> Tensor:
+    """The logit of the class `target` minus that of the class `y`."""
+    difference = tf.one_hot(target, logits.shape[1]) - tf.one_hot(y, logits.shape[1])
+    # Where a logit is infinite that of another class must not turn the sum into no number.
+    return tf.reduce_sum(tf.where(difference != 0, logits * difference, 0.0), axis=1)
+
+
+def _ratio(lead: Tensor, spread: Tensor) -> Tensor:
+    return lead / (spread + 1e-12)
 
 
 def _answer(logits: Tensor) -> Tensor:

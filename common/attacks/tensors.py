@@ -44,6 +44,18 @@ def normalize(x: Tensor, order: int) -> Tensor:
     return x * _inverse(sum_features(tf.abs(x)) if order == 1 else tf.sqrt(sum_features(tf.square(x))))
 
 
+def norm_of(x: Tensor, norm: str) -> Tensor:
+    """The `linf`, `l2` or `l1` norm of each example of `x` (B, ...), kept at its rank."""
+    size, axes = tf.abs(x), per_example(x)
+    if norm == "linf":
+        return tf.reduce_max(size, axis=axes, keepdims=True)
+    if norm == "l1":
+        return sum_features(size)
+    # Squares of entries below 1e-19 or above 1e19 are none.
+    largest = tf.reduce_max(size, axis=axes, keepdims=True)
+    return largest * tf.sqrt(sum_features(tf.square(x * _inverse(largest))))
+
+
 def finite(gradient: Tensor) -> Tensor:
     """`gradient` (B, ...) in numbers that a step can be made of, per example: what is infinite counts as its largest
     finite entry, or 1 if it has none, and what is not a number as 0. The slope of x ** 0.45 is infinite at 0.
@@ -86,6 +98,13 @@ def restart_seeds(seed: Tensor, index: Tensor, restart: Tensor, restarts: Tensor
         fn_output_signature=tf.TensorSpec([2], tf.int32),
     )
     return _seeds_at(tf.gather(spread, tf.minimum(restart, restarts - 1)), index)
+
+
+def folded(seeds: Tensor, number: Tensor) -> Tensor:
+    """`seeds` (B, 2) for the draw with the `number` (B,) of each example: pairs that share no words with others'."""
+    words, number = tf.bitcast(seeds, tf.uint32), tf.cast(number, tf.uint32)
+    first = _mix(words[:, 0] + _mix(number + tf.constant(0x9E3779B9, tf.uint32)))
+    return tf.bitcast(tf.stack([first, words[:, 1]], axis=1), tf.int32)
 
 
 def _spread(seed: Tensor) -> Tensor:

@@ -81,8 +81,8 @@ def l1(x0: Tensor, eps: float | Tensor, low=0.0, high=1.0, mask: Tensor | None =
         return project(x0 + eps * _depth(seeds, x0, mask) * normalize(_unmasked(mask)(x0, laplace), 1))
 
     def tangent(x: Tensor, gradient: Tensor) -> Tensor:
-        # A sparse step spent on a coordinate at its bound, or masked, would change nothing.
-        blocked = ((x >= high) & (gradient > 0)) | ((x <= low) & (gradient < 0))
+        # A sparse step spent on a coordinate at its bound, or masked, would change nothing; nor from a rounding before.
+        blocked = ((high - x <= _TOLERANCE * eps) & (gradient > 0)) | ((x - low <= _TOLERANCE * eps) & (gradient < 0))
         return tf.where(blocked, tf.zeros_like(gradient), gradient)
 
     return ThreatModel(project, random_point, tangent)

@@ -10,7 +10,6 @@ attack is limited by, and whether it is one, are fields of its `Entry`.
 """
 
 import copy
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ import tensorflow as tf
 
 from common.arrays import to_array, to_labels
 from common.attacks import AttackResult, attack_dataset
-from common.attacks.dataset import with_rows
+from common.attacks.dataset import of_rows
 from common.errors import UserError
 from common.evaluation import input_range, statistics
 from common.evaluation.predictions import _blocks, _count_classes, _unit_interval, predict
@@ -214,7 +213,7 @@ class Evaluation:
             back = np.flatnonzero(after & ~found & self.before[:count])
             # In blocks, whose copies take the memory of a batch.
             for part in (back[rows] for rows in _blocks(len(back), self.batch_size)):
-                all_steps = partial(_of_rows(entry.attack, part, count), stop=False)
+                all_steps = partial(of_rows(entry.attack, part, count), stop=False)
                 again, more, _ = _crafted(all_steps, Examples(examples.x[part], examples.y[part]), **options)
                 _quantize(again, self.batch_size)
                 x[part], after[part] = again, self.judge(again, part)
@@ -400,10 +399,3 @@ def _budget(entry: Entry, images: bool) -> str:
 def _quantize(x: np.ndarray, batch_size: int) -> None:
     for rows in _blocks(len(x), batch_size):
         x[rows] = quantize(x[rows])
-
-
-def _of_rows(attack: partial, rows: np.ndarray, count: int) -> partial:
-    """`attack` for `rows` of the `count` examples that its options have a row for, and its draws are tied to."""
-    own = {"index": rows} if "index" in inspect.signature(attack).parameters else {}
-    own |= {name: np.asarray(value)[rows] for name, value in with_rows(attack.keywords, count).items()}
-    return partial(attack, **own)

@@ -189,6 +189,13 @@ CASES: dict[str, Callable[[], Case]] = {
     "bim_stop": partial(_on_classes, attacks.bim, "linf", eps=0.1, **_STEPS, stop=True),
     "pgd_margin": partial(_on_classes, attacks.pgd, "linf", eps=0.1, **_STEPS, loss="margin", keep="best", drawn=True),
     "pgd_restarts": partial(_on_classes, attacks.pgd, "linf", eps=0.1, **_STEPS, restarts=3, stop=True, drawn=True),
+    **{f"apgd_{n}": partial(_on_classes, attacks.apgd, n, norm=n, eps=e, steps=8, drawn=True) for n, e in EPS.items()},
+    "apgd_t": partial(_on_classes, attacks.apgd, "linf", eps=0.1, steps=5, loss="dlr", targets=2, drawn=True),
+    **{f"fab_{n}": partial(_on_classes, attacks.fab, norm=n, steps=6, targets=2, still={"steps": 0}) for n in EPS},
+    **{
+        f"square_{n}": partial(_on_classes, attacks.square, n, norm=n, eps=e, steps=9, drawn=True)
+        for n, e in EPS.items()
+    },
     "step_ll": partial(_on_classes, attacks.step_ll, "linf", eps=0.1),
     "r_step_ll": partial(_on_classes, attacks.r_step_ll, "linf", eps=0.1, drawn=True),
     "iter_ll": partial(_on_classes, attacks.iter_ll, "linf", eps=0.1, **_STEPS),

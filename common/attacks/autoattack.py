@@ -1,0 +1,276 @@
+"""AutoAttack (Croce & Hein 2020): attacks without anything to tune, each on what the ones before have left.
+
+result = autoattack(model, x, y, norm="linf", eps=8 / 255)
+print(result.robust.mean(), result.steps)
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from common.arrays import to_array, to_labels
+from common.attacks.apgd import apgd
+from common.attacks.budget import Norm
+from common.attacks.compile import compiled
+from common.attacks.dataset import attack_dataset, of_rows
+from common.attacks.fab import fab
+from common.attacks.logits import check_logits, logits_of
+from common.attacks.loop import Model
+from common.attacks.square import square
+from common.errors import UserError
+from common.files import read_npz, write_npz
+
+Version = Literal["standard", "plus", "fast", "custom"]
+Step = Callable[..., tf.Tensor]
+
+CLEAN = "clean"
+"""The name of what no attack has touched yet."""
+
+# What of the budget rounding may add: float32 sums over an image.
+_ROUNDING = 1e-5
+
+
+class Left(NamedTuple):
+    """An attack of several, and how many examples it was given and has left, the gradients and the seconds it took."""
+
+    name: str
+    given: int
+    left: int
+    gradients: int
+    seconds: float
+
+
+class AutoAttackResult(NamedTuple):
+    """The worst case of all attacks, example by example.
+
+    `x` float32 (N, ...): an adversarial example where one was found, else the clean input; `clean`, `robust` bool (N,):
+    answered rightly without attacks, and whatever they did. `steps`: what each has left. `broken_by` int (N,): the
+    number of the first attack in `steps` that succeeded, 0 for what was wrong before, -1 for robust examples.
+    `left_out`: what the version asks for and this model does not allow, in words.
+    """
+
+    x: np.ndarray
+    clean: np.ndarray
+    robust: np.ndarray
+    broken_by: np.ndarray
+    steps: tuple[Left, ...]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def gradients(self) -> int:
+        """How many gradients of one example all attacks took together."""
+        return sum(step.gradients for step in self.steps)
+
+
+def autoattack(
+    model: Model,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    eps: float | np.ndarray,
+    norm: Norm = "linf",
+    version: Version = "standard",
+    attacks: Mapping[str, Step] | None = None,
+    seed: int = 0,
+    low: float = 0.0,
+    high: float = 1.0,
+    batch_size: int = 256,
+    state: Path | str | None = None,
+    progress: bool = False,
+    log: Callable[[str], None] | None = None,
+) -> AutoAttackResult:
+    """Attack `x` (N, ...) float in [`low`, `high`] with labels `y` (N,) within `eps`, a scalar or (N,), of a norm.
+
+    `version`: `standard` is the paper's, APGD-CE, targeted APGD-DLR, FAB-T and Square; `plus` adds APGD-DLR and more
+    restarts; `custom` runs `attacks`, functions of x, y and, if they have such an argument, index, by their names. What
+    is found is looked at anew, at its own place and within ball and box; a success is nothing else.
+
+    `state`, an `.npz`, is written after each attack; from one that is there the evaluation goes on, with the same
+    results as without the stop. `log` is told what each attack has left.
+
+    Errors: `ValueError` as the attacks; `UserError` for a `state` that is damaged or of another evaluation, naming what
+    differs.
+    """
+    x, y = np.asarray(to_array(x), np.float32), to_labels(y, len(x))
+    if (version == "custom") != (attacks is not None):
+        raise ValueError("attacks are given with version='custom', and with that alone")
+    classes = check_logits(model, tf.constant(x[:8]))
+    left_out: tuple[str, ...] = ()
+    if attacks is None:
+        attacks, left_out = plan(version, model, classes, norm=norm, eps=eps, seed=seed, low=low, high=high)
+    task = _Task(model, x, y, norm, eps, low, high, batch_size, progress)
+    file = None if state is None else _State(Path(state), task, {"version": version, "seed": seed}, list(attacks))
+    found = None if file is None else file.read()
+    found = (task.clean() if found is None else found)._replace(left_out=left_out)
+    for number, (name, attack) in enumerate(attacks.items(), start=1):
+        if number < len(found.steps):
+            continue
+        found = task.after(found, name, attack)
+        if file is not None:
+            file.write(found)
+        if log is not None:
+            last = found.steps[-1]
+            log(f"{name}: {last.left} of {len(x)} examples left, {last.given - last.left} broken, {last.seconds:.0f} s")
+    return found
+
+
+def plan(
+    version: Version, model: Model, classes: int, *, norm: Norm, eps: Any, seed: int, low: float, high: float
+) -> tuple[dict[str, Step], tuple[str, ...]]:
+    """The attacks of a version on a model of so many classes, by name, and what is left out.
+
+    Errors: `ValueError` for another version or norm.
+    """
+    if norm not in ("linf", "l2", "l1"):
+        raise ValueError(f"norm must be linf, l2 or l1; received {norm!r}")
+    shared = {"norm": norm, "low": low, "high": high, "seed": seed}
+    climb, others = partial(apgd, model, eps=eps, **shared), classes - 1
+    left_out = []
+    if classes < 4:
+        left_out.append(
+            f"the targeted difference of logits ratio needs 4 classes, this model has {classes}: apgd-t"
+            " raises the margin of logits instead"
+        )
+    ratio = "dlr" if classes >= 4 else "margin"
+    # In L1 as Croce & Hein 2021, section 4.
+    targets, restarts = (min(5 if norm == "l1" else 9, others), 5 if norm == "l1" else 1)
+    targeted = partial(climb, loss=ratio, targets=targets)
+    search = partial(square, model, eps=eps, **shared)
+    boundary = partial(fab, model, eps=eps, targets=min(9, others), **shared)
+    if version == "standard":
+        return {
+            "apgd-ce": partial(climb, restarts=restarts),
+            "apgd-t": targeted,
+            "fab-t": boundary,
+            "square": search,
+        }, tuple(left_out)
+    if version == "plus":
+        left_out.append("fab: untargeted, it takes a gradient for each class; fab-t has its restarts instead")
+        attacks = {"apgd-ce": partial(climb, restarts=5)}
+        if classes >= 3:
+            attacks["apgd-dlr"] = partial(climb, loss="dlr", restarts=5)
+        else:
+            left_out.append("apgd-dlr: the difference of logits ratio needs 3 classes")
+        restarted = partial(boundary, restarts=5, start_eps=eps)
+        return {**attacks, "square": search, "apgd-t": targeted, "fab-t": restarted}, tuple(left_out)
+    raise ValueError(f"version must be standard, plus, fast or custom; received {version!r}")
+
+
+class _Task(NamedTuple):
+    """Examples, model and threat model, which all attacks share."""
+
+    model: Model
+    x: np.ndarray
+    y: np.ndarray
+    norm: Norm
+    eps: Any
+    low: float
+    high: float
+    batch_size: int
+    progress: bool
+
+    def right(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Whether each of `x` (n, ...) is answered with its label in `y` (n,)."""
+        signature = [tf.TensorSpec([None, *x.shape[1:]], tf.float32), tf.TensorSpec([None], tf.int32)]
+        look = compiled(self.model, ("right", x.shape[1:]), _right, signature)
+        out = np.empty(len(x), bool)
+        for first in range(0, len(x), self.batch_size):
+            rows = slice(first, first + self.batch_size)
+            out[rows] = look(x[rows], y[rows])
+        return out
+
+    def clean(self) -> AutoAttackResult:
+        started, clean = time.perf_counter(), self.right(self.x, self.y)
+        step = Left(CLEAN, len(clean), int(clean.sum()), 0, time.perf_counter() - started)
+        return AutoAttackResult(self.x.copy(), clean, clean.copy(), np.where(clean, -1, 0).astype(np.int32), (step,))
+
+    def after(self, found: AutoAttackResult, name: str, attack: Step) -> AutoAttackResult:
+        """`found` with what `attack` does to those that are left."""
+        started, rows = time.perf_counter(), np.flatnonzero(found.robust)
+        x, robust, broken_by, gradients = found.x.copy(), found.robust.copy(), found.broken_by.copy(), 0
+        if len(rows):
+            own, clean, y = of_rows(attack, rows, len(x)), self.x[rows], self.y[rows]
+            crafted = attack_dataset(own, clean, y, batch_size=self.batch_size, progress=self.progress, name=name)
+            eps = np.broadcast_to(self.eps, len(x))[rows]
+            allowed = within(clean, crafted.x, self.norm, eps, self.low, self.high)
+            success = allowed & ~self.right(np.where(_column(allowed, clean), crafted.x, clean), y)
+            broken, gradients = rows[success], crafted.gradients or 0
+            x[broken], robust[broken], broken_by[broken] = crafted.x[success], False, len(found.steps)
+        step = Left(name, len(rows), int(robust.sum()), gradients, time.perf_counter() - started)
+        return found._replace(x=x, robust=robust, broken_by=broken_by, steps=(*found.steps, step))
+
+
+class _State:
+    """A file that an evaluation goes on from: what it is of, and what has been found."""
+
+    def __init__(self, path: Path, task: _Task, told: Mapping[str, Any], attacks: Sequence[str]) -> None:
+        self.path, self.clean = path, task.x
+        self.told = {
+            **told,
+            "attacks": list(attacks),
+            "norm": task.norm,
+            "eps": _digest(np.asarray(task.eps, np.float64)),
+            "box": [float(task.low), float(task.high)],
+            "examples": _digest(task.x),
+            "labels": _digest(task.y),
+            "model": _digest(*(variable.numpy() for variable in getattr(task.model, "variables", ()))),
+        }
+
+    def read(self) -> AutoAttackResult | None:
+        """What was found so far; None where there is no file yet. Errors: `UserError`, as `autoattack`."""
+        if not self.path.exists():
+            return None
+        arrays = read_npz(self.path)
+        try:
+            told, steps = (json.loads(str(arrays[name])) for name in ("told", "steps"))
+            for name, mine in self.told.items():
+                if told[name] != mine:
+                    raise UserError(f"{self.path}: is of an evaluation with other {name}; give another file, or none")
+            x, broken_by = self.clean.copy(), arrays["broken_by"]
+            x[arrays["rows"]] = arrays["x"]
+        except (KeyError, ValueError, IndexError, TypeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{self.path}: is no state of an AutoAttack; give another file, or none") from error
+        return AutoAttackResult(x, broken_by != 0, broken_by < 0, broken_by, tuple(Left(*step) for step in steps))
+
+    def write(self, found: AutoAttackResult) -> None:
+        rows = np.flatnonzero(found.broken_by > 0)
+        arrays = {"broken_by": found.broken_by, "rows": rows, "x": found.x[rows]}
+        texts = {"told": json.dumps(self.told), "steps": json.dumps(found.steps)}
+        write_npz(self.path, {**arrays, **{name: np.array(text) for name, text in texts.items()}})
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.shape} {array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _right(model: Model, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    z = logits_of(model)(x)
+    # Of several numbers the first would be the largest where one is none.
+    return (tf.argmax(z, axis=1, output_type=tf.int32) == y) & ~tf.reduce_any(tf.math.is_nan(z), axis=1)
+
+
+def _column(flags: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return flags.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def within(x: np.ndarray, moved: np.ndarray, norm: Norm, eps: Any, low: float, high: float) -> np.ndarray:
+    """Which of `moved` (N, ...) are finite, in the box and in the ball of `x` with the radius `eps`, (N,) or scalar,
+    but for rounding: bool (N,)."""
+    order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
+    size = np.linalg.norm((moved.astype(np.float64) - x).reshape(len(x), -1), ord=order, axis=1)
+    flat = moved.reshape(len(x), -1)
+    inside = np.isfinite(flat).all(axis=1) & (flat >= low).all(axis=1) & (flat <= high).all(axis=1)
+    return inside & (size <= np.asarray(eps) * (1 + _ROUNDING) + 1e-6)
