@@ -354,6 +354,14 @@ class TorchAttacks(OnTorch):
     needs = ("torch", "torchattacks")
 
 
+class Official(OnTorch):
+    """AutoAttack as its authors have it: `autoattack(x, y, eps, norm, seed)`, which torchattacks has as well."""
+
+    name = "official"
+    distribution = "pyautoattack"
+    needs = ("torch", "pyautoattack")
+
+
 class FoolboxOnTorch(OnTorch):
     """Foolbox 3 on PyTorch, whose eager mode costs less than TensorFlow's."""
 
@@ -370,7 +378,16 @@ class BareTorch(OnTorch):
     needs = ("torch",)
 
 
-PEERS: tuple[type[Peer], ...] = (CleverHans, Foolbox, FoolboxDropping, TorchAttacks, FoolboxOnTorch, BareTorch, Art)
+PEERS: tuple[type[Peer], ...] = (
+    CleverHans,
+    Foolbox,
+    FoolboxDropping,
+    TorchAttacks,
+    Official,
+    FoolboxOnTorch,
+    BareTorch,
+    Art,
+)
 
 
 class TorchSide:

@@ -70,15 +70,27 @@ def load_subject(label: str, path: Path, data: "Arrays") -> Subject:
 
 
 def train_subject(
-    label: str, data: "Arrays", run: Run, *, arch: str = "small_cnn", epochs: int = 3, seed: int = 0
+    label: str,
+    data: "Arrays",
+    run: Run,
+    *,
+    arch: str = "small_cnn",
+    epochs: int = 3,
+    seed: int = 0,
+    eps: float | None = None,
 ) -> Subject:
-    """A network trained plainly for a few epochs on `data`, kept in the folder of `run` as `<label>.keras`."""
+    """A network trained for a few epochs on `data`, plainly or on PGD-5 examples within an L-inf `eps`, kept in the
+    folder of `run` as `<label>.keras`; one that is there already is taken."""
     import keras
 
     from common.evaluation import predictions
     from common.models import build
     from common.training import batches, checkpoints, loop
+    from common.training.methods import make_method
 
+    path = run.folder / f"{label}.keras"
+    if path.is_file():
+        return load_subject(label, path, data)
     scaled = data.x_train[:10_000].astype(np.float32) / 255.0
     mean, std = scaled.mean(axis=(0, 1, 2)), np.maximum(scaled.std(axis=(0, 1, 2)), 1e-3)
     model = build(arch, data.x_train.shape[1:], data.classes, mean=mean, std=std, seed=seed)
@@ -86,16 +98,17 @@ def train_subject(
     rate = loop.learning_rate(
         "cosine", 0.05, epochs=epochs, steps_per_epoch=len(data.x_train) // batch_size, warmup_epochs=epochs / 10
     )
+    method = make_method("standard" if eps is None else "pgd", eps=eps or 0.0, steps=5)
     run.log(f"training {label}: {arch}, {len(data.x_train)} images, {epochs} epochs")
     loop.train(
         model,
         batches.batches(data.x_train, data.y_train, batch_size=batch_size, seed=seed),
-        loop.cross_entropy,
+        method.loss,
         keras.optimizers.SGD(rate, momentum=0.9, nesterov=True),
         epochs=epochs,
         seed=seed,
+        adversary=method.adversary,
     )
-    path = run.folder / f"{label}.keras"
     checkpoints.save_model(model, path)
     run.artifact(label, path)
     run.log(f"{label}: test accuracy {predictions.accuracy(model, data.x_test, data.y_test):.3f}")

@@ -26,6 +26,7 @@ from common.attacks.budget import (
 )
 from common.attacks.dataset import AttackResult, attack_dataset, run_dataset
 from common.attacks.fab import fab
+from common.attacks.fmn import fmn
 from common.attacks.logits import check_logits, inference, logits_of
 from common.attacks.loop import (
     Attack,
@@ -57,6 +58,7 @@ from common.attacks.objectives import (
     untargeted_margin,
 )
 from common.attacks.pruning import Pruning, salient
+from common.attacks.randomness import Expected, RandomModel, bpda
 from common.attacks.square import square
 from common.attacks.threat_models import ThreatModel, box, l1, l2, linf
 from common.attacks.updates import UpdateRule, adam, ascent, top_l1, unit_l2
@@ -70,6 +72,7 @@ __all__ = [
     "Ball",
     "Bound",
     "Check",
+    "Expected",
     "Inputs",
     "Memory",
     "MinimumNorm",
@@ -77,6 +80,7 @@ __all__ = [
     "NamedAttack",
     "Objective",
     "Pruning",
+    "RandomModel",
     "Restarts",
     "Result",
     "Selection",
@@ -91,6 +95,7 @@ __all__ = [
     "best_loss",
     "bim",
     "box",
+    "bpda",
     "check_classes",
     "check_logits",
     "choose",
@@ -104,6 +109,7 @@ __all__ = [
     "feature_pgd",
     "fftgsm",
     "fgsm",
+    "fmn",
     "iftgsm",
     "in_ball",
     "inference",

@@ -33,6 +33,7 @@ from common.attacks.objectives import (
     untargeted_dlr,
     untargeted_margin,
 )
+from common.attacks.randomness import Expected
 from common.attacks.tensors import broadcast_like, norm_of, normal, normalize, per_example, uniform
 from common.attacks.threat_models import ThreatModel
 from common.attacks.updates import UpdateRule
@@ -278,7 +279,9 @@ def check_ratio(classes: int, loss: str, needed: int) -> None:
         raise ValueError(f"loss {loss!r} needs {needed} classes or more, this model has {classes}: use 'margin'")
 
 
-def auto_pgd(norm: Norm, loss: Loss, *, targets: int = 0, stop: bool = True, shrinking: bool = False) -> Attack:
+def auto_pgd(
+    norm: Norm, loss: Loss, *, targets: int = 0, stop: bool = True, shrinking: bool = False, draws: int = 1
+) -> Attack:
     """APGD as a value, of `x`, `y`, `eps`, `steps`, `restarts`, `seed` and `index`."""
     targeted = targets > 0
     losses = TARGETED if targeted else LOSSES
@@ -287,7 +290,7 @@ def auto_pgd(norm: Norm, loss: Loss, *, targets: int = 0, stop: bool = True, shr
     restarts = Restarts(until=at_success if stop else None, targeted=targeted)
     needed = CLASSES.get(f"targeted_{loss}" if targeted else loss, 2)
     return Attack(
-        objective=losses[loss],
+        objective=losses[loss] if draws == 1 else Expected(losses[loss], draws),
         threat_model=Ball(norm),
         update=Auto(norm),
         start=Surface(norm),
@@ -296,6 +299,7 @@ def auto_pgd(norm: Norm, loss: Loss, *, targets: int = 0, stop: bool = True, shr
         rounds=Shrinking(restarts) if shrinking else restarts,
         prepare=NearClasses(targets) if targeted else None,
         check=CheckLoss(norm, loss, needed) if needed > 2 else Check(norm),
+        numbered=draws > 1,
     )
 
 
@@ -312,6 +316,7 @@ def apgd(
     restarts: int = 1,
     targets: int = 0,
     stop: bool = True,
+    draws: int = 1,
     seed: int | Tensor = 0,
     index: Array | None = None,
     mask=None,
@@ -322,12 +327,15 @@ def apgd(
 
     `loss`: cross-entropy, difference of logits ratio, margin of logits or of probabilities. With `targets` that many of
     the nearest classes are tried one after the other, by the targeted losses `dlr` or `margin`. `stop` leaves an
-    example where it first succeeds. Of all searches each example keeps its worst case.
+    example where it first succeeds. Of all searches each example keeps its worst case. Of a model that draws, such as a
+    `RandomModel`, the mean loss of so many `draws` is raised.
 
     Errors: `ValueError` for a loss that needs more classes than there are: `dlr` three, with `targets` four.
     """
-    if restarts < 1 or targets < 0:
-        raise ValueError(f"restarts must be at least 1, targets at least 0; received {restarts} and {targets}")
-    attack = auto_pgd(norm, loss, targets=targets, stop=stop, shrinking=norm == "l1")
+    if restarts < 1 or draws < 1 or targets < 0:
+        raise ValueError(
+            f"restarts and draws must be at least 1, targets at least 0; received {restarts}, {draws} and {targets}"
+        )
+    attack = auto_pgd(norm, loss, targets=targets, stop=stop, shrinking=norm == "l1", draws=draws)
     inputs = {"x": x, "y": y, "eps": eps, "steps": steps, "restarts": restarts, "seed": seed, "index": index}
     return Bound(attack, model, {**inputs, "mask": mask, "low": low, "high": high})

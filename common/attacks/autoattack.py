@@ -23,16 +23,27 @@ from common.attacks.dataset import attack_dataset, of_rows
 from common.attacks.fab import fab
 from common.attacks.logits import check_logits, logits_of
 from common.attacks.loop import Model
+from common.attacks.objectives import untargeted_dlr
+from common.attacks.randomness import RandomModel
 from common.attacks.square import square
+from common.attacks.tensors import example_seeds
 from common.errors import UserError
 from common.files import read_npz, write_npz
 
-Version = Literal["standard", "plus", "fast", "custom"]
+Version = Literal["standard", "plus", "rand", "fast", "custom"]
 Step = Callable[..., tf.Tensor]
 
 CLEAN = "clean"
 """The name of what no attack has touched yet."""
 
+SQUARE = "square"
+DRAWS = 20
+"""Draws of a random model, in each gradient of `rand` and wherever a `RandomModel` is judged."""
+
+# More than this share of all examples broken by random search alone says that gradients are masked (AutoAttack's rule).
+_MASKED = 0.002
+# From this ratio on an example counts as nearly broken: of those that further attacks broke most were above.
+_NEAR = -0.3
 # What of the budget rounding may add: float32 sums over an image.
 _ROUNDING = 1e-5
 
@@ -47,21 +58,45 @@ class Left(NamedTuple):
     seconds: float
 
 
+class Near(NamedTuple):
+    """An attack for examples alone that an attack before has come near to breaking: whose `ratio` is `above`."""
+
+    attack: Step
+    above: float
+
+
+class IfMasked(NamedTuple):
+    """An attack that is run where those before are `masked` alone."""
+
+    attack: Step
+
+
 class AutoAttackResult(NamedTuple):
     """The worst case of all attacks, example by example.
 
     `x` float32 (N, ...): an adversarial example where one was found, else the clean input; `clean`, `robust` bool (N,):
     answered rightly without attacks, and whatever they did. `steps`: what each has left. `broken_by` int (N,): the
     number of the first attack in `steps` that succeeded, 0 for what was wrong before, -1 for robust examples.
-    `left_out`: what the version asks for and this model does not allow, in words.
+
+    `ratio` (N,): the largest difference of logits ratio (Croce & Hein 2020, equation 6) of all that attacks have
+    returned, above 0 for broken examples and near to it where it was close. `left_out`: what the version asks for and
+    this model does not allow, in words.
     """
 
     x: np.ndarray
     clean: np.ndarray
     robust: np.ndarray
     broken_by: np.ndarray
+    ratio: np.ndarray
     steps: tuple[Left, ...]
     left_out: tuple[str, ...] = ()
+
+    @property
+    def masked(self) -> bool:
+        """Whether random search has broken more than 0.2 % of all examples that gradients had left: those are of
+        little use then, and what else they leave proves little."""
+        broken = sum(step.given - step.left for step in self.steps if step.name == SQUARE)
+        return broken > _MASKED * len(self.robust)
 
     @property
     def gradients(self) -> int:
@@ -77,7 +112,7 @@ def autoattack(
     eps: float | np.ndarray,
     norm: Norm = "linf",
     version: Version = "standard",
-    attacks: Mapping[str, Step] | None = None,
+    attacks: Mapping[str, Step | Near] | None = None,
     seed: int = 0,
     low: float = 0.0,
     high: float = 1.0,
@@ -89,8 +124,11 @@ def autoattack(
     """Attack `x` (N, ...) float in [`low`, `high`] with labels `y` (N,) within `eps`, a scalar or (N,), of a norm.
 
     `version`: `standard` is the paper's, APGD-CE, targeted APGD-DLR, FAB-T and Square; `plus` adds APGD-DLR and more
-    restarts; `custom` runs `attacks`, functions of x, y and, if they have such an argument, index, by their names. What
-    is found is looked at anew, at its own place and within ball and box; a success is nothing else.
+    restarts; `rand`, for models that draw, climbs the mean of 20 draws by APGD-CE and APGD-DLR. `fast` takes a fifth of
+    the paper's gradients or less: three short attacks, by margin, cross-entropy and towards the three nearest classes,
+    two more for those alone that came near, and a short Square; where that says that gradients are `masked`, all of
+    `standard` as well. `custom` runs `attacks`, functions of x, y and, if they have such an argument, index, by their
+    names. What is found is looked at anew, at its own place and within ball and box; a success is nothing else.
 
     `state`, an `.npz`, is written after each attack; from one that is there the evaluation goes on, with the same
     results as without the stop. `log` is told what each attack has left.
@@ -123,7 +161,7 @@ def autoattack(
 
 def plan(
     version: Version, model: Model, classes: int, *, norm: Norm, eps: Any, seed: int, low: float, high: float
-) -> tuple[dict[str, Step], tuple[str, ...]]:
+) -> tuple[dict[str, Step | Near | IfMasked], tuple[str, ...]]:
     """The attacks of a version on a model of so many classes, by name, and what is left out.
 
     Errors: `ValueError` for another version or norm.
@@ -144,13 +182,35 @@ def plan(
     targeted = partial(climb, loss=ratio, targets=targets)
     search = partial(square, model, eps=eps, **shared)
     boundary = partial(fab, model, eps=eps, targets=min(9, others), **shared)
-    if version == "standard":
+    standard = {
+        "apgd-ce": partial(climb, restarts=restarts),
+        "apgd-t": targeted,
+        "fab-t": boundary,
+        SQUARE: search,
+    }
+    if version == "fast":
+        again = {**shared, "seed": seed + 1}
+        near = {
+            "near-ce": partial(apgd, model, eps=eps, steps=60, restarts=2, **again),
+            "near-t": partial(apgd, model, eps=eps, loss=ratio, targets=min(2, others), steps=60, **again),
+        }
         return {
-            "apgd-ce": partial(climb, restarts=restarts),
-            "apgd-t": targeted,
-            "fab-t": boundary,
-            "square": search,
+            "margin": partial(climb, loss="margin", steps=20),
+            "ce": partial(climb, steps=60),
+            "margin-t": partial(climb, loss="margin", targets=min(3, others), steps=30),
+            **{name: Near(attack, _NEAR) for name, attack in near.items()},
+            SQUARE: partial(search, steps=200),
+            **{f"standard {name}": IfMasked(attack) for name, attack in standard.items()},
         }, tuple(left_out)
+    if version == "standard":
+        return standard, tuple(left_out)
+    if version == "rand":
+        several = {"apgd-ce": partial(climb, draws=DRAWS)}
+        if classes >= 3:
+            several["apgd-dlr"] = partial(climb, loss="dlr", draws=DRAWS)
+        else:
+            left_out.append("apgd-dlr: the difference of logits ratio needs 3 classes")
+        return several, tuple(left_out[classes < 4 :])
     if version == "plus":
         left_out.append("fab: untargeted, it takes a gradient for each class; fab-t has its restarts instead")
         attacks = {"apgd-ce": partial(climb, restarts=5)}
@@ -159,8 +219,8 @@ def plan(
         else:
             left_out.append("apgd-dlr: the difference of logits ratio needs 3 classes")
         restarted = partial(boundary, restarts=5, start_eps=eps)
-        return {**attacks, "square": search, "apgd-t": targeted, "fab-t": restarted}, tuple(left_out)
-    raise ValueError(f"version must be standard, plus, fast or custom; received {version!r}")
+        return {**attacks, SQUARE: search, "apgd-t": targeted, "fab-t": restarted}, tuple(left_out)
+    raise ValueError(f"version must be standard, plus, rand, fast or custom; received {version!r}")
 
 
 class _Task(NamedTuple):
@@ -176,35 +236,43 @@ class _Task(NamedTuple):
     batch_size: int
     progress: bool
 
-    def right(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Whether each of `x` (n, ...) is answered with its label in `y` (n,)."""
+    def look(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Whether each of `x` (n, ...) is answered with its label in `y` (n,), and its ratio."""
         signature = [tf.TensorSpec([None, *x.shape[1:]], tf.float32), tf.TensorSpec([None], tf.int32)]
-        look = compiled(self.model, ("right", x.shape[1:]), _right, signature)
-        out = np.empty(len(x), bool)
+        look = compiled(self.model, ("right", x.shape[1:]), _look, signature)
+        right, ratio = np.empty(len(x), bool), np.empty(len(x), np.float32)
         for first in range(0, len(x), self.batch_size):
             rows = slice(first, first + self.batch_size)
-            out[rows] = look(x[rows], y[rows])
-        return out
+            right[rows], ratio[rows] = look(x[rows], y[rows])
+        return right, ratio
 
     def clean(self) -> AutoAttackResult:
-        started, clean = time.perf_counter(), self.right(self.x, self.y)
+        started = time.perf_counter()
+        clean, ratio = self.look(self.x, self.y)
         step = Left(CLEAN, len(clean), int(clean.sum()), 0, time.perf_counter() - started)
-        return AutoAttackResult(self.x.copy(), clean, clean.copy(), np.where(clean, -1, 0).astype(np.int32), (step,))
+        broken_by = np.where(clean, -1, 0).astype(np.int32)
+        return AutoAttackResult(self.x.copy(), clean, clean.copy(), broken_by, ratio, (step,))
 
-    def after(self, found: AutoAttackResult, name: str, attack: Step) -> AutoAttackResult:
+    def after(self, found: AutoAttackResult, name: str, attack: Step | Near | IfMasked) -> AutoAttackResult:
         """`found` with what `attack` does to those that are left."""
         started, rows = time.perf_counter(), np.flatnonzero(found.robust)
-        x, robust, broken_by, gradients = found.x.copy(), found.robust.copy(), found.broken_by.copy(), 0
+        if isinstance(attack, Near):
+            attack, rows = attack.attack, rows[found.ratio[rows] > attack.above]
+        elif isinstance(attack, IfMasked):
+            attack, rows = attack.attack, rows if found.masked else rows[:0]
+        robust, broken_by = found.robust.copy(), found.broken_by.copy()
+        x, ratio, gradients = found.x.copy(), found.ratio.copy(), 0
         if len(rows):
             own, clean, y = of_rows(attack, rows, len(x)), self.x[rows], self.y[rows]
             crafted = attack_dataset(own, clean, y, batch_size=self.batch_size, progress=self.progress, name=name)
             eps = np.broadcast_to(self.eps, len(x))[rows]
             allowed = within(clean, crafted.x, self.norm, eps, self.low, self.high)
-            success = allowed & ~self.right(np.where(_column(allowed, clean), crafted.x, clean), y)
-            broken, gradients = rows[success], crafted.gradients or 0
-            x[broken], robust[broken], broken_by[broken] = crafted.x[success], False, len(found.steps)
+            right, near = self.look(np.where(_column(allowed, clean), crafted.x, clean), y)
+            broken, gradients = rows[~right], crafted.gradients or 0
+            x[broken], robust[broken], broken_by[broken] = crafted.x[~right], False, len(found.steps)
+            ratio[rows] = np.fmax(ratio[rows], near)
         step = Left(name, len(rows), int(robust.sum()), gradients, time.perf_counter() - started)
-        return found._replace(x=x, robust=robust, broken_by=broken_by, steps=(*found.steps, step))
+        return found._replace(x=x, robust=robust, broken_by=broken_by, ratio=ratio, steps=(*found.steps, step))
 
 
 class _State:
@@ -233,17 +301,19 @@ class _State:
             for name, mine in self.told.items():
                 if told[name] != mine:
                     raise UserError(f"{self.path}: is of an evaluation with other {name}; give another file, or none")
-            x, broken_by = self.clean.copy(), arrays["broken_by"]
+            x, broken_by, ratio = self.clean.copy(), arrays["broken_by"], arrays["ratio"]
             x[arrays["rows"]] = arrays["x"]
         except (KeyError, ValueError, IndexError, TypeError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{self.path}: is no state of an AutoAttack; give another file, or none") from error
-        return AutoAttackResult(x, broken_by != 0, broken_by < 0, broken_by, tuple(Left(*step) for step in steps))
+        return AutoAttackResult(
+            x, broken_by != 0, broken_by < 0, broken_by, ratio, tuple(Left(*step) for step in steps)
+        )
 
     def write(self, found: AutoAttackResult) -> None:
         rows = np.flatnonzero(found.broken_by > 0)
-        arrays = {"broken_by": found.broken_by, "rows": rows, "x": found.x[rows]}
+        arrays = {"broken_by": found.broken_by, "ratio": found.ratio, "rows": rows, "x": found.x[rows]}
         texts = {"told": json.dumps(self.told), "steps": json.dumps(found.steps)}
         write_npz(self.path, {**arrays, **{name: np.array(text) for name, text in texts.items()}})
 
@@ -256,10 +326,29 @@ def _digest(*arrays: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _right(model: Model, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-    z = logits_of(model)(x)
+def _look(model: Model, x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    if not isinstance(model, RandomModel):
+        return _answered(logits_of(model)(x), y)
+    seeds = example_seeds(tf.zeros([2], tf.int32), tf.range(tf.shape(x)[0]))
+    many, drawn = model.several(x, seeds, DRAWS)
+    right, ratio = _answered(logits_of(lambda x: model(x, drawn))(many), tf.repeat(y, DRAWS))
+    right, ratio = (tf.reshape(tf.cast(each, tf.float32), [-1, DRAWS]) for each in (right, ratio))
+    return tf.reduce_mean(right, axis=1) >= 0.5, tf.reduce_mean(ratio, axis=1)
+
+
+def _answered(logits: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    ratio, wrong = untargeted_dlr(lambda z: z, {"y": y})(_three_or_more(logits))
     # Of several numbers the first would be the largest where one is none.
-    return (tf.argmax(z, axis=1, output_type=tf.int32) == y) & ~tf.reduce_any(tf.math.is_nan(z), axis=1)
+    return ~wrong & ~tf.reduce_any(tf.math.is_nan(logits), axis=1), ratio
+
+
+def _three_or_more(logits: tf.Tensor) -> tf.Tensor:
+    """`logits` (B, classes), of two classes with a third that is as far below them as they are apart: the ratio then
+    says nothing but who leads."""
+    if logits.shape[1] > 2:
+        return logits
+    low, high = tf.reduce_min(logits, axis=1, keepdims=True), tf.reduce_max(logits, axis=1, keepdims=True)
+    return tf.concat([logits, 2 * low - high], axis=1)
 
 
 def _column(flags: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -48,7 +48,7 @@ from common.attacks.updates import UpdateRule
 Tensor = tf.Tensor
 Norm = Literal["linf", "l2", "l1"]
 
-_BALLS = {"linf": threat_models.linf, "l2": threat_models.l2, "l1": threat_models.l1}
+BALLS = {"linf": threat_models.linf, "l2": threat_models.l2, "l1": threat_models.l1}
 # Share of the coordinates that an L1 step moves.
 _L1_SHARE = 0.01
 _DIRECTIONS = {"linf": tf.sign, "l2": updates.unit_l2, "l1": updates.top_l1(_L1_SHARE)}
@@ -62,11 +62,11 @@ class Ball:
     norm: Norm = "linf"
 
     def __post_init__(self) -> None:
-        if self.norm not in _BALLS:
-            raise ValueError(f"norm must be one of {', '.join(_BALLS)}; received {self.norm!r}")
+        if self.norm not in BALLS:
+            raise ValueError(f"norm must be one of {', '.join(BALLS)}; received {self.norm!r}")
 
     def __call__(self, inputs: Inputs) -> ThreatModel:
-        return _BALLS[self.norm](*(inputs[name] for name in ("x", "eps", "low", "high")), inputs.get("mask"))
+        return BALLS[self.norm](*(inputs[name] for name in ("x", "eps", "low", "high")), inputs.get("mask"))
 
 
 @dataclass(frozen=True)

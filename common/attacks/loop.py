@@ -76,7 +76,8 @@ class Attack:
     `stop` ends an example's search early. `prepare`: model, inputs -> further inputs, with one row per example each,
     that are computed once, before the first step. `output`: inputs, x -> what is returned for the point x. `check`:
     model, inputs -> None, called eagerly, raises `ValueError`. `fixed_size`: whether a graph is for one size of
-    example; without it one graph serves all sizes of the same rank, and the last axis stays fixed.
+    example; without it one graph serves all sizes of the same rank, and the last axis stays fixed. `numbered`: whether
+    the parts are told of each `evaluation` (B,) its number in this round, from 0.
     """
 
     objective: Callable[[Model, Inputs], Objective]
@@ -90,6 +91,7 @@ class Attack:
     output: Callable[[Inputs, Tensor], Tensor] | None = None
     check: Callable[[Model, Inputs], None] | None = None
     fixed_size: bool = True
+    numbered: bool = False
 
     @property
     def scored(self) -> bool:
@@ -237,10 +239,13 @@ def advance(
     rounds, stop, scored = attack.rounds, attack.stop, attack.scored
     # With one number of steps for all and no early end, all move at every step.
     together = stop is None and rounds is None and tf.convert_to_tensor(inputs["steps"]).shape.rank == 0
-    shared = _parts(attack, model, inputs) if rounds is None or rounds.shared_parts else None
+    alike = not attack.numbered and (rounds is None or rounds.shared_parts)
+    shared = _parts(attack, model, inputs) if alike else None
 
     def step(count: Tensor, taken: Tensor, useful: Tensor, state: AttackState):
         now = inputs if rounds is None else rounds.inputs(inputs, state.memory, state.best)
+        if attack.numbered:
+            now = {**now, "evaluation": now["steps"] - state.steps_left}
         parts = shared or _parts(attack, model, now)
         x = state.x
         last = scored & (state.steps_left <= 0)

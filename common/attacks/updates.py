@@ -88,7 +88,7 @@ def ddn(
         eps = tf.minimum(
             eps * broadcast_like(tf.where(success, 1.0 - gamma, 1.0 + gamma), x), broadcast_like(largest_eps, x)
         )
-        shift = x - x0 + _annealed(1.0, 0.01, count, steps) * unit_l2(tangent(x, gradient))
+        shift = x - x0 + annealed(1.0, 0.01, count, steps) * unit_l2(tangent(x, gradient))
         return x0 + eps * unit_l2(shift), (count + 1.0, eps)
 
     return UpdateRule(init, step)
@@ -115,7 +115,7 @@ def sigma_zero(
 
     def step(state: State, x: Tensor, value: Tensor, success: Tensor, gradient: Tensor) -> tuple[Tensor, State]:
         moments, least = state
-        rate = _annealed(1.0, 0.1, moments[-1], steps) * broadcast_like(alpha, x)
+        rate = annealed(1.0, 0.1, moments[-1], steps) * broadcast_like(alpha, x)
         climb, moments = _adapt(moments, _unit_linf(threat_model.tangent(x, gradient)), 0.9, 0.999, 1e-8)
         moved = threat_model.project(x + rate * climb)
         least = tf.maximum(least + threshold_rate * rate * broadcast_like(tf.where(success, 1.0, -1.0), x), 0.0)
@@ -180,7 +180,7 @@ def _adapt(moments: State, gradient: Tensor, beta1: float, beta2: float, epsilon
     return climb, (first, second, count)
 
 
-def _annealed(first: float, last: float, count: Tensor, steps: int | Tensor) -> Tensor:
+def annealed(first: float, last: float, count: Tensor, steps: int | Tensor) -> Tensor:
     """From `first` to `last` over `steps`, along half a cosine."""
     share = count / tf.maximum(tf.cast(steps, count.dtype), 1.0)
     return last + (first - last) * (1.0 + tf.cos(pi * share)) / 2.0

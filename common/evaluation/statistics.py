@@ -96,6 +96,27 @@ class Estimate(NamedTuple):
     high: float | None
 
 
+def share_of_population(hits: int, drawn: int, population: int, confidence: float = 0.95) -> Estimate:
+    """The share of a population of so many that `hits` of `drawn`, sampled without replacement, tell of; with its exact
+    interval (Clopper & Pearson's, of the hypergeometric distribution), which is none once all were drawn.
+
+    A population of none has the share 0.
+    """
+    # Here, for it takes seconds that no script's --help should take.
+    from scipy.stats import hypergeom
+
+    if not population:
+        return Estimate(0.0, 0, 0.0, 0.0)
+    # As many hits in all as were seen, up to all that were not seen.
+    totals = np.arange(hits, population - (drawn - hits) + 1)
+    tail = (1 - confidence) / 2
+    likely = (hypergeom.sf(hits - 1, population, totals, drawn) > tail) & (
+        hypergeom.cdf(hits, population, totals, drawn) > tail
+    )
+    low, high = totals[likely][[0, -1]] / population
+    return Estimate(hits / drawn if drawn else 0.0, drawn, float(low), float(high))
+
+
 def rate(hits: np.ndarray, identities: np.ndarray | None, subset: np.ndarray | None = None) -> Estimate:
     """The share of `hits` bool (n,), with `subset` bool (n,) only of those; `identities` as in `bootstrap`, or None for
     independent samples, whose interval is Wilson's.

@@ -191,6 +191,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "pgd_restarts": partial(_on_classes, attacks.pgd, "linf", eps=0.1, **_STEPS, restarts=3, stop=True, drawn=True),
     **{f"apgd_{n}": partial(_on_classes, attacks.apgd, n, norm=n, eps=e, steps=8, drawn=True) for n, e in EPS.items()},
     "apgd_t": partial(_on_classes, attacks.apgd, "linf", eps=0.1, steps=5, loss="dlr", targets=2, drawn=True),
+    "apgd_mean": partial(_on_classes, attacks.apgd, "linf", eps=0.1, steps=4, draws=3, drawn=True),
     **{f"fab_{n}": partial(_on_classes, attacks.fab, norm=n, steps=6, targets=2, still={"steps": 0}) for n in EPS},
     **{
         f"square_{n}": partial(_on_classes, attacks.square, n, norm=n, eps=e, steps=9, drawn=True)
@@ -206,6 +207,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "feature_pgd": partial(_on_embeddings, attacks.feature_pgd, eps=0.1, **_STEPS, restarts=2, drawn=True),
     "trades": _apart,
     "ddn": partial(_on_classes, attacks.ddn, steps=8, still={"steps": 0}),
+    **{f"fmn_{n}": partial(_on_classes, attacks.fmn, norm=n, steps=7, alpha=0.3, still={"steps": 0}) for n in EPS},
     "cw_l2": partial(_on_classes, attacks.cw_l2, **_SEARCH, still={"steps": 0}),
     "cw_l0": partial(_on_classes, attacks.cw_l0, **_SEARCH, still={"steps": 0}),
     "sigma_zero": partial(_on_classes, attacks.sigma_zero, steps=8, still={"steps": 0}),

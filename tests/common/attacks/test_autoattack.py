@@ -1,5 +1,6 @@
 """APGD, FAB and Square against formulas in double precision, and AutoAttack's driver against planted attacks."""
 
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from common.attacks import apgd, attack_dataset, autoattack, fab, objectives, square
+from common.attacks import RandomModel, apgd, attack_dataset, autoattack, bpda, fab, fmn, objectives, search, square
+from common.attacks.apgd import auto_pgd
+from common.attacks.attack import as_tensors
 from common.attacks.autoattack import within
 from common.attacks.fab import nearest_on_plane
+from common.attacks.tensors import normal
 from common.errors import UserError
 from tests.helpers import attack_oracles as oracles
 from tests.helpers.attack_oracles import SHAPES, Perceptron, column, each_rank, fooled, linear_task, norms, perceptron
@@ -44,13 +48,14 @@ def test_square_on_the_linear_oracle(norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 @each_rank
-def test_a9_fab_finds_the_distance_of_the_linear_oracle(norm, rank):
+def test_a9_fab_and_fmn_find_the_distance_of_the_linear_oracle(norm, rank):
     for batch in (1, 8):
         model, x, y, (low, high), best = linear_task(SHAPES[rank], batch, norm, True)
-        found = np.asarray(fab(model, x, y, norm=norm, steps=60, low=low, high=high))
-        assert fooled(model, found, y).all()
-        ratio = norms(found - x, norm) / best
-        assert ratio.min() >= 1 - 1e-4 and ratio.max() <= 1.05
+        for attack in (partial(fab, steps=60), partial(fmn, steps=300)):
+            found = np.asarray(attack(model, x, y, norm=norm, low=low, high=high))
+            assert fooled(model, found, y).all()
+            ratio = norms(found - x, norm) / best
+            assert ratio.min() >= 1 - 1e-4 and ratio.max() <= 1.05, (attack, ratio)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -74,7 +79,7 @@ def test_the_nearest_point_of_a_plane_in_the_box(norm):
     np.testing.assert_allclose((beyond * slope).sum(axis=(1, 2)), most, rtol=1e-4)
 
 
-def auto_pgd(net, x, y, start, eps, steps, norm):
+def algorithm_1(net, x, y, start, eps, steps, norm):
     """Algorithm 1 of Croce & Hein 2020 in double precision, one example after the other, from a given start."""
     own, first, least, shorter = GOES_BACK
     unit = np.sign if norm == "linf" else lambda g: g / np.linalg.norm(g)
@@ -130,7 +135,7 @@ def test_a10_apgd_is_algorithm_1(norm):
         return np.logaddexp.reduce(z, axis=1) - z[np.arange(12), y]
 
     for steps in (1, 7, 40):
-        wanted = auto_pgd(net, x, y, start, eps, steps, norm)
+        wanted = algorithm_1(net, x, y, start, eps, steps, norm)
         found = apgd(net.model, x, y, steps=steps, **options)
         wrong = fooled(net.model, found, y)
         # Among misclassified iterates and others the former are kept, whatever their loss.
@@ -376,3 +381,72 @@ def test_refusals():
         apgd(model, x, y, eps=0.1, loss="dlr", targets=2)
     with pytest.raises(ValueError, match="in l2 Square takes images"):
         square(*linear_task((12,), 2, "l2", True)[:3], eps=0.1, norm="l2")
+
+
+def noisy(net, scale):
+    """The network behind noise that is its own for each seed."""
+
+    def function(x, seeds):
+        return net.model(x + scale * normal(seeds, tf.shape(x)[1:]), training=False)
+
+    return RandomModel(function)
+
+
+def test_a_random_model_is_attacked_by_its_mean():
+    """Draws follow from seed, place and number of the evaluation: the same twice, others in each, and alone as in a
+    batch; more draws fool more of the draws to come."""
+    net = perceptron(4)
+    x, y = net.data(40)
+    model, options = noisy(net, 0.25), {"eps": 0.06, "steps": 25, "index": np.arange(40)}
+    found = {draws: apgd(model, x, y, draws=draws, **options).numpy() for draws in (1, 20)}
+    np.testing.assert_array_equal(apgd(model, x, y, draws=20, **options), found[20])
+    alone = apgd(model, x[7:9], y[7:9], draws=20, **{**options, "index": np.array([7, 8])})
+    np.testing.assert_allclose(alone, found[20][7:9], atol=2e-5)
+
+    def right(moved):
+        draws = [np.asarray(model(moved, tf.random.uniform([40, 2], 0, 2**30, tf.int32, seed=k))) for k in range(50)]
+        return np.mean([z.argmax(axis=1) == y for z in draws])
+
+    assert right(found[20]) < right(found[1]) - 0.02 < right(x)
+    result = autoattack(model, x, y, eps=0.06, version="rand")
+    assert [step.name for step in result.steps] == ["clean", "apgd-ce", "apgd-dlr"]
+    assert result.robust.sum() < result.clean.sum()
+
+
+def test_each_evaluation_has_draws_of_its_own():
+    seen = []
+
+    def objective(model, inputs):
+        def look(x):
+            seen.append((inputs["evaluation"].numpy().tolist(), inputs.get("restart").numpy().tolist()))
+            return tf.reduce_sum(x, axis=1), tf.zeros([2], tf.bool)
+
+        return look
+
+    attack = dataclasses.replace(auto_pgd("linf", "ce"), objective=objective, numbered=True)
+    inputs = as_tensors({"x": np.zeros((2, 3), np.float32), "eps": 0.1, "steps": 3, "restarts": 2})
+    search(attack, None, inputs)
+    assert seen == [([k, k], [restart, restart]) for restart in (0, 1) for k in range(4)]
+
+
+def test_steps_without_a_slope_get_one():
+    """Rounding has none of its own; with one in its place, or another's, the attack goes through."""
+    net = perceptron(4)
+    x, y = net.data(40)
+
+    def rounded(x):
+        return tf.round(x * 16) / 16
+
+    options = {"eps": 0.15, "steps": 20}
+    with pytest.raises(ValueError, match="no gradient reaches the input"):
+        apgd(lambda x: net.model(rounded(x)), x, y, **options)
+    through = bpda(rounded)
+    seeing = (~fooled(net.model, rounded(apgd(lambda x: net.model(through(x)), x, y, **options)), y)).mean()
+    plain = (~fooled(net.model, apgd(net.model, x, y, **options), y)).mean()
+    assert seeing <= plain + 0.1
+    point = tf.constant([[0.3, 0.7]])
+    with tf.GradientTape() as tape:
+        tape.watch(point)
+        value = bpda(tf.round, lambda x: x**2)(point)
+    np.testing.assert_array_equal(value, [[0.0, 1.0]])
+    np.testing.assert_allclose(tape.gradient(value, point), 2 * point)
