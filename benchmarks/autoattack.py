@@ -122,7 +122,7 @@ def _subjects(options: Options, run: Run, data: "Arrays") -> "list[Subject]":
         if len(set(names)) < len(names):
             raise UserError("--models: two have the same name; give files, or folders with model.keras, of other names")
         return [subjects.load_subject(name, path, data) for name, path in zip(names, options.models, strict=True)]
-    settings = {"epochs": options.epochs, "seed": options.seed}
+    settings = {"arch": subjects.TINY, "epochs": options.epochs, "seed": options.seed}
     return [
         subjects.train_subject("plain", data, run, **settings),
         subjects.train_subject("pgd", data, run, **settings, eps=options.train_eps),

@@ -1,5 +1,6 @@
 """The models and images that everything here is measured on."""
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     import keras
 
     from common.datasets import Arrays
+
+
+TINY = "tiny_cnn"
+"""A quarter of the work of `small_cnn`: four convolutions of 8 and 16 channels."""
 
 
 class Subject(NamedTuple):
@@ -84,7 +89,7 @@ def train_subject(
     import keras
 
     from common.evaluation import predictions
-    from common.models import build
+    from common.models import NETWORKS, build, small_cnn
     from common.training import batches, checkpoints, loop
     from common.training.methods import make_method
 
@@ -93,7 +98,8 @@ def train_subject(
         return load_subject(label, path, data)
     scaled = data.x_train[:10_000].astype(np.float32) / 255.0
     mean, std = scaled.mean(axis=(0, 1, 2)), np.maximum(scaled.std(axis=(0, 1, 2)), 1e-3)
-    model = build(arch, data.x_train.shape[1:], data.classes, mean=mean, std=std, seed=seed)
+    networks = {**NETWORKS, TINY: functools.partial(small_cnn, width=8, blocks=2)}
+    model = build(arch, data.x_train.shape[1:], data.classes, networks=networks, mean=mean, std=std, seed=seed)
     batch_size = min(64, len(data.x_train))
     rate = loop.learning_rate(
         "cosine", 0.05, epochs=epochs, steps_per_epoch=len(data.x_train) // batch_size, warmup_epochs=epochs / 10
