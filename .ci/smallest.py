@@ -35,6 +35,10 @@ SMALLEST = {
         *("--rows", "fgsm_scenes,scenes_linf,ddn_scenes", "--repeats", "1"),
         *("--n-test", "8", "--n-train", "200", "--epochs", "1"),
     ],
+    "benchmarks/autoattack.py": [
+        *("--n-train", "100", "--n-test", "4", "--epochs", "1", "--repeats", "1"),
+        *("--norms", "linf", "--contenders", "fast"),
+    ],
     "benchmarks/training.py": [
         *("--archs", "small_cnn", "--batches", "2", "--batch-size", "32"),
         *("--repeats", "1", "--steps", "1"),

@@ -114,6 +114,7 @@ def autoattack(
     version: Version = "standard",
     attacks: Mapping[str, Step | Near] | None = None,
     seed: int = 0,
+    index: np.ndarray | None = None,
     low: float = 0.0,
     high: float = 1.0,
     batch_size: int = 256,
@@ -130,8 +131,9 @@ def autoattack(
     `standard` as well. `custom` runs `attacks`, functions of x, y and, if they have such an argument, index, by their
     names. What is found is looked at anew, at its own place and within ball and box; a success is nothing else.
 
-    `state`, an `.npz`, is written after each attack; from one that is there the evaluation goes on, with the same
-    results as without the stop. `log` is told what each attack has left.
+    Draws are tied to `index` (N,), the examples' places in the data set, by default 0 to N - 1: of a part of them there
+    comes what comes of all. `state`, an `.npz`, is written after each attack; from one that is there the evaluation
+    goes on, with the same results as without the stop. `log` is told what each attack has left.
 
     Errors: `ValueError` as the attacks; `UserError` for a `state` that is damaged or of another evaluation, naming what
     differs.
@@ -143,7 +145,10 @@ def autoattack(
     left_out: tuple[str, ...] = ()
     if attacks is None:
         attacks, left_out = plan(version, model, classes, norm=norm, eps=eps, seed=seed, low=low, high=high)
-    task = _Task(model, x, y, norm, eps, low, high, batch_size, progress)
+    index = np.arange(len(x), dtype=np.int32) if index is None else np.asarray(to_array(index, "index"), np.int32)
+    if index.shape != (len(x),):
+        raise ValueError(f"index must be of shape ({len(x)},); received shape {index.shape}")
+    task = _Task(model, x, y, index, norm, eps, low, high, batch_size, progress)
     file = None if state is None else _State(Path(state), task, {"version": version, "seed": seed}, list(attacks))
     found = None if file is None else file.read()
     found = (task.clean() if found is None else found)._replace(left_out=left_out)
@@ -229,6 +234,7 @@ class _Task(NamedTuple):
     model: Model
     x: np.ndarray
     y: np.ndarray
+    index: np.ndarray
     norm: Norm
     eps: Any
     low: float
@@ -263,7 +269,7 @@ class _Task(NamedTuple):
         robust, broken_by = found.robust.copy(), found.broken_by.copy()
         x, ratio, gradients = found.x.copy(), found.ratio.copy(), 0
         if len(rows):
-            own, clean, y = of_rows(attack, rows, len(x)), self.x[rows], self.y[rows]
+            own, clean, y = of_rows(attack, rows, len(x), self.index), self.x[rows], self.y[rows]
             crafted = attack_dataset(own, clean, y, batch_size=self.batch_size, progress=self.progress, name=name)
             eps = np.broadcast_to(self.eps, len(x))[rows]
             allowed = within(clean, crafted.x, self.norm, eps, self.low, self.high)
@@ -286,7 +292,7 @@ class _State:
             "norm": task.norm,
             "eps": _digest(np.asarray(task.eps, np.float64)),
             "box": [float(task.low), float(task.high)],
-            "examples": _digest(task.x),
+            "examples": _digest(task.x, task.index),
             "labels": _digest(task.y),
             "model": _digest(*(variable.numpy() for variable in getattr(task.model, "variables", ()))),
         }

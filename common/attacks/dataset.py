@@ -116,14 +116,17 @@ def with_rows(inputs: Mapping[str, Any], count: int) -> dict[str, Any]:
     }
 
 
-def of_rows(attack: Callable[..., Tensor], rows: np.ndarray, count: int) -> Callable[..., Tensor]:
+def of_rows(
+    attack: Callable[..., Tensor], rows: np.ndarray, count: int, index: np.ndarray | None = None
+) -> Callable[..., Tensor]:
     """`attack`, as `attack_dataset` takes it, for `rows` (n,) of the `count` examples that its options have a row for,
-    and that its draws are tied to."""
+    and that its draws are tied to, at their places or at those in `index` (count,)."""
     indexed = "index" in inspect.signature(attack).parameters
+    places = rows if index is None else index[rows]
     if not (isinstance(attack, functools.partial) and isinstance(attack.func, NamedAttack)):
-        return (lambda x, y, index: attack(x, y, index=rows[index])) if indexed else attack
+        return (lambda x, y, index: attack(x, y, index=places[index])) if indexed else attack
     own = {name: np.asarray(value)[rows] for name, value in with_rows(attack.keywords, count).items()}
-    return functools.partial(attack, **({"index": rows} if indexed else {}) | own)
+    return functools.partial(attack, **({"index": places} if indexed else {}) | own)
 
 
 class _Data:

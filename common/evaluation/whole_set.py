@@ -55,7 +55,9 @@ def whole_set(
     survivors = np.flatnonzero(first.robust)
     drawn = np.random.default_rng(seed).permutation(len(survivors))[:sample]
     sampled = np.sort(survivors[drawn])
-    second = autoattack(model, x[sampled], y[sampled], eps=eps, version=versions[1], state=files[1], **options)
+    second = autoattack(
+        model, x[sampled], y[sampled], index=sampled, eps=eps, version=versions[1], state=files[1], **options
+    )
     stood = share_of_population(int(second.robust.sum()), len(sampled), len(survivors))
     of_all = len(survivors) / max(len(x), 1)
     value, low, high = (of_all * share for share in (stood.value, stood.low, stood.high))

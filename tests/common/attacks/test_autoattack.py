@@ -280,6 +280,20 @@ def test_budgets_per_example():
     assert result.robust[:12].all() and not result.robust[12:].all()
 
 
+def test_a_part_of_the_examples_gets_what_all_get():
+    """Draws are tied to places in the data set."""
+    model, x, y = task(5)
+    attacks = {"apgd": partial(apgd, model, eps=0.08, steps=5), "square": partial(square, model, eps=0.08, steps=5)}
+    options = {"eps": 0.08, "version": "custom", "attacks": attacks}
+    all_of, rows = autoattack(model, x, y, **options), np.array([3, 7, 20])
+    part = autoattack(model, x[rows], y[rows], index=rows, **options)
+    np.testing.assert_allclose(part.x, all_of.x[rows], atol=2e-5)
+    elsewhere = autoattack(model, x[rows], y[rows], **options)
+    assert np.abs(elsewhere.x - all_of.x[rows]).max() > 1e-3
+    with pytest.raises(ValueError, match="index must be of shape"):
+        autoattack(model, x, y, index=rows, **options)
+
+
 @pytest.fixture(scope="module")
 def whole():
     model, x, y = task(5)
@@ -450,3 +464,30 @@ def test_steps_without_a_slope_get_one():
         value = bpda(tf.round, lambda x: x**2)(point)
     np.testing.assert_array_equal(value, [[0.0, 1.0]])
     np.testing.assert_allclose(tape.gradient(value, point), 2 * point)
+
+
+def test_fast_leaves_those_that_are_far_alone_and_escalates_where_gradients_are_masked():
+    """Square breaking what gradients left is the flag; then, and then alone, all of `standard` runs."""
+    model, x, y = task(5)
+    result = autoattack(model, x, y, eps=0.08, version="fast")
+    steps = {step.name: step for step in result.steps}
+    assert not result.masked and all(steps[name].given == 0 for name in steps if name.startswith("standard"))
+    standard = autoattack(model, x, y, eps=0.08)
+    assert result.gradients < standard.gradients / 2
+    near = steps["margin-t"].left
+    assert steps["near-ce"].given <= near
+
+    scale = 16.0
+
+    @tf.custom_gradient
+    def stopped(x):
+        return tf.round(x * scale) / scale, lambda slope: 1e-30 * slope
+
+    def masked(x):
+        return tf.stop_gradient(model(stopped(x))) + 1e-12 * tf.reduce_sum(x)
+
+    broken = autoattack(masked, x, np.asarray(masked(x)).argmax(axis=1), eps=0.3, version="fast")
+    steps = {step.name: step for step in broken.steps}
+    assert broken.masked and steps["square"].left < steps["square"].given
+    assert steps["standard square"].given == steps["standard fab-t"].left > 0 or not broken.robust.any()
+    assert autoattack(model, x, y, eps=0.08, version="fast", seed=1).robust.sum() <= standard.robust.sum() + 2
