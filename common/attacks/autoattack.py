@@ -18,7 +18,7 @@ import tensorflow as tf
 from common.arrays import to_array, to_labels
 from common.attacks.apgd import apgd
 from common.attacks.budget import Norm
-from common.attacks.compile import compiled
+from common.attacks.compile import as_float32, check_box, compiled
 from common.attacks.dataset import attack_dataset, of_rows
 from common.attacks.fab import fab
 from common.attacks.logits import check_logits, logits_of
@@ -138,13 +138,17 @@ def autoattack(
     Errors: `ValueError` as the attacks; `UserError` for a `state` that is damaged or of another evaluation, naming what
     differs.
     """
-    x, y = np.asarray(to_array(x), np.float32), to_labels(y, len(x))
     if (version == "custom") != (attacks is not None):
         raise ValueError("attacks are given with version='custom', and with that alone")
-    classes = check_logits(model, tf.constant(x[:8]))
+    # Checked here too, for where nothing is answered rightly no attack sees them.
+    x = as_float32(x)
+    check_box(x, tf.constant(low, tf.float32), tf.constant(high, tf.float32))
+    classes = check_logits(model, x[:8])
+    x, y = x.numpy(), to_labels(y, len(x), classes)
     left_out: tuple[str, ...] = ()
     if attacks is None:
-        attacks, left_out = plan(version, model, classes, norm=norm, eps=eps, seed=seed, low=low, high=high)
+        shared = {"norm": norm, "eps": eps, "seed": seed, "low": low, "high": high}
+        attacks, left_out = plan(version, model, classes, images=x.ndim == 4, **shared)
     index = np.arange(len(x), dtype=np.int32) if index is None else np.asarray(to_array(index, "index"), np.int32)
     if index.shape != (len(x),):
         raise ValueError(f"index must be of shape ({len(x)},); received shape {index.shape}")
@@ -158,16 +162,25 @@ def autoattack(
         found = task.after(found, name, attack)
         if file is not None:
             file.write(found)
-        if log is not None:
-            last = found.steps[-1]
+        last = found.steps[-1]
+        if log is not None and last.given:
             log(f"{name}: {last.left} of {len(x)} examples left, {last.given - last.left} broken, {last.seconds:.0f} s")
     return found
 
 
 def plan(
-    version: Version, model: Model, classes: int, *, norm: Norm, eps: Any, seed: int, low: float, high: float
+    version: Version,
+    model: Model,
+    classes: int,
+    *,
+    images: bool,
+    norm: Norm,
+    eps: Any,
+    seed: int,
+    low: float,
+    high: float,
 ) -> tuple[dict[str, Step | Near | IfMasked], tuple[str, ...]]:
-    """The attacks of a version on a model of so many classes, by name, and what is left out.
+    """The attacks of a version on a model of so many classes, by name, and what is left out, of images or other inputs.
 
     Errors: `ValueError` for another version or norm.
     """
@@ -187,12 +200,11 @@ def plan(
     targeted = partial(climb, loss=ratio, targets=targets)
     search = partial(square, model, eps=eps, **shared)
     boundary = partial(fab, model, eps=eps, targets=min(9, others), **shared)
-    standard = {
-        "apgd-ce": partial(climb, restarts=restarts),
-        "apgd-t": targeted,
-        "fab-t": boundary,
-        SQUARE: search,
-    }
+    searches = {SQUARE: search}
+    if norm != "linf" and not images:
+        left_out.append(f"square: its windows in {norm} are those of images")
+        searches = {}
+    standard = {"apgd-ce": partial(climb, restarts=restarts), "apgd-t": targeted, "fab-t": boundary, **searches}
     if version == "fast":
         again = {**shared, "seed": seed + 1}
         near = {
@@ -204,7 +216,7 @@ def plan(
             "ce": partial(climb, steps=60),
             "margin-t": partial(climb, loss="margin", targets=min(3, others), steps=30),
             **{name: Near(attack, _NEAR) for name, attack in near.items()},
-            SQUARE: partial(search, steps=200),
+            **{name: partial(attack, steps=200) for name, attack in searches.items()},
             **{f"standard {name}": IfMasked(attack) for name, attack in standard.items()},
         }, tuple(left_out)
     if version == "standard":
@@ -215,7 +227,7 @@ def plan(
             several["apgd-dlr"] = partial(climb, loss="dlr", draws=DRAWS)
         else:
             left_out.append("apgd-dlr: the difference of logits ratio needs 3 classes")
-        return several, tuple(left_out[classes < 4 :])
+        return several, tuple(line for line in left_out if line.startswith("apgd-dlr"))
     if version == "plus":
         left_out.append("fab: untargeted, it takes a gradient for each class; fab-t has its restarts instead")
         attacks = {"apgd-ce": partial(climb, restarts=5)}
@@ -224,7 +236,7 @@ def plan(
         else:
             left_out.append("apgd-dlr: the difference of logits ratio needs 3 classes")
         restarted = partial(boundary, restarts=5, start_eps=eps)
-        return {**attacks, SQUARE: search, "apgd-t": targeted, "fab-t": restarted}, tuple(left_out)
+        return {**attacks, **searches, "apgd-t": targeted, "fab-t": restarted}, tuple(left_out)
     raise ValueError(f"version must be standard, plus, rand, fast or custom; received {version!r}")
 
 

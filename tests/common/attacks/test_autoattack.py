@@ -273,6 +273,21 @@ def test_what_leaves_ball_or_box_or_is_no_number_is_no_success():
     assert autoattack(model, x, y, eps=1.0, version="custom", attacks={"far": far}).robust.mean() < 1
 
 
+def test_no_examples_and_no_images():
+    model, x, y = task(3)
+    empty = autoattack(model, x[:0], y[:0], eps=0.1)
+    assert empty.x.shape == (0, 3, 3, 1) and [step.left for step in empty.steps] == [0] * 5
+    draw = keras.initializers.GlorotUniform(3)
+    rows = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, kernel_initializer=draw)])
+    x = np.random.default_rng(0).random((12, 6), dtype=np.float32)
+    y = np.asarray(rows(x)).argmax(axis=1)
+    for norm, eps, given in (("linf", 0.05, True), ("l2", 0.1, False)):
+        result = autoattack(rows, x, y, eps=eps, norm=norm)
+        assert ("square" in [step.name for step in result.steps]) == given
+        assert any("windows" in line for line in result.left_out) != given
+        assert 0 < result.robust.sum() < 12
+
+
 def test_budgets_per_example():
     model, x, y = task(5)
     eps = np.where(np.arange(24) < 12, 1e-6, 0.5).astype(np.float32)
@@ -388,9 +403,13 @@ def test_refusals():
         ({"attacks": {}}, "attacks are given with"),
         ({"norm": "l3"}, "norm must be"),
         ({"eps": -1.0}, "eps must be finite and 0 or more"),
+        ({"x": (x * 255).astype(np.uint8)}, "Divide 8-bit images by 255"),
+        ({"x": x * 255, "y": (y + 1) % 3}, "Divide 8-bit images by 255"),
+        ({"y": y + 3}, "labels"),
+        ({"y": y[:-1]}, "24"),
     ):
         with pytest.raises(ValueError, match=message):
-            autoattack(model, x, y, **{"eps": 0.1, **options})
+            autoattack(model, **{"x": x, "y": y, "eps": 0.1, **options})
     with pytest.raises(ValueError, match="loss 'dlr' needs 4 classes or more, this model has 3"):
         apgd(model, x, y, eps=0.1, loss="dlr", targets=2)
     with pytest.raises(ValueError, match="in l2 Square takes images"):
