@@ -51,10 +51,10 @@ CLASSES = {"dlr": 3, "targeted_dlr": 4}
 # that is looked at, as shares of all steps.
 _OWN_SHARE, _RAISED = 0.75, 0.75
 _PERIOD, _SHORTEST, _SHORTER = 0.22, 0.06, 0.03
-# In L1 (Croce & Hein 2021, section 3.3): share of the coordinates that the first steps move, by what that and the step
+# In L1 (Croce & Hein 2021): share of the coordinates that the first steps move, by what that and the step
 # size are divided, the smallest step size, when fewer coordinates count as fewer, and the period.
 _FIRST_SHARE, _SPARSER, _SMALLEST, _FEWER, _PERIOD_L1 = 0.2, 1.5, 0.1, 0.95, 0.04
-# The radii of the stages in L1, and what share of the steps each has (section 3.4).
+# The radii of the stages in L1, and what share of the steps each has (the same paper).
 _RADII, _STEPS = (3.0, 2.0, 1.0), (0.3, 0.3, 0.4)
 
 
@@ -217,7 +217,7 @@ class Surface:
 @dataclass(frozen=True)
 class Shrinking:
     """Each search of `inner` in three stages, in balls of ever smaller radii, each from where the one before has ended
-    (Croce & Hein 2021, section 3.4); what is found in the last alone counts."""
+    (Croce & Hein 2021); what is found in the last alone counts."""
 
     inner: Restarts
     shared_parts = False

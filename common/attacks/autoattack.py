@@ -195,7 +195,7 @@ def plan(
             " raises the margin of logits instead"
         )
     ratio = "dlr" if classes >= 4 else "margin"
-    # In L1 as Croce & Hein 2021, section 4.
+    # In L1 as in the L1 version of AutoAttack (Croce & Hein 2021).
     targets, restarts = (min(5 if norm == "l1" else 9, others), 5 if norm == "l1" else 1)
     targeted = partial(climb, loss=ratio, targets=targets)
     search = partial(square, model, eps=eps, **shared)

@@ -108,7 +108,7 @@ def towards(model: Model, inputs: Inputs) -> Objective:
 
 
 def probability_margin(model: Model, inputs: Inputs) -> Objective:
-    """The largest probability of another class minus that of the true class `y` (B,) (Ma et al. 2024, PMA); success:
+    """The largest probability of another class minus that of the true class `y` (B,) (arXiv 2411.15210, PMA); success:
     another class is predicted. Where the logits lie far apart its slope is steepest of the losses on probabilities, and
     yet none where softmax saturates."""
     logits, y = steep_logits(model), inputs["y"]

@@ -20,12 +20,12 @@ from common.attacks.updates import UpdateRule
 
 Tensor = tf.Tensor
 
-# The share of the coordinates in the first windows, and after how many queries it is halved once more (section 4).
+# The share of the coordinates in the first windows, and after how many queries it is halved once more.
 _SHARE = 0.8
 _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 # In L2 and L1: side of the smallest window, and squares along each side of the image in the start.
 _SMALLEST, _TILES = 3, 5
-# Power of the rings' weights in the pattern of a window (L2: section 4.2; L1: Croce & Hein 2021).
+# Power of the rings' weights in the pattern of a window (in L1 of Croce & Hein 2021).
 _POWER = {"l2": 2, "l1": 4}
 _RINGS = 4096
 
