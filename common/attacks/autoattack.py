@@ -49,10 +49,12 @@ _ROUNDING = 1e-5
 
 
 class Left(NamedTuple):
-    """An attack of several, and how many examples it was given and has left, the gradients and the seconds it took."""
+    """An attack of several: how many examples it was `given` and has `broken`, how many are `left` of all, and the
+    gradients and the seconds it took."""
 
     name: str
     given: int
+    broken: int
     left: int
     gradients: int
     seconds: float
@@ -95,7 +97,7 @@ class AutoAttackResult(NamedTuple):
     def masked(self) -> bool:
         """Whether random search has broken more than 0.2 % of all examples that gradients had left: those are of
         little use then, and what else they leave proves little."""
-        broken = sum(step.given - step.left for step in self.steps if step.name == SQUARE)
+        broken = sum(step.broken for step in self.steps if step.name == SQUARE)
         return broken > _MASKED * len(self.robust)
 
     @property
@@ -164,7 +166,7 @@ def autoattack(
             file.write(found)
         last = found.steps[-1]
         if log is not None and last.given:
-            log(f"{name}: {last.left} of {len(x)} examples left, {last.given - last.left} broken, {last.seconds:.0f} s")
+            log(f"{name}: {last.left} of {len(x)} examples left, {last.broken} broken, {last.seconds:.0f} s")
     return found
 
 
@@ -267,7 +269,7 @@ class _Task(NamedTuple):
     def clean(self) -> AutoAttackResult:
         started = time.perf_counter()
         clean, ratio = self.look(self.x, self.y)
-        step = Left(CLEAN, len(clean), int(clean.sum()), 0, time.perf_counter() - started)
+        step = Left(CLEAN, len(clean), 0, int(clean.sum()), 0, time.perf_counter() - started)
         broken_by = np.where(clean, -1, 0).astype(np.int32)
         return AutoAttackResult(self.x.copy(), clean, clean.copy(), broken_by, ratio, (step,))
 
@@ -289,7 +291,14 @@ class _Task(NamedTuple):
             broken, gradients = rows[~right], crafted.gradients or 0
             x[broken], robust[broken], broken_by[broken] = crafted.x[~right], False, len(found.steps)
             ratio[rows] = np.fmax(ratio[rows], near)
-        step = Left(name, len(rows), int(robust.sum()), gradients, time.perf_counter() - started)
+        step = Left(
+            name,
+            len(rows),
+            int((found.robust & ~robust).sum()),
+            int(robust.sum()),
+            gradients,
+            time.perf_counter() - started,
+        )
         return found._replace(x=x, robust=robust, broken_by=broken_by, ratio=ratio, steps=(*found.steps, step))
 
 

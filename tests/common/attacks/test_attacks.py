@@ -358,7 +358,7 @@ def sign_flipped(monkeypatch):
 
 def projection_dropped(monkeypatch):
     bare = lambda make: lambda *args: make(*args)._replace(project=lambda x: x)  # noqa: E731
-    monkeypatch.setattr(budget, "_BALLS", {norm: bare(make) for norm, make in budget._BALLS.items()})
+    monkeypatch.setattr(budget, "BALLS", {norm: bare(make) for norm, make in budget.BALLS.items()})
 
 
 def momentum_of_signs(monkeypatch):

@@ -119,10 +119,13 @@ def test_a_model_that_is_none_or_has_two_answers(nothing_happens, files, name, f
 def test_the_models_tried_are_all_that_scripts_take():
     """Those that the list lacks are checked by the table below."""
     named = {(name, field) for name, field in PATHS if "model" in field or field in ("pretrained", "source")}
-    assert named - {*MODELS} == {("benchmarks/attacks.py", "cifar_model"), ("benchmarks/attacks.py", "robust_model")}
+    of_benchmarks = {("benchmarks/attacks.py", "cifar_model"), ("benchmarks/attacks.py", "robust_model")}
+    assert named - {*MODELS} == of_benchmarks | {("benchmarks/autoattack.py", "models")}
 
 
 OPTIONS = [
+    ("benchmarks/autoattack.py", {"linf": (0.1,)}, "--linf: has 1 budgets for 2 models"),
+    ("benchmarks/autoattack.py", {"models": ("two.keras",), "linf": (0.1,), "l2": (0.1,)}, "two.keras: has 2 outputs"),
     ("adv_lock/train_base.py", {"arch": "none"}, "network 'none': unknown"),
     ("adv_lock/train_base.py", {"momentum": 1.0}, "--momentum: must be below 1"),
     ("adv_lock/lock.py", {"eps": 0}, "--eps: must be above 0"),
