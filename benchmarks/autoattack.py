@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 Norm = Literal["linf", "l2"]
 Contender = Literal["standard", "fast", "official", "torchattacks"]
 OURS = ("standard", "fast")
-# What a forward pass costs of a gradient, which has one of its own.
 FORWARD = 1 / 3
-"""Cost of a forward pass in gradients."""
+"""Cost of a forward pass in gradients, each of which has one of its own."""
 
 
 @dataclass(kw_only=True)
@@ -65,8 +64,15 @@ def refusals(options: Options) -> None:
     for name, budgets in (("linf", options.linf), ("l2", options.l2)):
         if name in options.norms and len(budgets) != count:
             raise UserError(f"--{name}: has {len(budgets)} budgets for {count} models; give one for each")
+    if len(set(_names(options))) < len(options.models):
+        raise UserError("--models: two have the same name; give files, or folders with model.keras, of other names")
     for path in options.models:
         open_subject(path)
+
+
+def _names(options: Options) -> list[str]:
+    """What the models are called in the table."""
+    return [path.parent.name if path.name == "model.keras" else path.stem for path in options.models]
 
 
 class Outcome(NamedTuple):
@@ -118,10 +124,8 @@ def _subjects(options: Options, run: Run, data: "Arrays") -> "list[Subject]":
     from benchmarks.peers import subjects
 
     if options.models:
-        names = [path.parent.name if path.name == "model.keras" else path.stem for path in options.models]
-        if len(set(names)) < len(names):
-            raise UserError("--models: two have the same name; give files, or folders with model.keras, of other names")
-        return [subjects.load_subject(name, path, data) for name, path in zip(names, options.models, strict=True)]
+        named = zip(_names(options), options.models, strict=True)
+        return [subjects.load_subject(name, path, data) for name, path in named]
     settings = {"arch": subjects.TINY, "epochs": options.epochs, "seed": options.seed}
     return [
         subjects.train_subject("plain", data, run, **settings),

@@ -34,7 +34,7 @@ from common.attacks.objectives import (
     untargeted_margin,
 )
 from common.attacks.randomness import Expected
-from common.attacks.tensors import broadcast_like, norm_of, normal, normalize, per_example, uniform
+from common.attacks.tensors import broadcast_like, norm_of, normal, normalize, one_each, per_example, uniform
 from common.attacks.threat_models import ThreatModel
 from common.attacks.updates import UpdateRule
 
@@ -54,6 +54,8 @@ _PERIOD, _SHORTEST, _SHORTER = 0.22, 0.06, 0.03
 # In L1 (Croce & Hein 2021): share of the coordinates that the first steps move, by what that and the step
 # size are divided, the smallest step size, when fewer coordinates count as fewer, and the period.
 _FIRST_SHARE, _SPARSER, _SMALLEST, _FEWER, _PERIOD_L1 = 0.2, 1.5, 0.1, 0.95, 0.04
+# The first step size, in budgets.
+_LARGEST, _LARGEST_L1 = 2.0, 1.0
 # The radii of the stages in L1, and what share of the steps each has (the same paper).
 _RADII, _STEPS = (3.0, 2.0, 1.0), (0.3, 0.3, 0.4)
 
@@ -92,13 +94,11 @@ class Auto:
     def __call__(self, inputs: Inputs, threat_model: ThreatModel) -> UpdateRule:
         sparse, x0 = self.norm == "l1", inputs["x"]
         steps = broadcast_like(tf.cast(inputs["steps"], tf.float32), x0)
-        largest = 1.0 if sparse else 2.0
+        largest = _LARGEST_L1 if sparse else _LARGEST
         all_of = tf.cast(tf.reduce_prod(tf.shape(x0)[1:]), tf.float32)
 
         def init(x: Tensor) -> _State:
-            one = tf.ones_like(x[(slice(None), *[slice(1)] * (x.shape.rank - 1))])
-            zero, lowest = tf.zeros_like(one), tf.fill(tf.shape(one), float("-inf"))
-            lowest = tf.ensure_shape(lowest, one.shape)
+            zero, one, lowest = (one_each(x, value) for value in (0.0, 1.0, float("-inf")))
             period = tf.maximum(tf.floor((_PERIOD_L1 if sparse else _PERIOD) * steps + 1e-4), 1.0) * one
             # A stage that goes on from what another has found moves about as many coordinates as that.
             changed = tf.where(_later(inputs, x), _changed(x, x0), all_of * one)
@@ -123,7 +123,7 @@ class Auto:
                 last=value,
                 since=state.since + tf.cast(~first, tf.float32),
             )
-            state, back = (_sparser if sparse else _halved)(state, x0, largest, all_of, steps)
+            state, back = _sparser(state, x0, all_of) if sparse else _halved(state, steps)
             x, gradient = tf.where(back, best, x), tf.where(back, slope, gradient)
             length = state.size * inputs["eps"]
             moved = threat_model.project(x + length * self._direction(gradient, state, threat_model, x))
@@ -148,7 +148,7 @@ class Auto:
         return normalize(tf.where(tf.abs(gradient) >= broadcast_like(least, gradient), tf.sign(gradient), 0.0), 1)
 
 
-def _halved(state: _State, x0: Tensor, largest: float, all_of: Tensor, steps: Tensor) -> tuple[_State, Tensor]:
+def _halved(state: _State, steps: Tensor) -> tuple[_State, Tensor]:
     """The state after a look at the step size, and which examples go back to their best point with half of it."""
     now = state.since >= state.period
     stuck = (state.reduced == 0) & (state.checked >= state.value)
@@ -165,14 +165,14 @@ def _halved(state: _State, x0: Tensor, largest: float, all_of: Tensor, steps: Te
     return state, back
 
 
-def _sparser(state: _State, x0: Tensor, largest: float, all_of: Tensor, steps: Tensor) -> tuple[_State, Tensor]:
+def _sparser(state: _State, x0: Tensor, all_of: Tensor) -> tuple[_State, Tensor]:
     """As `_halved`, in L1: back to the best point where that has become sparser, with the full step size."""
     now = state.since >= state.period
     changed = _changed(state.best, x0)
     back = now & (changed < _FEWER * state.moved)
-    smaller = tf.clip_by_value(state.size / _SPARSER, _SMALLEST * largest, largest)
+    smaller = tf.clip_by_value(state.size / _SPARSER, _SMALLEST * _LARGEST_L1, _LARGEST_L1)
     state = state._replace(
-        size=tf.where(back, largest, tf.where(now, smaller, state.size)),
+        size=tf.where(back, _LARGEST_L1, tf.where(now, smaller, state.size)),
         share=tf.where(now, changed / all_of / _SPARSER, state.share),
         moved=tf.where(now, changed, state.moved),
         since=tf.where(now, 0.0, state.since),

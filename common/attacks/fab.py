@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import tensorflow as tf
 
 from common.attacks.apgd import NearClasses
-from common.attacks.attack import Bound, check_classes, check_not_negative, named
+from common.attacks.attack import Bound, named
 from common.attacks.budget import Norm
 from common.attacks.compile import Array
-from common.attacks.logits import logits_of
 from common.attacks.loop import Attack, Inputs, Model, Objective, Restarts, choose, seeds_of
-from common.attacks.minimal import MinimumNorm, box, distance
+from common.attacks.minimal import MinimumNorm, NotNegative, box, distance
 from common.attacks.objectives import towards
 from common.attacks.tensors import broadcast_like, norm_of, normal, normalize, sum_features, uniform
 from common.attacks.threat_models import ThreatModel
@@ -82,10 +81,10 @@ class Boundary:
     success: `x` is misclassified."""
 
     def __call__(self, model: Model, inputs: Inputs) -> Objective:
-        lead, logits = towards(model, inputs), logits_of(model)
+        lead = towards(model, inputs)
 
         def objective(x: Tensor) -> tuple[Tensor, Tensor]:
-            success = tf.argmax(logits(tf.stop_gradient(x)), axis=1, output_type=tf.int32) != inputs["y"]
+            _, success = lead(tf.stop_gradient(x))
             # The gradient is that at the point gone back to, as it is.
             value, _ = lead(x + tf.stop_gradient(_gone_back(inputs["x"], x, success) - x))
             return value, success
@@ -150,15 +149,6 @@ class Within:
         return success & (distance(inputs, x, self.norm) <= tf.reshape(inputs["enough"], [-1]))
 
 
-@dataclass(frozen=True)
-class CheckFab:
-    """Checks of the inputs: sizes finite and 0 or more, classes the model's."""
-
-    def __call__(self, model: Model, inputs: Inputs) -> None:
-        check_not_negative(inputs, ("enough",))
-        check_classes(model, inputs)
-
-
 @named
 def fab(
     model: Model,
@@ -194,7 +184,7 @@ def fab(
         stop=Within(norm),
         rounds=Restarts(until=Within(norm), targeted=True, selection=nearest),
         prepare=NearClasses(targets),
-        check=CheckFab(),
+        check=NotNegative(("enough",)),
     )
     sizes = {"enough": float(eps) if isinstance(eps, int | float) else eps, "start_eps": start_eps}
     inputs = {"x": x, "y": y, "steps": steps, "restarts": restarts, "seed": seed, "index": index}

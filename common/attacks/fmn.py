@@ -13,7 +13,7 @@ from common.attacks.compile import Array
 from common.attacks.loop import Attack, Inputs, Model
 from common.attacks.minimal import MinimumNorm, NotNegative, box, misclassified_already
 from common.attacks.objectives import targeted_margin, untargeted_margin
-from common.attacks.tensors import broadcast_like, norm_of, normalize
+from common.attacks.tensors import broadcast_like, norm_of, normalize, one_each
 from common.attacks.threat_models import ThreatModel
 from common.attacks.updates import UpdateRule, annealed
 
@@ -35,9 +35,8 @@ class ClosingIn:
         first, change = (broadcast_like(inputs[name], x0) for name in ("alpha", "gamma"))
 
         def init(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            zero = tf.zeros_like(x[(slice(None), *[slice(1)] * (x.shape.rank - 1))])
-            never = tf.ensure_shape(tf.fill(tf.shape(zero), float("inf")), zero.shape)
-            return zero, never, never
+            never = one_each(x, float("inf"))
+            return one_each(x), never, never
 
         def step(state: tuple, x: Tensor, value: Tensor, success: Tensor, gradient: Tensor) -> tuple[Tensor, tuple]:
             count, eps, best = state

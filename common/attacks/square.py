@@ -14,7 +14,7 @@ from common.attacks.budget import Ball, Check, Norm
 from common.attacks.compile import Array
 from common.attacks.loop import Attack, Inputs, Model, Restarts, at_success, seeds_of, worst_case
 from common.attacks.objectives import untargeted_margin
-from common.attacks.tensors import broadcast_like, folded, norm_of, normalize, uniform
+from common.attacks.tensors import broadcast_like, folded, norm_of, normalize, one_each, uniform
 from common.attacks.threat_models import ThreatModel
 from common.attacks.updates import UpdateRule
 
@@ -50,8 +50,7 @@ class Windows:
         propose = self._ends if self.norm == "linf" else self._moved_mass
 
         def init(x: Tensor) -> _State:
-            count = tf.zeros_like(x[(slice(None), *[slice(1)] * (x.shape.rank - 1))])
-            return _State(x, tf.ensure_shape(tf.fill(tf.shape(count), float("-inf")), count.shape), count)
+            return _State(x, one_each(x, float("-inf")), one_each(x))
 
         def step(state: _State, x: Tensor, value: Tensor, success: Tensor, gradient: Tensor) -> tuple[Tensor, _State]:
             value = broadcast_like(value, x)

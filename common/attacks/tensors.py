@@ -33,6 +33,11 @@ def per_example(x: Tensor) -> list[int]:
     return list(range(1, x.shape.rank))
 
 
+def one_each(x: Tensor, value: float = 0.0) -> Tensor:
+    """`value` for each example of `x` (B, ...), at its rank: (B, 1, ...)."""
+    return tf.zeros_like(x[(slice(None), *[slice(1)] * (x.shape.rank - 1))]) + value
+
+
 def sum_features(x: Tensor) -> Tensor:
     """Sum over each example, kept at the rank of `x`."""
     return tf.reduce_sum(x, axis=per_example(x), keepdims=True)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from common.attacks.tensors import broadcast_like, normalize, per_example
+from common.attacks.tensors import broadcast_like, normalize, one_each, per_example
 from common.attacks.threat_models import ThreatModel
 
 Tensor = tf.Tensor
@@ -81,7 +81,7 @@ def ddn(
     """
 
     def init(x: Tensor) -> State:
-        return _count(x), _count(x) + broadcast_like(initial_eps, x)
+        return one_each(x), one_each(x) + broadcast_like(initial_eps, x)
 
     def step(state: State, x: Tensor, value: Tensor, success: Tensor, gradient: Tensor) -> tuple[Tensor, State]:
         count, eps = state
@@ -111,7 +111,7 @@ def sigma_zero(
     """
 
     def init(x: Tensor) -> State:
-        return _moments(x), _count(x) + broadcast_like(threshold, x)
+        return _moments(x), one_each(x) + broadcast_like(threshold, x)
 
     def step(state: State, x: Tensor, value: Tensor, success: Tensor, gradient: Tensor) -> tuple[Tensor, State]:
         moments, least = state
@@ -160,13 +160,8 @@ def _unit_linf(gradient: Tensor) -> Tensor:
     return tf.math.divide_no_nan(gradient, tf.reduce_max(tf.abs(gradient), axis=per_example(gradient), keepdims=True))
 
 
-def _count(x: Tensor) -> Tensor:
-    """Zero steps for each example of `x` (B, ...), at its rank: those that replace finished ones start again."""
-    return tf.zeros_like(x[(slice(None), *[slice(1)] * (x.shape.rank - 1))])
-
-
 def _moments(x: Tensor) -> State:
-    return tf.zeros_like(x), tf.zeros_like(x), _count(x)
+    return tf.zeros_like(x), tf.zeros_like(x), one_each(x)
 
 
 def _adapt(moments: State, gradient: Tensor, beta1: float, beta2: float, epsilon: float) -> tuple[Tensor, State]:
