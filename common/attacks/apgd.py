@@ -34,7 +34,7 @@ from common.attacks.objectives import (
     untargeted_margin,
 )
 from common.attacks.randomness import Expected
-from common.attacks.tensors import broadcast_like, norm_of, normal, normalize, one_each, per_example, uniform
+from common.attacks.tensors import broadcast_like, direction, normal, normalize, one_each, per_example
 from common.attacks.threat_models import ThreatModel
 from common.attacks.updates import UpdateRule
 
@@ -202,12 +202,8 @@ class Surface:
 
     def __call__(self, inputs: Inputs, threat_model: ThreatModel) -> Tensor:
         x, seeds = inputs["x"], seeds_of(inputs)
-        if self.norm == "linf":
-            draw = uniform(seeds, tf.shape(x)[1:], -1.0, 1.0)
-            shift = inputs["eps"] * draw / norm_of(draw, "linf")
-        else:
-            draw = normal(seeds, tf.shape(x)[1:])
-            shift = draw if self.norm == "l1" else inputs["eps"] * normalize(draw, 2)
+        sparse = self.norm == "l1"
+        shift = normal(seeds, tf.shape(x)[1:]) if sparse else inputs["eps"] * direction(seeds, x, self.norm)
         point = threat_model.project(x + shift)
         if "stage" not in inputs:
             return point
@@ -270,13 +266,10 @@ class CheckLoss:
 
     def __call__(self, model: Model, inputs: Inputs) -> None:
         Check(self.norm)(model, inputs)
-        check_ratio(check_logits(model, inputs["x"]), self.loss, self.needed)
-
-
-def check_ratio(classes: int, loss: str, needed: int) -> None:
-    """Errors: `ValueError` for a `loss` that fewer `classes` than it needs leave without a value."""
-    if classes < needed:
-        raise ValueError(f"loss {loss!r} needs {needed} classes or more, this model has {classes}: use 'margin'")
+        if (classes := check_logits(model, inputs["x"])) < self.needed:
+            raise ValueError(
+                f"loss {self.loss!r} needs {self.needed} classes or more, this model has {classes}: use 'margin'"
+            )
 
 
 def auto_pgd(

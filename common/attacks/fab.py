@@ -14,7 +14,7 @@ from common.attacks.compile import Array
 from common.attacks.loop import Attack, Inputs, Model, Objective, Restarts, choose, seeds_of
 from common.attacks.minimal import MinimumNorm, NotNegative, box, distance
 from common.attacks.objectives import towards
-from common.attacks.tensors import broadcast_like, norm_of, normal, normalize, sum_features, uniform
+from common.attacks.tensors import broadcast_like, direction, norm_of, sum_features
 from common.attacks.threat_models import ThreatModel
 from common.attacks.updates import UpdateRule
 
@@ -129,14 +129,10 @@ class HalfWay:
     norm: Norm
 
     def __call__(self, inputs: Inputs, threat_model: ThreatModel) -> Tensor:
-        x, seeds = inputs["x"], seeds_of(inputs)
-        if self.norm == "linf":
-            draw = uniform(seeds, tf.shape(x)[1:], -1.0, 1.0)
-            direction = draw / norm_of(draw, "linf")
-        else:
-            direction = normalize(normal(seeds, tf.shape(x)[1:]), 1 if self.norm == "l1" else 2)
+        x = inputs["x"]
         first = inputs["restart"] % (inputs["restarts"] // inputs["candidates"].shape[1]) == 0
-        return choose(first, x, threat_model.project(x + 0.5 * inputs["start_eps"] * direction))
+        away = x + 0.5 * inputs["start_eps"] * direction(seeds_of(inputs), x, self.norm)
+        return choose(first, x, threat_model.project(away))
 
 
 @dataclass(frozen=True)

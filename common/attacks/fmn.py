@@ -11,7 +11,7 @@ from common.attacks.attack import Bound, named
 from common.attacks.budget import BALLS, Norm
 from common.attacks.compile import Array
 from common.attacks.loop import Attack, Inputs, Model
-from common.attacks.minimal import MinimumNorm, NotNegative, box, misclassified_already
+from common.attacks.minimal import MinimumNorm, NotNegative, box, minimum_bound, misclassified_already
 from common.attacks.objectives import targeted_margin, untargeted_margin
 from common.attacks.tensors import broadcast_like, norm_of, normalize, one_each
 from common.attacks.threat_models import ThreatModel
@@ -81,6 +81,4 @@ def fmn(
         stop=misclassified_already,
         check=NotNegative(("gamma",)),
     )
-    inputs = {"x": x, "target" if targeted else "y": y, "steps": steps, "alpha": alpha, "index": index}
-    gamma = float(gamma) if isinstance(gamma, int | float) else gamma
-    return Bound(attack, model, {**inputs, "gamma": gamma, "mask": mask, "low": low, "high": high})
+    return minimum_bound(attack, model, x, y, steps, targeted, index, mask, low, high, alpha=alpha, gamma=gamma)

@@ -99,7 +99,9 @@ def ddn(
         stop=misclassified_already,
         check=NotNegative(("gamma", "initial_eps")),
     )
-    return _bound(attack, model, x, y, steps, targeted, index, mask, low, high, gamma=gamma, initial_eps=initial_eps)
+    return minimum_bound(
+        attack, model, x, y, steps, targeted, index, mask, low, high, gamma=gamma, initial_eps=initial_eps
+    )
 
 
 def _decoupled(inputs: Inputs, threat_model: ThreatModel) -> UpdateRule:
@@ -145,7 +147,7 @@ def sigma_zero(
         stop=misclassified_already,
         check=NotNegative(tuple(settings)),
     )
-    return _bound(attack, model, x, y, steps, targeted, index, mask, low, high, **settings)
+    return minimum_bound(attack, model, x, y, steps, targeted, index, mask, low, high, **settings)
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ def cw_l2(
     example's own c from `constant` up (Carlini & Wagner 2017, section VI-A). The box must have ends."""
     settings = {"constant": constant, "learning_rate": learning_rate, "confidence": confidence}
     inputs = {**settings, "search_steps": search_steps}
-    return _bound(carlini_wagner(targeted), model, x, y, steps, targeted, index, mask, low, high, **inputs)
+    return minimum_bound(carlini_wagner(targeted), model, x, y, steps, targeted, index, mask, low, high, **inputs)
 
 
 @named
@@ -228,7 +230,7 @@ def cw_l0(
     attack = pruned_carlini_wagner(targeted, per)
     settings = {"constant": constant, "learning_rate": learning_rate, "confidence": confidence}
     inputs = {**settings, "search_steps": search_steps, "drop": _DROP, "prune_rounds": _ROUNDS}
-    return _bound(attack, model, x, y, steps, targeted, index, mask, low, high, **inputs)
+    return minimum_bound(attack, model, x, y, steps, targeted, index, mask, low, high, **inputs)
 
 
 @dataclass(frozen=True)
@@ -381,7 +383,10 @@ def _margin(targeted: bool, model: Model, inputs: Inputs) -> Objective:
     return (objectives.targeted_margin if targeted else objectives.untargeted_margin)(model, inputs)
 
 
-def _bound(attack: Attack, model: Model, x, y, steps, targeted: bool, index, mask, low, high, **settings: Any) -> Bound:
+def minimum_bound(
+    attack: Attack, model: Model, x, y, steps, targeted: bool, index, mask, low, high, **settings: Any
+) -> Bound:
+    """`attack` on what all of these attacks take, and its own `settings`: numbers, or one for each example."""
     inputs = {"x": x, "target" if targeted else "y": y, "steps": steps, "index": index}
     # Single numbers, or, of some, one for each example; counts stay whole.
     for name in set(settings) - {"search_steps", "prune_rounds"}:

@@ -67,7 +67,7 @@ def untargeted_dlr(model: Model, inputs: Inputs) -> Objective:
     """Difference of logits ratio: the largest logit of another class minus that of the true class `y` (B,), over the
     distance of the first from the third largest (Croce & Hein 2020, equation 6), which scaled logits do not change.
 
-    Success: another class is predicted. Three classes or more: `check_ratio`.
+    Success: another class is predicted. Three classes or more.
     """
     logits, y = steep_logits(model), inputs["y"]
 
@@ -83,7 +83,7 @@ def targeted_dlr(model: Model, inputs: Inputs) -> Objective:
     """The logit of the class `target` (B,) minus that of the true class `y` (B,), over the distance of the largest from
     the mean of the third and the fourth (Croce & Hein 2020, equation 7).
 
-    Success: another class than `y` is predicted, whichever. Four classes or more: `check_ratio`.
+    Success: another class than `y` is predicted, whichever. Four classes or more.
     """
     logits, y, target = steep_logits(model), inputs["y"], inputs["target"]
 

@@ -133,6 +133,15 @@ def normal(seeds: Tensor, shape: Sequence[int] | Tensor) -> Tensor:
     return math.sqrt(2) * tf.math.erfinv(uniform(seeds, shape, -1.0, 1.0))
 
 
+def direction(seeds: Tensor, x: Tensor, norm: str) -> Tensor:
+    """A random direction for each example of `x` (B, ...), of length 1 in a norm: uniform draws in L-inf, else normal
+    ones."""
+    if norm == "linf":
+        draw = uniform(seeds, tf.shape(x)[1:], -1.0, 1.0)
+        return draw / norm_of(draw, "linf")
+    return normalize(normal(seeds, tf.shape(x)[1:]), int(norm[1]))
+
+
 def _words(seeds: Tensor, shape: Sequence[int] | Tensor) -> Tensor:
     """Random 32-bit words (B, *shape) by hashing each coordinate's number with its example's two seed words.
 
