@@ -5,6 +5,7 @@ file that is not the model's own graph, so everything here starts from the model
 """
 
 import contextlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -58,16 +59,20 @@ def places(model: keras.Model) -> list[Place]:
     return [place for (operation, _), place in found.items() if place is not None and counts[operation] == 1]
 
 
-def rewired(model: keras.Model, images: keras.KerasTensor, *, nested: bool = False) -> Any:
-    """What `model`, which has a graph and one input, makes of `images` in the place of that: its answer, in its
-    structure. Layers are shared. With `nested`, nested models are taken apart into their layers.
+def rewired(
+    model: keras.Model, images: Any, *, nested: bool = False, call: Callable[..., Any] | None = None
+) -> Any:
+    """What `model`, which has a graph and one input, makes of `images`, a Keras tensor or numbers, in the place of
+    that: its answer, in its structure. Layers are shared. With `nested`, nested models are taken apart into their
+    layers. `call`, layer, *arguments, **options -> output, goes through a layer in another way than by calling it.
     """
+    call = call or (_called if nested else _called_plainly)
     if isinstance(model, keras.Sequential):
         for layer in model.layers:
-            images = (_called if nested else _called_plainly)(layer, images)
+            images = call(layer, images)
         return images
     # What `keras.models.clone_model` does, which would part its graph from a tensor that is no input.
-    return model._run_through_graph(images, call_fn=_called if nested else _called_plainly)
+    return model._run_through_graph(images, call_fn=call)
 
 
 def flat(model: keras.Model) -> keras.Model:

@@ -1,0 +1,547 @@
+"""A verdict on a classifier: what attacks leave of it, an upper bound on what stands, and whether to believe that.
+
+found = judge(model, x, y, eps=8 / 255)
+print(found.sentence)
+for check in found.checks:
+    print(check)
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from common.arrays import to_array, to_labels
+from common.attacks import RandomModel, apgd, attack_dataset, autoattack, inference, logits_of, pgd, square
+from common.attacks.apgd import auto_pgd
+from common.attacks.autoattack import Version, within
+from common.attacks.budget import Norm
+from common.attacks.compile import compiled
+from common.attacks.dataset import of_rows
+from common.attacks.tensors import example_seeds
+from common.errors import UserError
+from common.evaluation import checks, read_out, statistics, views
+from common.evaluation.checks import Check, Scene
+from common.evaluation.detectors import Guarded, past_detector
+from common.evaluation.quality import quantize
+from common.evaluation.statistics import Estimate
+from common.evaluation.views import DRAWS, Look, Mechanism, View
+from common.progress import blocks
+
+Model = Callable[[tf.Tensor], tf.Tensor]
+
+FIRST, SOME, PLANTED = 64, 64, 128
+"""Examples of the first bound, of the checks that attack anew, and of the planted points."""
+MISLED = 0.08
+"""Of PGD-50, this much more than all attacks leave is no chance: the cross-entropy leads elsewhere."""
+
+# Failing one of these means that the bound says little of the model.
+_DECISIVE = ("B3", "B6", "B11", "B12", "B13", "B16")
+
+
+class Tried(NamedTuple):
+    """An attack: the `accuracy` that it alone leaves of the examples that it met, None where it met only what others
+    had left; how many examples it broke that were `new`; the gradients and seconds it took."""
+
+    name: str
+    accuracy: Estimate | None
+    new: int
+    gradients: int | None
+    seconds: float
+
+
+class Verdict(NamedTuple):
+    """What attacks leave of a classifier within a radius, and what speaks against believing it.
+
+    `clean`: answered rightly, and accepted where there is a detector, whose `false_positives` are the clean examples
+    that it rejects. `robust`: so too whatever the attacks did, an upper bound on what stands; `first`: the bound of the
+    first seconds. `curve`: accuracy among what is right without attack, by radius, of a short attack on a few.
+
+    `x` (N, ...): the examples as they are stored, uint8 for images, else float32; `adversarial`: where `broken` (N,)
+    bool, an adversarial one, else the clean one; `broken_by` (N,): the place in `tried` of the attack that found it, -1
+    for none. `share` (N,): of the answers to `adversarial` those that are right, of one or of so many `draws`.
+    """
+
+    norm: Norm
+    eps: float
+    clean: Estimate
+    robust: Estimate
+    first: Estimate
+    false_positives: Estimate | None
+    tried: tuple[Tried, ...]
+    curve: Mapping[float, float]
+    checks: tuple[Check, ...]
+    mechanism: Mechanism
+    layers: tuple[str, ...]
+    climbed: tuple[str, ...]
+    x: np.ndarray
+    y: np.ndarray
+    box: tuple[float, float]
+    adversarial: np.ndarray
+    broken: np.ndarray
+    broken_by: np.ndarray
+    share: np.ndarray
+    draws: int
+    seconds: float
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The names of the checks that failed."""
+        return tuple(check.name for check in self.checks if check.passed is False)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What was measured, as plain numbers and texts, without the examples."""
+        tried = [step._asdict() | {"accuracy": step.accuracy and step.accuracy._asdict()} for step in self.tried]
+        return {
+            "norm": self.norm,
+            "eps": float(self.eps),
+            "eight_bit": self.x.dtype == np.uint8,
+            "clean": self.clean._asdict(),
+            "robust": self.robust._asdict(),
+            "first": self.first._asdict(),
+            "false_positives": self.false_positives and self.false_positives._asdict(),
+            "tried": tried,
+            "curve": [[radius, accuracy] for radius, accuracy in self.curve.items()],
+            "checks": [check._asdict() for check in self.checks],
+            "mechanism": self.mechanism,
+            "layers": list(self.layers),
+            "climbed": list(self.climbed),
+            "left_out": list(self.left_out),
+            "draws": self.draws,
+            "seconds": round(self.seconds, 1),
+        }
+
+    @property
+    def sentence(self) -> str:
+        """What was run and what it left, and how far to believe it."""
+        return sentence_of(self.facts)
+
+    @property
+    def inconclusive(self) -> bool:
+        """Whether the bound may be far above what stands."""
+        return bool(doubts_of(self.facts))
+
+
+def doubts_of(facts: Mapping[str, Any]) -> list[str]:
+    """What makes the bound of `Verdict.facts` inconclusive."""
+    failed = [check["name"] for check in facts["checks"] if check["passed"] is False and check["name"] in _DECISIVE]
+    return failed if facts["climbed"] else [*failed, "no slope was found to climb on"]
+
+
+def sentence_of(facts: Mapping[str, Any]) -> str:
+    """The sentence of `Verdict.facts`: what was run and what it left, and how far to believe it."""
+    images = facts["eight_bit"] and facts["norm"] == "linf"
+    radius = f"{255 * facts['eps']:.4g}/255" if images else f"{facts['eps']:.4g}"
+    clean, robust = (Estimate(**facts[name]) for name in ("clean", "robust"))
+    names = ", ".join(step["name"] for step in facts["tried"] if step["accuracy"] and step["name"] != QUICK)
+    text = (
+        f"{names} leave at most {percent(robust)} of {robust.n} examples right within {_NORMS[facts['norm']]} {radius},"
+        f" of {percent(clean)} without attack."
+    )
+    if facts["false_positives"]:
+        text += f" The detector rejects {percent(Estimate(**facts['false_positives']))} of the clean examples."
+    if facts["mechanism"] != "none":
+        where = f" (in {', '.join(facts['layers'])})" if facts["layers"] else ""
+        text += f" The model hides from gradients: {_MECHANISMS[facts['mechanism']]}{where}."
+        if facts["climbed"] and facts["climbed"] != ["as it is"]:
+            text += f" It was attacked {'; '.join(facts['climbed'])}."
+    if doubts := doubts_of(facts):
+        return f"{text} Inconclusive ({', '.join(doubts)}): what stands may be far less."
+    return f"{text} It is an upper bound, which an attack made for this model may lower."
+
+
+QUICK, SINGLE, PGD = "a first short attack", "one step", "PGD-50"
+
+_NORMS = {"linf": "L-inf", "l2": "L2", "l1": "L1"}
+_MECHANISMS: dict[Mechanism, str] = {
+    "scaled logits": "scaled logits, or a softmax on top",
+    "non-differentiable": "a step without a slope, or with one that leads elsewhere",
+    "random": "random answers",
+    "rejecting": "it rejects what it finds suspicious",
+    "misleading gradients": "cross-entropy and its slope lead elsewhere",
+}
+
+
+def judge(
+    model: Model,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    eps: float,
+    norm: Norm = "linf",
+    version: Version = "fast",
+    detector: Model | None = None,
+    source: Model | None = None,
+    eight_bit: bool | None = None,
+    planted: int = PLANTED,
+    low: float = 0.0,
+    high: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: bool = False,
+    log: Callable[[str], None] | None = None,
+) -> Verdict:
+    """Attack the classifier `model`, x (B, ...) -> logits (B, classes), on `x` (N, ...), 8-bit or float in [`low`,
+    `high`], with labels `y` (N,), within `eps`, and check whether what is left can be believed.
+
+    A look at the model comes first: what hides its slopes is gone around (`views`), a model that draws is judged over
+    20 draws and attacked on their mean. Then a first bound on a few examples, one step, PGD-50, AutoAttack in its
+    `version`, and the checks B1 to B16, those that attack anew on the first of the examples, points planted on
+    `planted` of them. `detector`, x -> (B,) or (B, 1), rejects where it is above 0: a success is then wrong and
+    accepted. `source`: another model of the same classes, for transfer. With `eight_bit`, by default for images in
+    [0, 1], adversarial examples are those that a file of 8 bits holds. `log` is told what was found so far.
+
+    Errors: `ValueError` as the attacks; `UserError` where nothing is answered rightly.
+    """
+    started = time.perf_counter()
+    say = log or (lambda text: None)
+    images = np.ndim(x) == 4 and (low, high) == (0.0, 1.0)
+    eight_bit = images if eight_bit is None else eight_bit
+    pool = Pool.of(model, detector, x, y, eps, norm, low, high, eight_bit, batch_size)
+    right = np.flatnonzero(pool.right)
+    if not len(right):
+        raise UserError("the model answers no example rightly: there is nothing to attack; check labels and range")
+    seen = views.look(model, pool.clean[right], pool.y[right], low=low, high=high)
+    say(f"{percent(pool.estimate())} right without attack; mechanism: {seen.mechanism}")
+    base = {"norm": norm, "low": low, "high": high, "seed": seed}
+    task = _Task(pool, seen, detector, base, eps, version, progress, say)
+    first = task.first_bound(right[:FIRST], started)
+    task.attack()
+    scene = Scene(
+        *(task.view, pool.clean[right][:SOME], pool.y[right][:SOME]),
+        lambda x, rows: pool.failed(x, right[rows]),
+        *(eps, norm, low, high, seed, batch_size),
+    )
+    done, curve, mechanism = task.check(scene, right, source, planted)
+    share = 1 - pool.failed(pool.float_of(pool.best), np.arange(len(pool.y)))
+    rejected = pool.rejected(pool.clean) if detector is not None else None
+    robust = statistics.independent(float(np.where(pool.right, share, 0.0).mean()), len(pool.y))
+    return Verdict(
+        norm,
+        eps,
+        pool.estimate(),
+        robust,
+        first,
+        None if rejected is None else statistics.rate(rejected, None),
+        tuple(pool.tried),
+        curve,
+        tuple(done),
+        mechanism,
+        seen.layers,
+        tuple(view.words for view in seen.views[:1]),
+        pool.store(pool.clean),
+        pool.y,
+        (low, high),
+        pool.best,
+        pool.by >= 0,
+        pool.by,
+        np.where(pool.right, share, 0.0),
+        pool.draws,
+        time.perf_counter() - started,
+        task.left_out,
+    )
+
+
+def percent(rate: Estimate) -> str:
+    """A rate in words, with its interval."""
+    interval = f" ({100 * rate.low:.1f} to {100 * rate.high:.1f})" if rate.low is not None else ""
+    return f"{100 * rate.value:.1f} %{interval}"
+
+
+@dataclasses.dataclass
+class Pool:
+    """The examples with the worst that was found for each, judged by the defence itself, as it is stored."""
+
+    model: Model
+    detector: Model | None
+    clean: np.ndarray
+    y: np.ndarray
+    eps: float
+    norm: Norm
+    low: float
+    high: float
+    eight_bit: bool
+    batch_size: int
+    draws: int
+    right: np.ndarray = dataclasses.field(init=False)
+    best: np.ndarray = dataclasses.field(init=False)
+    worst: np.ndarray = dataclasses.field(init=False)
+    by: np.ndarray = dataclasses.field(init=False)
+    share_right: np.ndarray = dataclasses.field(init=False)
+    tried: list[Tried] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls, model: Model, detector: Model | None, x: Any, y: Any, eps, norm, low, high, eight_bit, batch_size
+    ) -> "Pool":
+        x = to_array(x)
+        if x.dtype == np.uint8:
+            x = x / np.float32(255)
+        x = quantize(np.asarray(x, np.float32)) if eight_bit else np.asarray(x, np.float32)
+        if not len(x) or not ((x >= low) & (x <= high)).all():
+            raise ValueError(f"x must hold examples in [{low:g}, {high:g}]")
+        if not eps > 0:
+            raise ValueError(f"eps must be above 0; received {eps}")
+        answer = inference(model)(tf.constant(x[:2]))
+        if answer.shape.rank != 2:
+            raise ValueError(f"a classifier answers with one vector for each example; received {tuple(answer.shape)}")
+        y = to_labels(y, len(x), max(int(answer.shape[1]), 2))
+        draws = DRAWS if views.differs(model, tf.constant(x[:64])) else 1
+        pool = cls(model, detector, x, y, eps, norm, low, high, eight_bit, batch_size, draws)
+        rows = np.arange(len(y))
+        right = 1 - pool.failed(x, rows)
+        rejected = pool.rejected(x) if detector is not None else np.zeros(len(y), bool)
+        pool.share_right = np.where(rejected, 0.0, right)
+        pool.right = pool.share_right >= 0.5
+        pool.best, pool.worst = pool.store(x), np.where(pool.right, 1 - right, 1.0)
+        pool.by = np.full(len(y), -1, np.int32)
+        return pool
+
+    def estimate(self) -> Estimate:
+        """Accuracy without attack."""
+        return statistics.independent(float(self.share_right.mean()), len(self.y))
+
+    def failed(self, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The share of answers to `x` (n, ...), float, of the examples `rows` (n,), that are wrong and accepted."""
+        signature = [tf.TensorSpec([None, *x.shape[1:]], tf.float32), tf.TensorSpec([], tf.int32)]
+        answer = compiled(self.model, ("drawn classes", x.shape[1:]), _classes, signature)
+        wrong = np.zeros(len(x))
+        for draw in range(self.draws):
+            for part in blocks(len(x), self.batch_size, "judging", units="examples", shown=False):
+                wrong[part] += answer(x[part], draw).numpy() != self.y[rows[part]]
+        wrong /= self.draws
+        return wrong if self.detector is None else np.where(self.rejected(x), 0.0, wrong)
+
+    def rejected(self, x: np.ndarray) -> np.ndarray:
+        """What the detector rejects, bool (n,)."""
+        signature = [tf.TensorSpec([None, *x.shape[1:]], tf.float32)]
+        answer = compiled(self.detector, ("rejected", x.shape[1:]), _rejected, signature)
+        found = np.empty(len(x), bool)
+        for part in blocks(len(x), self.batch_size, "judging", units="examples", shown=False):
+            found[part] = answer(x[part])
+        return found
+
+    def store(self, x: np.ndarray) -> np.ndarray:
+        """As a file holds it."""
+        return np.rint(x * 255).astype(np.uint8) if self.eight_bit else np.asarray(x, np.float32)
+
+    def float_of(self, stored: np.ndarray) -> np.ndarray:
+        """As a model takes it."""
+        return (stored / np.float32(255)).astype(np.float32) if self.eight_bit else stored
+
+    def offer(
+        self, name: str, rows: np.ndarray, x: np.ndarray, gradients: int | None, seconds: float, met: int | None
+    ) -> None:
+        """Keep what of `x`, for the examples `rows`, is worse than what was found before, in box and ball, and as it is
+        stored: rounded, or, where that leads out of the ball or back over the border, rounded towards the clean
+        example. `met`: how many examples, the first, the attack was for, None for those that others had left."""
+        clean, number = self.clean[rows], len(self.tried)
+        alone, new = self.right[rows].copy(), 0
+        for stored in self._stored(clean, x):
+            moved = self.float_of(stored)
+            allowed = within(clean, moved, self.norm, self.eps, self.low, self.high)
+            failed = np.where(allowed, self.failed(moved, rows), 0.0)
+            alone &= failed < 0.5
+            better = self.right[rows] & (failed > self.worst[rows]) & (failed > 0)
+            fresh = better & (failed >= 0.5) & (self.worst[rows] < 0.5)
+            new += int(fresh.sum())
+            self.best[rows[better]], self.worst[rows[better]] = stored[better], failed[better]
+            self.by[rows[fresh]] = number
+        left = None if met is None else statistics.independent(float((alone & self.right[rows]).sum() / met), met)
+        self.tried.append(Tried(name, left, new, gradients, seconds))
+
+    def _stored(self, clean: np.ndarray, x: np.ndarray) -> Iterator[np.ndarray]:
+        yield self.store(x)
+        if self.eight_bit:
+            levels = x * 255
+            yield np.where(x > clean, np.floor(levels + 1e-3), np.ceil(levels - 1e-3)).astype(np.uint8)
+
+
+def _classes(model: Model, x: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
+    if isinstance(model, RandomModel):
+        answer = model(x, example_seeds(tf.stack([draw, 1]), tf.range(tf.shape(x)[0])))
+    else:
+        answer = inference(model)(x)
+    answer = tf.cast(answer, tf.float32)
+    if answer.shape[1] == 1:
+        answer = logits_of(model)(x)
+    wrong = tf.reduce_any(tf.math.is_nan(answer), axis=1)
+    return tf.where(wrong, -1, tf.argmax(answer, axis=1, output_type=tf.int32))
+
+
+def _rejected(detector: Model, x: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(tf.cast(inference(detector)(x), tf.float32), [-1]) > 0
+
+
+@dataclasses.dataclass
+class _Task:
+    """The attacks of a verdict, in their order."""
+
+    pool: Pool
+    seen: Look
+    detector: Model | None
+    base: Mapping[str, Any]
+    eps: float
+    version: Version
+    progress: bool
+    say: Callable[[str], None]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def view(self) -> View:
+        """What attacks climb on; where nothing has a slope, the model itself, for random search."""
+        return next(iter(self.seen.views), View(self.pool.model, "as it is"))
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        return {**self.base, "eps": self.eps}
+
+    def first_bound(self, rows: np.ndarray, started: float) -> Estimate:
+        """What a short attack leaves of the first examples."""
+        pool, draws = self.pool, 5 if self.pool.draws > 1 else 1
+        quick = partial(apgd, self.view.model, loss="margin", steps=10, draws=draws, **self.budget)
+        if not self.seen.views:
+            quick = partial(square, self.view.model, steps=20, **self.budget)
+        self._run(QUICK, quick, rows)
+        met = np.arange(rows[-1] + 1)
+        found = statistics.rate(pool.right[met] & (pool.worst[met] < 0.5), None)
+        self.say(f"first bound: at most {percent(found)} of {found.n} examples, {time.perf_counter() - started:.0f} s")
+        return found
+
+    def attack(self) -> None:
+        """All attacks, each on what can still be broken."""
+        pool, view = self.pool, self.view
+        everything = np.flatnonzero(pool.right)
+        if self.detector is not None:
+            guarded = Guarded(view.model, self.detector)
+            for name, targets in (("past the detector", 0), ("past the detector, targeted", 3)):
+                self._run(name, partial(past_detector, guarded, targets=targets, **self.budget), everything)
+            return
+        if self.seen.views and not pool.draws > 1:
+            step = {"norm": self.base["norm"], "low": self.base["low"], "high": self.base["high"]}
+            single = partial(pgd, view.model, steps=1, alpha=self.eps, random_start=False, eps=self.eps, **step)
+            self._run(SINGLE, single, everything)
+            # Not stopped where the view errs, if the defence may not.
+            stop = view.exact
+            iterated = partial(pgd, view.model, steps=50, alpha=self.eps / 10, stop=stop, **self.budget)
+            self._run(PGD, iterated, everything)
+        if view.exact:
+            self._autoattack(everything)
+        else:
+            climb = partial(apgd, view.model, loss="margin", stop=False, **self.budget)
+            self._run("APGD on the imitation", climb, everything)
+            classes = int(view.model(tf.constant(pool.clean[:1])).shape[1])
+            self._run("APGD-T on the imitation", partial(climb, targets=min(3, classes - 1)), everything)
+            search = partial(square, pool.model, steps=checks.QUERIES, **self.budget)
+            if pool.clean.ndim == 4 or self.base["norm"] == "linf":
+                self._run("random search", search, everything)
+
+    def check(
+        self, scene: Scene, right: np.ndarray, source: Model | None, planted: int
+    ) -> tuple[list[Check], dict[float, float], Mechanism]:
+        """The checks, accuracy by radius, and the mechanism, as far as attacks tell."""
+        pool, seen = self.pool, self.seen
+        classes = int(logits_of(scene.view.model)(tf.constant(scene.x[:1])).shape[1])
+        by_name = {tried.name: tried for tried in pool.tried}
+        stands = pool.right & (pool.worst < 0.5)
+        done, curve = [], {}
+        if SINGLE in by_name:
+            # All but the single step: what it alone has broken is not theirs.
+            alone = float((stands | (pool.by == list(by_name).index(SINGLE))).mean())
+            single = by_name[SINGLE].accuracy
+            done.append(checks.iterated(alone, single.value, single.n))
+        climbable = bool(seen.views) and self.detector is None
+        if climbable:
+            few = scene.first(16) if scene.draws else scene
+            found, curve = checks.budgets(few, classes)
+            done += [*found, checks.more_steps(few), checks.more_restarts(few)]
+            self.say("checks B1 to B5 done")
+        left = np.flatnonzero((pool.worst < 0.5)[right[: len(scene.x)]])
+        if self.detector is None:
+            blind, x = checks.blind_search(scene, left, source)
+            pool.offer("random search, noise and transfer", right[left], x, None, 0.0, None)
+            done.append(blind)
+        done += [checks.slopes(seen), checks.logits(seen), checks.repeats(seen), checks.zero_gradients(seen)]
+        if climbable:
+            done += [checks.canary(few), checks.silent(few)]
+        self.say("checks B6 to B12 done")
+        done += [self._stored(), self._planted(right[:planted])]
+        mechanism = "rejecting" if self.detector is not None else seen.mechanism
+        if mechanism == "none":
+            gap = by_name[PGD].accuracy.value - float(stands.mean())
+            misled = gap >= MISLED or any(check.name == "B6" and check.passed is False for check in done)
+            mechanism = "misleading gradients" if misled else "none"
+        return done, curve, mechanism
+
+    def _run(self, name: str, attack: Callable, rows: np.ndarray) -> None:
+        pool, started = self.pool, time.perf_counter()
+        own = of_rows(attack, rows, len(pool.y))
+        options = {"batch_size": pool.batch_size, "progress": self.progress, "name": name}
+        found = attack_dataset(own, pool.clean[rows], pool.y[rows], **options)
+        met = int(rows[-1]) + 1 if len(rows) < pool.right.sum() else len(pool.y)
+        pool.offer(name, rows, found.x, found.gradients, time.perf_counter() - started, met)
+        self._tell()
+
+    def _autoattack(self, rows: np.ndarray) -> None:
+        pool, view, version = self.pool, self.view, self.version
+        attacks = None
+        if pool.draws > 1:
+            version = "rand"
+        elif not self.seen.views:
+            version, attacks = "custom", {"square": partial(square, view.model, steps=checks.QUERIES, **self.budget)}
+        started = time.perf_counter()
+        options = {"batch_size": pool.batch_size, "progress": self.progress, "version": version, "attacks": attacks}
+        found = autoattack(view.model, pool.clean[rows], pool.y[rows], index=rows, **options, **self.budget)
+        seconds = time.perf_counter() - started
+        name = "random search" if attacks else f"AutoAttack ({version})"
+        pool.offer(name, rows, found.x, found.gradients, seconds, len(pool.y))
+        self.left_out = found.left_out
+        self._tell()
+
+    def _tell(self) -> None:
+        last, left = self.pool.tried[-1], self.pool.right & (self.pool.worst < 0.5)
+        bound = percent(statistics.rate(left, None))
+        self.say(f"{last.name}: {last.new} more broken, at most {bound} right, {last.seconds:.0f} s")
+
+    def _stored(self) -> Check:
+        """B13."""
+        pool = self.pool
+        again = pool.failed(pool.float_of(pool.best), np.arange(len(pool.y)))
+        other = int(((again >= 0.5) != (pool.worst >= 0.5))[pool.right].sum())
+        asks, close = "do the stored examples do what is reported?", pool.draws > 1
+        # A model that draws answers those half of whose draws are wrong now so, now so.
+        return Check("B13", asks, other <= (0.1 * len(pool.y) if close else 0), float(other), "0")
+
+    def _planted(self, rows: np.ndarray) -> Check:
+        """B16."""
+        pool, asks = self.pool, "does the attack find points that were planted?"
+        wanted = f">= {read_out.WANTED}"
+        view = self.seen.views[0].model if self.seen.views else None
+        features = None if pool.draws > 1 or view is None else read_out.features_of(pool.model)
+        if features is None or not self.view.exact or not len(rows):
+            return Check("B16", asks, None, None, wanted, "no last affine layer with slopes before it")
+        inputs = {"steps": 100, "restarts": 1}
+        accepted = None if self.detector is None else (lambda x: ~_rejected(self.detector, x))
+        try:
+            found = read_out.find_planted(
+                features,
+                pool.clean[rows],
+                auto_pgd(self.base["norm"], "margin", shrinking=self.base["norm"] == "l1"),
+                inputs,
+                accepted=accepted,
+                batch_size=pool.batch_size,
+                **self.budget,
+            )
+        except UserError as error:
+            return Check("B16", asks, None, None, wanted, str(error))
+        note = (
+            f"{percent(found.found)} of {found.found.n}; random search finds {percent(found.random)};"
+            f" {found.seconds:.0f} s"
+        )
+        return Check("B16", asks, found.passed, found.found.value, wanted, note)

@@ -1,0 +1,359 @@
+"""How a defence looks to a gradient: what hides slopes is found by measuring, and gone around.
+
+A `View` is a model for attacks to climb on; what they find counts only if the defence itself answers it wrongly.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from common.attacks import RandomModel, bpda, check_logits, inference, logits_of, value_and_gradient
+from common.attacks.logits import probabilities
+from common.attacks.objectives import untargeted_ce, untargeted_margin
+from common.attacks.tensors import finite
+from common.models import flat, has_graph, places, rewired
+
+Tensor = tf.Tensor
+Model = Callable[[Tensor], Tensor]
+Mechanism = Literal["none", "scaled logits", "non-differentiable", "random", "rejecting", "misleading gradients"]
+
+DRAWS = 20
+"""Forward passes over which a model that draws is judged."""
+
+# Directions of finite differences, how far they go in each coordinate, and how far from clean examples.
+_DIRECTIONS, _STEP, _BESIDE = 20, 1e-4, 0.02
+# Below this correlation of differences with slopes, slopes do not tell where a function goes.
+_ROUGH = 0.9
+# More examples than this without a slope are no chance.
+_FEW = 0.01
+# Steps of secants, of the spread of what a layer is given: too short ones see no edge, too long ones no shape.
+_WIDTHS = (0.1, 0.25, 0.5)
+
+
+class View(NamedTuple):
+    """A `model` to climb on, x (B, ...) -> logits, and what was done to the defence in `words`. `exact`: it answers as
+    the defence does, so that an attack may stop where it succeeds."""
+
+    model: Model
+    words: str
+    exact: bool = True
+
+
+class Slopes(NamedTuple):
+    """What the gradient of a model is worth on a few examples.
+
+    `missing`: there is none. `zero`, `flat`: the shares of examples where that of the cross-entropy, and of the margin
+    of logits, is zero throughout. `correlation` of finite differences with it, and their relative `error`: None where
+    nothing moves.
+    """
+
+    missing: bool
+    zero: float
+    flat: float
+    correlation: float | None
+    error: float | None
+
+
+class Look(NamedTuple):
+    """What was seen of a defence: whether two forward passes `differ`, whether it hides `probabilities` that could not
+    be cut, its `slopes` and those of the first view, the `views` to attack it on, and the `mechanism` that was found,
+    with the layers in which it is, as far as it shows them."""
+
+    differ: bool
+    probabilities: bool
+    slopes: Slopes
+    views: tuple[View, ...]
+    mechanism: Mechanism
+    layers: tuple[str, ...]
+
+
+def look(model: Model, x: np.ndarray, y: np.ndarray, *, low: float = 0.0, high: float = 1.0) -> Look:
+    """A look at `model`, a Keras classifier or a function of x, on a few of its clean examples `x` float32 (N, ...)
+    with labels `y` (N,). What it costs does not depend on N.
+
+    Errors: `ValueError` for an answer that is no vector for each example.
+    """
+    some, labels = tf.constant(x[:64]), tf.constant(y[:64], tf.int32)
+    differ = differs(model, some)
+    hidden = _gives_probabilities(model, some)
+    base, layers = View(model, "as it is"), ()
+    if hidden:
+        base = _without_last(model, some) or View(_logarithm(model), "the logarithm of its answers")
+    if differ:
+        # Its draws are its own: the seeds say how many, not which.
+        own = base.model if isinstance(base.model, RandomModel) else RandomModel(_drawn(logits_of(base.model)))
+        slopes = slopes_of(own, some, labels, low=low, high=high, compare=False)
+        if not (slopes.missing or slopes.flat > _FEW):
+            words = f"the mean of {DRAWS} draws"
+            return Look(True, hidden, slopes, (View(own, words),), "random", ())
+    slopes = slopes_of(base.model, some, labels, low=low, high=high, compare=not differ)
+    rough = slopes.correlation is not None and slopes.correlation < _ROUGH
+    if slopes.missing or slopes.flat > _FEW or rough:
+        views, layers = _around(base.model, some, differ)
+        found = (*views, base) if not slopes.missing else tuple(views)
+        return Look(differ, hidden, slopes, found, "random" if differ else "non-differentiable", layers)
+    scaled = hidden or slopes.zero > _FEW
+    return Look(differ, hidden, slopes, (base,), "scaled logits" if scaled else "none", layers)
+
+
+def differs(model: Model, x: Tensor) -> bool:
+    """Whether two forward passes on `x` (B, ...) differ in a single bit: then a model draws."""
+    if isinstance(model, RandomModel):
+        return True
+    first, second = (np.asarray(inference(model)(x)) for _ in range(2))
+    return not np.array_equal(first, second, equal_nan=True)
+
+
+def slopes_of(
+    model: Model, x: Tensor, y: Tensor, *, low: float = 0.0, high: float = 1.0, compare: bool = True
+) -> Slopes:
+    """What gradients of `model` at `x` (B, ...) of the classes `y` (B,) are worth; `compare` them with finite
+    differences too."""
+    zero = []
+    for objective in (untargeted_ce, untargeted_margin):
+        try:
+            _, _, gradient = value_and_gradient(objective(model, {"y": y}), x)
+        except (ValueError, LookupError):
+            return Slopes(True, 1.0, 1.0, None, None)
+        steep = tf.reshape(finite(gradient), [tf.shape(x)[0], -1])
+        zero.append(float(tf.reduce_mean(tf.cast(tf.reduce_all(steep == 0, axis=1), tf.float32))))
+    if not compare:
+        return Slopes(False, *zero, None, None)
+    count = min(16, len(x))
+    margin = untargeted_margin(model, {"y": y[:count]})
+    return Slopes(False, *zero, *_compared(lambda x: margin(x)[0], x[:count], low, high))
+
+
+def _compared(
+    function: Callable[[Tensor], Tensor], x: Tensor, low: float, high: float
+) -> tuple[float | None, float | None]:
+    """Correlation of finite differences of `function`, x (B, ...) -> (B,), with its gradient, and their relative error,
+    over directions of random signs; each example counts the same."""
+    rng, found, told = np.random.default_rng(0), [], []
+    # Beside x: where a whole region is of one colour, pooling meets ties, and no slope tells of all directions.
+    noise = tf.constant(rng.uniform(-_BESIDE, _BESIDE, x.shape).astype(np.float32)) * (high - low)
+    middle = tf.clip_by_value(x + noise, low + _STEP, high - _STEP)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(middle)
+        value = function(middle)
+    gradient = finite(tape.gradient(value, middle))
+    for _ in range(_DIRECTIONS):
+        signs = tf.constant(rng.choice([-1.0, 1.0], middle.shape).astype(np.float32))
+        ahead, behind = function(middle + _STEP * signs), function(middle - _STEP * signs)
+        found.append(((ahead - behind) / (2 * _STEP)).numpy())
+        told.append(tf.reduce_sum(tf.reshape(gradient * signs, [len(x), -1]), axis=1).numpy())
+    found, told = np.stack(found, axis=1).astype(np.float64), np.stack(told, axis=1).astype(np.float64)
+    size = np.sqrt((found**2).mean(axis=1) + (told**2).mean(axis=1))
+    moving = np.isfinite(size) & (size > 0)
+    if not moving.any():
+        return None, None
+    found, told = (each[moving] / size[moving, None] for each in (found, told))
+    # Not centred: a slope that is always the other one's double is no good either, which the error says.
+    both = np.sqrt((found**2).sum() * (told**2).sum())
+    correlation = float((found * told).sum() / both) if both else 0.0
+    return correlation, float(np.sqrt(((found - told) ** 2).sum() / (found**2).sum())) if found.any() else 1.0
+
+
+def _gives_probabilities(model: Model, x: Tensor) -> bool:
+    """Whether a model answers with probabilities that `logits_of` cannot look behind."""
+    try:
+        check_logits(model, x)
+    except ValueError:
+        answer = inference(model)(x)
+        if answer.shape.rank == 2 and answer.shape[1] > 1 and bool(probabilities(answer)):
+            return True
+        raise
+    return False
+
+
+def _without_last(model: Model, x: Tensor) -> View | None:
+    """`model` up to a last layer that leaves the order of what it is given, on `x` and on noise, as it is."""
+    if not (isinstance(model, keras.Model) and has_graph(model)):
+        return None
+    last = next((place for place in places(flat(model)) if place.output is flat(model).outputs[0]), None)
+    if last is None or len(last.inputs) != 1 or last.inputs[0].shape != last.output.shape:
+        return None
+    before = keras.Model(flat(model).inputs, last.inputs[0])
+    noise = tf.random.stateless_uniform(tf.shape(x), [0, 0])
+    for images in (x, noise):
+        given, answer = inference(before)(images), inference(model)(images)
+        # Of a saturated answer several may be equal, which is no other order.
+        ranked = tf.gather(answer, tf.argsort(given, axis=1), batch_dims=1)
+        if bool(tf.reduce_any(ranked[:, 1:] < ranked[:, :-1])):
+            return None
+    return View(before, f"without its last layer, {last.layer.name}, which keeps the order of what it is given")
+
+
+def _logarithm(model: Model) -> Model:
+    return lambda x: tf.math.log(tf.maximum(tf.cast(inference(model)(x), tf.float32), 1e-37))
+
+
+def _drawn(logits: Model) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, seeds: logits(x)
+
+
+def _around(model: Model, x: Tensor, differ: bool) -> tuple[list[View], tuple[str, ...]]:
+    """Views of a model whose slopes are none: with secants, or the identity, in the place of those of the layers that
+    do it; where that cannot be, an imitation of what follows on them. And the names of those layers."""
+    if not (isinstance(model, keras.Model) and has_graph(model)):
+        return [], ()
+    whole = flat(model)
+    rough = _rough(whole, x[:16])
+    views = []
+    if rough and all(substitute is not None for _, substitute in rough):
+        through = {place.layer.name: substitute for place, substitute in rough}
+
+        def smooth(x: Tensor) -> Tensor:
+            return rewired(whole, x, call=lambda layer, *a, **o: _through(through.get(layer.name), layer, *a, **o))
+
+        words = f"with other slopes through {', '.join(through)}"
+        views.append(View(RandomModel(_drawn(logits_of(smooth))) if differ else smooth, words))
+    elif rough:
+        first = rough[0][0]
+        if first.inputs[0] is not whole.inputs[0]:
+            before = keras.Model(whole.inputs, first.inputs[0])
+            words = f"an imitation of what comes after {first.layer.name}'s input"
+            views.append(View(imitation(model, before, x), words, exact=False))
+    return views, tuple(place.layer.name for place, _ in rough)
+
+
+def _through(substitute: Callable | None, layer: Any, *arguments: Any, **options: Any) -> Any:
+    if substitute is not None:
+        return substitute(arguments[0])
+    options.pop("training", None)
+    if isinstance(layer, keras.Layer):
+        return inference(layer)(*arguments) if not options else layer(*arguments, **options)
+    return layer(*arguments, **options)
+
+
+def _rough(model: keras.Model, x: Tensor) -> list[tuple[Any, Callable | None]]:
+    """The places in `model` whose slopes are none or lead elsewhere, each with a function that answers the same and has
+    a slope, None where there is none to be had."""
+    single = [p for p in places(model) if len(p.inputs) == 1 and len(keras.tree.flatten(p.output)) == 1]
+    if not single:
+        return []
+    given = keras.Model(model.inputs, [place.inputs[0] for place in single])(x, training=False)
+    found = []
+    for place, values in zip(single, keras.tree.flatten(given), strict=True):
+        function = inference(place.layer) if isinstance(place.layer, keras.Layer) else place.layer
+        if values.dtype.is_floating and not _tells(function, values):
+            found.append((place, _smooth(function, values)))
+    return found
+
+
+def _tells(function: Model, values: Tensor) -> bool:
+    """Whether slopes of a layer tell where it goes from `values` (B, ...)."""
+    rng = np.random.default_rng(0)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(values)
+        try:
+            answer = function(values)
+        except LookupError:
+            return False
+        weights = tf.constant(rng.normal(size=answer.shape), answer.dtype if answer.dtype.is_floating else tf.float32)
+
+        def weighed(answer: Tensor) -> Tensor:
+            return tf.reduce_sum(tf.reshape(tf.cast(answer, weights.dtype) * weights, [len(values), -1]), axis=1)
+
+        total = weighed(answer)
+    try:
+        gradient = tape.gradient(total, values)
+    except LookupError:
+        return False
+    if gradient is None or not bool(tf.reduce_any(tf.convert_to_tensor(gradient) != 0)):
+        return False
+    spread = float(tf.math.reduce_std(tf.cast(values, tf.float32))) or 1.0
+    found, told = [], []
+    for _ in range(_DIRECTIONS):
+        signs = tf.constant(rng.choice([-1.0, 1.0], values.shape), values.dtype) * (_STEP * spread)
+        ends = [weighed(function(values + side * signs)) for side in (1, -1)]
+        found.append(((ends[0] - ends[1]) / 2).numpy())
+        told.append(tf.reduce_sum(tf.reshape(gradient * signs, [len(values), -1]), axis=1).numpy())
+    found, told = np.float64(found), np.float64(told)
+    both = np.sqrt((found**2).sum() * (told**2).sum())
+    return bool(both > 0 and (found * told).sum() / both >= _ROUGH)
+
+
+def _smooth(function: Model, values: Tensor) -> Callable | None:
+    """`function` with another slope: its secants, where each output depends on one input, else that of the identity,
+    where the shape stays; None where neither can be."""
+    answer = function(values)
+    if (copies := _elementwise(function, values)) is not None:
+        spread = float(tf.math.reduce_std(tf.cast(values, tf.float32))) or 1.0
+        return _by_secants(function, [width * spread for width in _WIDTHS], copies)
+    return bpda(function) if answer.shape == values.shape else None
+
+
+def _elementwise(function: Model, values: Tensor) -> tuple[int, int] | None:
+    """Of a layer each of whose outputs depends on one input, with one or several outputs an input on the last axis: how
+    many, and which of the two varies faster there (-1: the outputs of an input, -2: the inputs). None for any other."""
+    answer = function(values)
+    if answer.shape[1:-1] != values.shape[1:-1] or values.shape.rank < 2 or answer.shape[-1] % values.shape[-1]:
+        return None
+    copies = answer.shape[-1] // values.shape[-1]
+    rng = np.random.default_rng(0)
+    moved = rng.random(values.shape) < 0.5
+    spread = float(tf.math.reduce_std(tf.cast(values, tf.float32))) or 1.0
+    other = function(values + tf.constant(moved, values.dtype) * spread)
+    changed = (other != answer).numpy()
+    for axis in (-1, -2):
+        sides = (values.shape[-1], copies) if axis == -1 else (copies, values.shape[-1])
+        split = changed.reshape(*changed.shape[:-1], *sides).any(axis=axis if axis == -1 else -2)
+        if split.any() and not (split & ~moved).any():
+            return copies, axis
+    return None
+
+
+def _by_secants(function: Model, widths: Sequence[float], copies: tuple[int, int]) -> Callable:
+    many, axis = copies
+
+    @tf.custom_gradient
+    def passed(x: Tensor):
+        def gradient(slope: Tensor) -> Tensor:
+            total = tf.zeros_like(x)
+            for width in widths:
+                secant = (function(x + width) - function(x - width)) / (2 * width)
+                sides = (x.shape[-1], many) if axis == -1 else (many, x.shape[-1])
+                each = tf.reshape(slope * secant, [*tf.unstack(tf.shape(x))[:-1], *sides])
+                total += tf.reduce_sum(each, axis=axis)
+            return total / len(widths)
+
+        return function(x), gradient
+
+    return passed
+
+
+def imitation(model: Model, before: keras.Model, x: Tensor, *, copies: int = 32, reach: float = 0.1) -> Model:
+    """`before` with a linear read-out that answers as `model` does, learnt from its answers to `x` (B, ...) and to
+    `copies` of each with noise of up to `reach`: with slopes, where `model` has none."""
+    # Here, for it takes seconds that no script's --help should take.
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(0)
+    points, answers = [], []
+    for number in range(copies + 1):
+        size = reach * number / copies
+        noisy = tf.clip_by_value(x + size * tf.constant(rng.choice([-1.0, 1.0], x.shape), x.dtype), 0.0, 1.0)
+        points.append(tf.reshape(inference(before)(noisy), [len(x), -1]).numpy())
+        answers.append(np.argmax(inference(model)(noisy), axis=1))
+    points, answers = np.concatenate(points), np.concatenate(answers)
+    centre, spread = points.mean(axis=0), points.std(axis=0) + 1e-6
+    classes = int(model.output_shape[-1])
+    weights, bias = np.zeros((points.shape[1], classes), np.float32), np.full(classes, -1e3, np.float32)
+    if len(known := np.unique(answers)) > 1:
+        fitted = LogisticRegression(max_iter=300).fit((points - centre) / spread, answers)
+        rows, shift = fitted.coef_, fitted.intercept_
+        if len(known) == 2:
+            rows, shift = np.concatenate([-rows, rows]), np.concatenate([-shift, shift])
+        weights[:, known] = (rows / spread).T
+        bias[known] = shift - (rows / spread) @ centre
+    weights, bias = tf.constant(weights), tf.constant(bias)
+
+    def answer(x: Tensor) -> Tensor:
+        features = tf.cast(inference(before)(x), tf.float32)
+        return tf.reshape(features, [tf.shape(x)[0], len(weights)]) @ weights + bias
+
+    return answer
