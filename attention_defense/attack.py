@@ -228,8 +228,8 @@ def attack(options: Options, run: Run) -> None:
     """Accuracy under every attack, what all of them leave, and accuracy against the budget."""
     import numpy as np
 
-    from attention_defense.evaluation import figures
     from common.arrays import as_float
+    from common.evaluation import plots
     from common.evaluation.classifiers import class_count
 
     test_set = load_test_set(options, run)
@@ -244,7 +244,7 @@ def attack(options: Options, run: Run) -> None:
     evaluation = evaluate(options, run, model, x, test_set.y, source)
     write(options, run, model, evaluation)
     curve = budget_curve(options, run, model, x, test_set.y)
-    run.figure("curve", figures.budget_curves, {model.name: curve}, title=f"PGD-20 on {model.name}")
+    run.figure("curve", plots.budget_curves, {model.name: curve}, title=f"PGD-20 on {model.name}")
 
 
 def evaluate(

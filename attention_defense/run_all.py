@@ -75,7 +75,7 @@ def refusals(options: Options) -> None:
 @script(app="attention_defense", name="run_all", columns=("train_eps", "n_train"), refusals=refusals)
 def run_all(options: Options, run: Run) -> None:
     """Run what is missing and join the tables; with --force, run all of it again."""
-    from attention_defense.evaluation import figures
+    from common.evaluation import plots
 
     part = SubRuns(options, run, shared=SHARED)
     source: Path | None = None
@@ -98,7 +98,7 @@ def run_all(options: Options, run: Run) -> None:
             run.row(**row)
     run.data(part.results[0]["dataset"], part.results[0]["data_sha256"])
     run.metrics(minutes=part.minutes)
-    run.figure("curves", figures.budget_curves, curves, title="accuracy under PGD-20")
+    run.figure("curves", plots.budget_curves, curves, title="accuracy under PGD-20")
 
 
 def at_equal_accuracy(known: Iterable[tuple[float, float]], clean: float) -> float | None:

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from attention_defense.evaluation.figures import budget_curves
 from common.evaluation import plots
+from common.evaluation.plots import budget_curves
 from common.evaluation.statistics import Estimate, of_row
 from common.runs.record import read_table
 

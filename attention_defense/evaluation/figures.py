@@ -17,18 +17,6 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return 0.5 * base + 0.5 * colormaps["inferno"](heat)[..., :3]
 
 
-def budget_curves(curves: Mapping[str, Mapping[float, Estimate]], path: Path, *, title: str) -> None:
-    """Robust accuracy by L-inf budget in [0, 1], a line for each model."""
-    figure, (axes,) = plots.panels(1)
-    budgets = sorted({eps for curve in curves.values() for eps in curve})
-    # Budgets stand side by side, for the last one is no bound at all.
-    lines = {name: {budgets.index(eps): curve[eps] for eps in sorted(curve)} for name, curve in curves.items()}
-    said = plots.line_chart(axes, lines, title=title)
-    axes.set_xticks(range(len(budgets)), ["none" if eps == 1 else f"{255 * eps:.3g}" for eps in budgets])
-    axes.set(xlabel="L-inf budget in 1/255 (none: without bound)", ylabel="robust accuracy")
-    plots.save(figure, path, said)
-
-
 def overlap_histograms(cases: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path, *, title: str) -> None:
     """IoU of clean and attacked attention, by attack: of its successes and of its failures, (n,) each."""
     figure, grid = plots.panels(len(cases), 3.0)

@@ -1,7 +1,7 @@
 """A verdict as files that somebody else can check: what was measured, and the adversarial examples themselves.
 
-`write` makes `card.json`, `examples.npz` and `card.md`; `verify` computes the bound anew from them and the model, in one
-forward pass: adversarial examples prove an upper bound whoever made them, and however.
+`write` makes `card.json`, `examples.npz` and `card.md`; `verify` computes the bound anew from them and the model, in a
+single forward pass: adversarial examples prove an upper bound whoever made them, and however.
 """
 
 import hashlib
@@ -153,8 +153,8 @@ def markdown(card: Mapping[str, Any]) -> str:
         value = "" if check["value"] is None else f"{check['value']:.4g}"
         lines.append(f"| {check['name']} | {check['asks']} | {state} | {value} | {check['wanted']} | {check['note']} |")
     if card["curve"]:
-        lines += ["", "| radius | right, of some that are right without attack |", "|---|---|"]
-        lines += [f"| {radius:.4g} | {100 * accuracy:.1f} % |" for radius, accuracy in card["curve"]]
+        lines += ["", f"| radius | right, of {card['curve'][0][1]['n']} that are without attack |", "|---|---|"]
+        lines += [f"| {radius:.4g} | {percent(Estimate(**accuracy))} |" for radius, accuracy in card["curve"]]
     if card["left_out"]:
         lines += ["", "Left out:", *(f"- {line}" for line in card["left_out"])]
     doubts = doubts_of(card)

@@ -120,6 +120,29 @@ def accuracy_curves(
     save(figure, path, said)
 
 
+def budget_curves(
+    curves: Mapping[str, Mapping[float, Estimate]],
+    path: Path | str,
+    *,
+    title: str,
+    norm: str = "linf",
+    without: float = 1.0,
+    whole_levels: bool = True,
+) -> None:
+    """Robust accuracy by the radius of a ball, a line for each model; with `whole_levels` it is that of an L-inf ball
+    in [0, 1], shown in 1/255. A radius of `without` or more is no bound at all."""
+    figure, (axes,) = panels(1)
+    budgets = sorted({eps for curve in curves.values() for eps in curve})
+    # Budgets stand side by side, for the last one is far from the others.
+    lines = {name: {budgets.index(eps): curve[eps] for eps in sorted(curve)} for name, curve in curves.items()}
+    said = line_chart(axes, lines, title=title)
+    unit, units = (255, " in 1/255") if norm == "linf" and whole_levels else (1, "")
+    axes.set_xticks(range(len(budgets)), ["none" if eps >= without else f"{unit * eps:.3g}" for eps in budgets])
+    name = {"linf": "L-inf", "l2": "L2", "l1": "L1"}[norm]
+    axes.set(xlabel=f"{name} budget{units} (none: without bound)", ylabel="robust accuracy")
+    save(figure, path, said)
+
+
 def image_rows(
     rows: Mapping[str, Sequence[np.ndarray]] | Sequence[tuple[str, Sequence[np.ndarray]]],
     path: Path | str,

@@ -7,6 +7,7 @@ for check in found.checks:
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -16,7 +17,17 @@ import numpy as np
 import tensorflow as tf
 
 from common.arrays import to_array, to_labels
-from common.attacks import RandomModel, apgd, attack_dataset, autoattack, inference, logits_of, pgd, square
+from common.attacks import (
+    AttackResult,
+    RandomModel,
+    apgd,
+    attack_dataset,
+    autoattack,
+    inference,
+    logits_of,
+    pgd,
+    square,
+)
 from common.attacks.apgd import auto_pgd
 from common.attacks.autoattack import Version, within
 from common.attacks.budget import Norm
@@ -73,7 +84,7 @@ class Verdict(NamedTuple):
     first: Estimate
     false_positives: Estimate | None
     tried: tuple[Tried, ...]
-    curve: Mapping[float, float]
+    curve: Mapping[float, Estimate]
     checks: tuple[Check, ...]
     mechanism: Mechanism
     layers: tuple[str, ...]
@@ -107,7 +118,7 @@ class Verdict(NamedTuple):
             "first": self.first._asdict(),
             "false_positives": self.false_positives and self.false_positives._asdict(),
             "tried": tried,
-            "curve": [[radius, accuracy] for radius, accuracy in self.curve.items()],
+            "curve": [[radius, accuracy._asdict()] for radius, accuracy in self.curve.items()],
             "checks": [check._asdict() for check in self.checks],
             "mechanism": self.mechanism,
             "layers": list(self.layers),
@@ -140,9 +151,10 @@ def sentence_of(facts: Mapping[str, Any]) -> str:
     radius = f"{255 * facts['eps']:.4g}/255" if images else f"{facts['eps']:.4g}"
     clean, robust = (Estimate(**facts[name]) for name in ("clean", "robust"))
     names = ", ".join(step["name"] for step in facts["tried"] if step["accuracy"] and step["name"] != QUICK)
+    ball = f"{_NORMS[facts['norm']]} {radius}"
     text = (
-        f"{names} leave at most {percent(robust)} of {robust.n} examples right within {_NORMS[facts['norm']]} {radius},"
-        f" of {percent(clean)} without attack."
+        f"At most {percent(robust)} of {robust.n} examples are answered rightly within {ball}, after {names};"
+        f" {percent(clean)} are without attack."
     )
     if facts["false_positives"]:
         text += f" The detector rejects {percent(Estimate(**facts['false_positives']))} of the clean examples."
@@ -288,6 +300,8 @@ class Pool:
             raise ValueError(f"x must hold examples in [{low:g}, {high:g}]")
         if not eps > 0:
             raise ValueError(f"eps must be above 0; received {eps}")
+        if eight_bit and norm == "linf" and 255 * eps < 1 - 1e-6:
+            raise ValueError(f"eps: {255 * eps:.3g}/255 is less than one grey level, and changes no image of 8 bits")
         answer = inference(model)(tf.constant(x[:2]))
         if answer.shape.rank != 2:
             raise ValueError(f"a classifier answers with one vector for each example; received {tuple(answer.shape)}")
@@ -337,10 +351,11 @@ class Pool:
 
     def offer(
         self, name: str, rows: np.ndarray, x: np.ndarray, gradients: int | None, seconds: float, met: int | None
-    ) -> None:
+    ) -> np.ndarray:
         """Keep what of `x`, for the examples `rows`, is worse than what was found before, in box and ball, and as it is
         stored: rounded, or, where that leads out of the ball or back over the border, rounded towards the clean
-        example. `met`: how many examples, the first, the attack was for, None for those that others had left."""
+        example. `met`: how many examples, the first, the attack was for, None for those that others had left. Of the
+        examples that `x` breaks, those that it does not as it is stored."""
         clean, number = self.clean[rows], len(self.tried)
         alone, new = self.right[rows].copy(), 0
         for stored in self._stored(clean, x):
@@ -355,6 +370,29 @@ class Pool:
             self.by[rows[fresh]] = number
         left = None if met is None else statistics.independent(float((alone & self.right[rows]).sum() / met), met)
         self.tried.append(Tried(name, left, new, gradients, seconds))
+        standing = rows[alone & self.right[rows]]
+        if not self.eight_bit or not len(standing):
+            return standing[:0]
+        return standing[self.failed(x[np.isin(rows, standing)], standing) >= 0.5]
+
+    def add(self, name: str, rows: np.ndarray, x: np.ndarray, gradients: int | None, seconds: float) -> None:
+        """More of what the last attack, `name`, has found."""
+        before = self.tried.pop()
+        broken = self.by == len(self.tried)
+        self.offer(name, rows, x, None, seconds, None)
+        after = self.tried.pop()
+        # Examples that the first part had left and this one has broken are broken by the attack.
+        left = before.accuracy
+        if left is not None:
+            found = int(((self.by == len(self.tried)) & ~broken).sum())
+            left = statistics.independent(left.value - found / left.n, left.n)
+        taken = None if before.gradients is None else before.gradients + (gradients or 0)
+        self.tried.append(Tried(name, left, before.new + after.new, taken, seconds))
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        return max(int(inference(self.model)(tf.constant(self.clean[:1])).shape[1]), 2)
 
     def _stored(self, clean: np.ndarray, x: np.ndarray) -> Iterator[np.ndarray]:
         yield self.store(x)
@@ -400,7 +438,9 @@ class _Task:
 
     @property
     def budget(self) -> dict[str, Any]:
-        return {**self.base, "eps": self.eps}
+        # Rounded to 8 bits, an image of 8 bits stays in the ball of the whole grey levels.
+        whole = self.pool.eight_bit and self.base["norm"] == "linf"
+        return {**self.base, "eps": math.floor(255 * self.eps + 1e-6) / 255 if whole else self.eps}
 
     def first_bound(self, rows: np.ndarray, started: float) -> Estimate:
         """What a short attack leaves of the first examples."""
@@ -425,7 +465,9 @@ class _Task:
             return
         if self.seen.views and not pool.draws > 1:
             step = {"norm": self.base["norm"], "low": self.base["low"], "high": self.base["high"]}
-            single = partial(pgd, view.model, steps=1, alpha=self.eps, random_start=False, eps=self.eps, **step)
+            single = partial(
+                pgd, view.model, steps=1, alpha=self.budget["eps"], random_start=False, eps=self.budget["eps"], **step
+            )
             self._run(SINGLE, single, everything)
             # Not stopped where the view errs, if the defence may not.
             stop = view.exact
@@ -436,18 +478,16 @@ class _Task:
         else:
             climb = partial(apgd, view.model, loss="margin", stop=False, **self.budget)
             self._run("APGD on the imitation", climb, everything)
-            classes = int(view.model(tf.constant(pool.clean[:1])).shape[1])
-            self._run("APGD-T on the imitation", partial(climb, targets=min(3, classes - 1)), everything)
+            self._run("APGD-T on the imitation", partial(climb, targets=min(3, pool.classes - 1)), everything)
             search = partial(square, pool.model, steps=checks.QUERIES, **self.budget)
             if pool.clean.ndim == 4 or self.base["norm"] == "linf":
                 self._run("random search", search, everything)
 
     def check(
         self, scene: Scene, right: np.ndarray, source: Model | None, planted: int
-    ) -> tuple[list[Check], dict[float, float], Mechanism]:
+    ) -> tuple[list[Check], dict[float, Estimate], Mechanism]:
         """The checks, accuracy by radius, and the mechanism, as far as attacks tell."""
         pool, seen = self.pool, self.seen
-        classes = int(logits_of(scene.view.model)(tf.constant(scene.x[:1])).shape[1])
         by_name = {tried.name: tried for tried in pool.tried}
         stands = pool.right & (pool.worst < 0.5)
         done, curve = [], {}
@@ -459,7 +499,7 @@ class _Task:
         climbable = bool(seen.views) and self.detector is None
         if climbable:
             few = scene.first(16) if scene.draws else scene
-            found, curve = checks.budgets(few, classes)
+            found, curve = checks.budgets(few, pool.classes)
             done += [*found, checks.more_steps(few), checks.more_restarts(few)]
             self.say("checks B1 to B5 done")
         left = np.flatnonzero((pool.worst < 0.5)[right[: len(scene.x)]])
@@ -471,6 +511,9 @@ class _Task:
         if climbable:
             done += [checks.canary(few), checks.silent(few)]
         self.say("checks B6 to B12 done")
+        union = statistics.rate(stands, None)
+        said = f"{percent(union)} of {union.n}, by {len(pool.tried)} attacks"
+        done.append(Check("B14", "is the bound that of all attacks, example by example?", True, union.value, "", said))
         done += [self._stored(), self._planted(right[:planted])]
         mechanism = "rejecting" if self.detector is not None else seen.mechanism
         if mechanism == "none":
@@ -480,12 +523,33 @@ class _Task:
         return done, curve, mechanism
 
     def _run(self, name: str, attack: Callable, rows: np.ndarray) -> None:
-        pool, started = self.pool, time.perf_counter()
+        started = time.perf_counter()
+        found = self._crafted(name, attack, rows)
+        met = int(rows[-1]) + 1 if len(rows) < self.pool.right.sum() else len(self.pool.y)
+        self._keep(name, rows, found.x, found.gradients, started, met)
+
+    def _crafted(self, name: str, attack: Callable, rows: np.ndarray) -> AttackResult:
+        pool = self.pool
         own = of_rows(attack, rows, len(pool.y))
         options = {"batch_size": pool.batch_size, "progress": self.progress, "name": name}
-        found = attack_dataset(own, pool.clean[rows], pool.y[rows], **options)
-        met = int(rows[-1]) + 1 if len(rows) < pool.right.sum() else len(pool.y)
-        pool.offer(name, rows, found.x, found.gradients, time.perf_counter() - started, met)
+        return attack_dataset(own, pool.clean[rows], pool.y[rows], **options)
+
+    def _keep(
+        self, name: str, rows: np.ndarray, x: np.ndarray, gradients: int | None, started: float, met: int
+    ) -> None:
+        """Keep what an attack has found. Attacks stop where they have just crossed the border, and rounding takes some
+        of it back: there it is crossed again, and with all steps."""
+        pool = self.pool
+        lost = pool.offer(name, rows, x, gradients, time.perf_counter() - started, met)
+        if len(lost) and self.seen.views and self.detector is None:
+            climb = partial(apgd, self.view.model, loss="margin", stop=False, **self.budget)
+            climb = partial(climb, draws=DRAWS if pool.draws > 1 else 1, steps=50)
+            classes = pool.classes
+            for again in (climb, partial(climb, targets=min(3, classes - 1))):
+                lost = lost[pool.worst[lost] < 0.5]
+                if len(lost):
+                    more = self._crafted(name, again, lost)
+                    pool.add(name, lost, more.x, more.gradients, time.perf_counter() - started)
         self._tell()
 
     def _autoattack(self, rows: np.ndarray) -> None:
@@ -498,9 +562,8 @@ class _Task:
         started = time.perf_counter()
         options = {"batch_size": pool.batch_size, "progress": self.progress, "version": version, "attacks": attacks}
         found = autoattack(view.model, pool.clean[rows], pool.y[rows], index=rows, **options, **self.budget)
-        seconds = time.perf_counter() - started
         name = "random search" if attacks else f"AutoAttack ({version})"
-        pool.offer(name, rows, found.x, found.gradients, seconds, len(pool.y))
+        self._keep(name, rows, found.x, found.gradients, started, len(pool.y))
         self.left_out = found.left_out
         self._tell()
 
@@ -522,15 +585,14 @@ class _Task:
         """B16."""
         pool, asks = self.pool, "does the attack find points that were planted?"
         wanted = f">= {read_out.WANTED}"
-        view = self.seen.views[0].model if self.seen.views else None
-        features = None if pool.draws > 1 or view is None else read_out.features_of(pool.model)
+        features = None if pool.draws > 1 or not self.seen.views else read_out.features_of(pool.model)
         if features is None or not self.view.exact or not len(rows):
             return Check("B16", asks, None, None, wanted, "no last affine layer with slopes before it")
         inputs = {"steps": 100, "restarts": 1}
         accepted = None if self.detector is None else (lambda x: ~_rejected(self.detector, x))
         try:
             found = read_out.find_planted(
-                features,
+                self.view.around(features),
                 pool.clean[rows],
                 auto_pgd(self.base["norm"], "margin", shrinking=self.base["norm"] == "l1"),
                 inputs,

@@ -35,11 +35,13 @@ _WIDTHS = (0.1, 0.25, 0.5)
 
 class View(NamedTuple):
     """A `model` to climb on, x (B, ...) -> logits, and what was done to the defence in `words`. `exact`: it answers as
-    the defence does, so that an attack may stop where it succeeds."""
+    the defence does, so that an attack may stop where it succeeds. `around`: a part of the defence, flat, -> the same
+    with what was done."""
 
     model: Model
     words: str
     exact: bool = True
+    around: Callable[[keras.Model], Model] = inference
 
 
 class Slopes(NamedTuple):
@@ -206,11 +208,12 @@ def _around(model: Model, x: Tensor, differ: bool) -> tuple[list[View], tuple[st
     if rough and all(substitute is not None for _, substitute in rough):
         through = {place.layer.name: substitute for place, substitute in rough}
 
-        def smooth(x: Tensor) -> Tensor:
-            return rewired(whole, x, call=lambda layer, *a, **o: _through(through.get(layer.name), layer, *a, **o))
+        def around(part: keras.Model) -> Model:
+            call = lambda layer, *a, **o: _through(through.get(layer.name), layer, *a, **o)  # noqa: E731
+            return lambda x: rewired(part, x, call=call)
 
-        words = f"with other slopes through {', '.join(through)}"
-        views.append(View(RandomModel(_drawn(logits_of(smooth))) if differ else smooth, words))
+        smooth, words = around(whole), f"with other slopes through {', '.join(through)}"
+        views.append(View(RandomModel(_drawn(logits_of(smooth))) if differ else smooth, words, around=around))
     elif rough:
         first = rough[0][0]
         if first.inputs[0] is not whole.inputs[0]:
@@ -245,8 +248,11 @@ def _rough(model: keras.Model, x: Tensor) -> list[tuple[Any, Callable | None]]:
 
 
 def _tells(function: Model, values: Tensor) -> bool:
-    """Whether slopes of a layer tell where it goes from `values` (B, ...)."""
+    """Whether slopes of a layer tell where it goes from beside `values` (B, ...)."""
     rng = np.random.default_rng(0)
+    spread = float(tf.math.reduce_std(tf.cast(values, tf.float32))) or 1.0
+    # Where values are equal, pooling has no slope that tells of all directions.
+    values += tf.cast(_BESIDE * spread * rng.standard_normal(values.shape), values.dtype)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(values)
         try:
@@ -265,7 +271,6 @@ def _tells(function: Model, values: Tensor) -> bool:
         return False
     if gradient is None or not bool(tf.reduce_any(tf.convert_to_tensor(gradient) != 0)):
         return False
-    spread = float(tf.math.reduce_std(tf.cast(values, tf.float32))) or 1.0
     found, told = [], []
     for _ in range(_DIRECTIONS):
         signs = tf.constant(rng.choice([-1.0, 1.0], values.shape), values.dtype) * (_STEP * spread)

@@ -59,9 +59,7 @@ def places(model: keras.Model) -> list[Place]:
     return [place for (operation, _), place in found.items() if place is not None and counts[operation] == 1]
 
 
-def rewired(
-    model: keras.Model, images: Any, *, nested: bool = False, call: Callable[..., Any] | None = None
-) -> Any:
+def rewired(model: keras.Model, images: Any, *, nested: bool = False, call: Callable[..., Any] | None = None) -> Any:
     """What `model`, which has a graph and one input, makes of `images`, a Keras tensor or numbers, in the place of
     that: its answer, in its structure. Layers are shared. With `nested`, nested models are taken apart into their
     layers. `call`, layer, *arguments, **options -> output, goes through a layer in another way than by calling it.

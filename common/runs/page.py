@@ -267,10 +267,13 @@ def _resuming(run: Found) -> str:
         name = read_config(run.folder).get("name")
     except UserError:
         return ""
-    script = "demo.py" if run.app == NO_APP else f"{run.app}/{run.script}.py"
-    words = ["python", script, "--config", (run.folder / "config.yaml").as_posix()]
-    if script == "demo.py":
-        words = ["python", script]
+    script = [f"{run.app}/{run.script}.py"]
+    # What is a package's own command is run as that.
+    if (ROOT / run.app / run.script / "__main__.py").is_file():
+        script = ["-m", f"{run.app}.{run.script}"]
+    words = ["python", *script, "--config", (run.folder / "config.yaml").as_posix()]
+    if run.app == NO_APP:
+        words = ["python", "demo.py"]
     if Path("runs", run.app, run.script, str(name)).absolute() != run.folder.absolute():
         words += ["--out", run.folder.as_posix()]
     return shlex.join([*words, "--resume"])

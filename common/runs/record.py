@@ -81,6 +81,11 @@ class Run:
         self._artifacts: dict[str, str] = {}
         self._curves = read_csv(self.folder / "metrics.csv") if chief else []
 
+    @property
+    def command(self) -> str:
+        """The command line of the run."""
+        return self._identity.command
+
     def log(self, text: str) -> None:
         """Print `text`, above any progress bar, and append it to `log.txt` with the time."""
         log(text)

@@ -159,7 +159,7 @@ class Script:
 
     def command(self, options: RunOptions) -> str:
         """The command line of `options`: what differs from the defaults."""
-        words = ["python", self._path()]
+        words = ["python", *self._words]
         for name, f in self.fields.items():
             value = getattr(options, name)
             if name not in ("resume", "force") and value != f.default:
@@ -311,14 +311,14 @@ class Script:
     def _main(self, argv: Sequence[str]) -> None:
         if {"-h", "--help"} & set(argv):
             summary = (self.body.__globals__.get("__doc__") or self.body.__doc__ or "").strip().split("\n")[0]
-            print(self.parser.help(f"python {self._path()}", summary), end="")
+            print(self.parser.help(shlex.join(["python", *self._words]), summary), end="")
             return
         printing = [word for word in argv if word.replace("_", "-") == "--print-config"]
         options = self.parse([word for word in argv if word not in printing])
         if printing:
             print(record.dump(self._config(options)), end="")
             return
-        results = self(options, command=shlex.join(["python", self._path(), *_without_control(argv)]))
+        results = self(options, command=shlex.join(["python", *self._words, *_without_control(argv)]))
         if record.is_chief(strategy_of(options)):
             from common.runs.tables import console
 
@@ -328,6 +328,12 @@ class Script:
     def _end(self, message: str, status: int) -> None:
         print(f"{self.name}: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(status)
+
+    @property
+    def _words(self) -> list[str]:
+        """What Python is told to run: the file, or the package whose `__main__` it is."""
+        path = Path(self._path())
+        return ["-m", ".".join(path.parent.parts)] if path.name == "__main__.py" else [path.as_posix()]
 
     def _path(self) -> str:
         path = Path(self.body.__code__.co_filename)
