@@ -32,11 +32,12 @@ _JSON, _EXAMPLES, _TEXT = "card.json", "examples.npz", "card.md"
 
 
 class Verified(NamedTuple):
-    """What a card turned out to be: the `problems`, none if it holds; the bound as computed anew; and how many examples
-    are `close` to the border, where another machine may answer otherwise."""
+    """What a card turned out to be: the `problems`, none if it holds; the bound as computed anew, None where the
+    examples are not those of the card; and how many examples are `close` to the border, where another machine may
+    answer otherwise."""
 
     problems: tuple[str, ...]
-    robust: Estimate
+    robust: Estimate | None
     close: int
     seconds: float
 
@@ -103,19 +104,20 @@ def verify(path: Path | str, model: Model, *, detector: Model | None = None, bat
         raise UserError(f"{file}: no such file; it lies beside its card")
     if sha256(file) != card["examples"]["sha256"]:
         problems.append("the examples were changed after the card was written")
+        return Verified(tuple(problems), None, 0, time.perf_counter() - started)
     held = _unpacked(file)
     x, y, adversarial, rows, by = (held[name] for name in ("x", "y", "adversarial", "rows", "by"))
     low, high = held["box"]
-    problem, moved = _as_floats(adversarial), _as_floats(x)
-    outside = ~within(moved[rows], problem, card["norm"], card["eps"], low, high)
+    moved = _as_floats(adversarial)
+    outside = ~within(_as_floats(x)[rows], moved, card["norm"], card["eps"], low, high)
     if outside.any():
         problems.append(f"{int(outside.sum())} adversarial examples are not in the ball or in the box")
     try:
         pool = Pool.of(model, detector, x, y, card["eps"], card["norm"], low, high, x.dtype == np.uint8, batch_size)
     except ValueError as error:
         raise UserError(f"{path}: does not fit the model: {error}") from error
-    lead = np.abs(_lead(model, problem, batch_size)) if pool.draws == 1 else np.full(len(rows), np.inf)
-    failed = np.where(outside, 0.0, pool.failed(problem, rows))
+    lead = np.abs(_lead(model, moved, batch_size)) if pool.draws == 1 else np.full(len(rows), np.inf)
+    failed = np.where(outside, 0.0, pool.failed(moved, rows))
     close = lead < CLOSE
     claimed = np.bincount(by, minlength=len(card["tried"]))
     if not np.array_equal(claimed, [step["new"] for step in card["tried"]]):

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from common.attacks import RandomModel, apgd, attack_dataset, autoattack, logits_of, pgd, square
 from common.attacks.budget import Norm
+from common.attacks.dataset import of_rows
 from common.evaluation import statistics
 from common.evaluation.statistics import Estimate
 from common.evaluation.views import DRAWS, Look, View
@@ -147,8 +148,16 @@ def more_steps(scene: Scene) -> Check:
 
 def more_restarts(scene: Scene) -> Check:
     """B5."""
-    three, five = (float(scene.stands(scene.climb(restarts=restarts)).mean()) for restarts in (3, 5))
-    limit = max(0.005, 1 / len(scene.x))
+    stood = np.ones(len(scene.x), bool)
+    for restarts in (3, 5):
+        # The first three of five are those three, so who fell to them need not be met again.
+        some = np.flatnonzero(stood)
+        part = scene._replace(x=scene.x[some], y=scene.y[some], failed=lambda x, rows: scene.failed(x, some[rows]))  # noqa: B023
+        attack = of_rows(scene.climb(restarts=restarts, steps=50), some, len(stood))
+        stood[some] &= part.stands(attack) if len(some) else stood[some]
+        if restarts == 3:
+            three = float(stood.mean())
+    five, limit = float(stood.mean()), max(0.005, 1 / len(scene.x))
     return Check(
         "B5",
         "do the last two of five restarts add nothing?",
@@ -187,7 +196,9 @@ def blind_search(scene: Scene, left: np.ndarray, source: Model | None = None) ->
     if source is None:
         said.append("no other model was given for transfer")
     value = float(broken.sum() / total)
-    return Check("B6", asks, value <= 0.002, value, "<= 0.002", "; ".join(said)), best
+    # Of a model that draws some are now right, now wrong.
+    limit = 0.05 if scene.draws else 0.002
+    return Check("B6", asks, value <= limit, value, f"<= {limit}", "; ".join(said)), best
 
 
 def slopes(look: Look) -> Check:
@@ -221,26 +232,16 @@ def zero_gradients(look: Look) -> Check:
     return Check("B10", "has the cross-entropy a gradient?", value < 0.01, value, "< 0.01 of rows are zero", note)
 
 
-def canary(scene: Scene) -> Check:
-    """B11: a model that only has its logits times 100 is as weak as before."""
+def canary(scene: Scene, left: np.ndarray) -> Check:
+    """B11: a model that only has its logits times 100 is as weak as before, when `left` (n,) bool stood."""
     asks, wanted = "does a model with logits times 100 look no better?", "<= 0.01"
-    if not scene.view.exact:
-        return Check("B11", asks, None, None, wanted, "attacks climb on an imitation")
-    view = scene.view.model
-    if scene.draws:
-        louder: Model = RandomModel(lambda x, seeds: 100.0 * view(x, seeds))
-    else:
-        shown = logits_of(view)
-        louder = lambda x: 100.0 * shown(x)  # noqa: E731
-    left = []
-    for model in (view, louder):
-        own = scene._replace(view=View(model, ""))
-        attacks = {"margin": own.climb(steps=20), "ce": own.climb(steps=20, loss="ce")}
-        options = {"eps": scene.eps, "norm": scene.norm, "low": scene.low, "high": scene.high}
-        found = autoattack(model, scene.x, scene.y, version="custom", attacks=attacks, seed=scene.seed, **options)
-        left.append(float(found.robust.mean()))
-    limit = max(0.01, 1 / len(scene.x))
-    return Check("B11", asks, left[1] - left[0] <= limit + _ROUNDING, left[1] - left[0], f"<= {limit:.3g}")
+    if not scene.view.exact or scene.draws:
+        return Check("B11", asks, None, None, wanted, "the model draws, or is imitated")
+    shown = logits_of(scene.view.model)
+    options = {"norm": scene.norm, "low": scene.low, "high": scene.high, "seed": scene.seed}
+    found = autoattack(lambda x: 100.0 * shown(x), scene.x, scene.y, eps=scene.eps, version="fast", **options)
+    rise, limit = float(found.robust.mean() - left.mean()), max(0.01, 1 / len(scene.x))
+    return Check("B11", asks, rise <= limit + _ROUNDING, rise, f"<= {limit:.3g}")
 
 
 def silent(scene: Scene) -> Check:

@@ -31,9 +31,9 @@ WANTED = 0.95
 
 # How near the border of a read-out is to the planted point, from the nearest inner one on; the paper's.
 _CLOSE = 0.999
-# Ridge of the read-out, of the mean variance of a feature; and how many points are tried where one cannot be told
-# from the inner ones.
-_RIDGE, _TRIES = 1e-3, 3
+# Ridges of a read-out, of the mean variance of a feature, from smooth to sharp, the first that separates; and how many
+# points are tried where one cannot be told from the inner ones.
+_RIDGES, _TRIES = (10.0, 1.0, 0.1, 0.01, 1e-3), 3
 
 
 class Found(NamedTuple):
@@ -173,21 +173,24 @@ def _separate(told: np.ndarray) -> tuple[np.ndarray, np.float32] | None:
     centre = others.mean(axis=0)
     spread = others - centre
     covariance = spread.T @ spread / len(others)
-    ridge = _RIDGE * max(np.trace(covariance) / len(centre), 1e-30)
-    weights = np.linalg.solve(covariance + ridge * np.eye(len(centre)), first - centre)
-    size = np.linalg.norm(weights)
-    if not np.isfinite(size) or size == 0:
-        return None
-    weights /= size
-    ours, theirs = first @ weights, (others @ weights).max()
-    if not ours > theirs:
-        return None
-    border = theirs + _CLOSE * (ours - theirs)
-    # So that the answer to the planted point is one, whatever the scale of the features; single precision keeps it.
-    scale = 1.0 / max(ours - border, 1e-12)
-    weights, bias = (weights * scale).astype(np.float32), np.float32(-border * scale)
-    answers = told.astype(np.float32) @ weights + bias
-    return (weights, bias) if answers[0] > 0 and answers[1:].max() < 0 else None
+    size = max(np.trace(covariance) / len(centre), 1e-30)
+    for ridge in _RIDGES:
+        weights = np.linalg.solve(covariance + ridge * size * np.eye(len(centre)), first - centre)
+        length = np.linalg.norm(weights)
+        if not np.isfinite(length) or length == 0:
+            return None
+        weights /= length
+        ours, theirs = first @ weights, (others @ weights).max()
+        if not ours > theirs:
+            continue
+        border = theirs + _CLOSE * (ours - theirs)
+        # So that the answer to the planted point is one, whatever the scale of the features; single precision keeps it.
+        scale = 1.0 / max(ours - border, 1e-12)
+        read = (weights * scale).astype(np.float32), np.float32(-border * scale)
+        answers = told.astype(np.float32) @ read[0] + read[1]
+        if answers[0] > 0 and answers[1:].max() < 0:
+            return read
+    return None
 
 
 def _answers(features: Callable, x: np.ndarray, weights: np.ndarray, bias: np.ndarray, batch: int) -> np.ndarray:

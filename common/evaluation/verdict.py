@@ -430,6 +430,11 @@ class _Task:
     progress: bool
     say: Callable[[str], None]
     left_out: tuple[str, ...] = ()
+    stood: np.ndarray = dataclasses.field(init=False)
+    """Whom AutoAttack has left, (N,)."""
+
+    def __post_init__(self) -> None:
+        self.stood = self.pool.right.copy()
 
     @property
     def view(self) -> View:
@@ -509,12 +514,13 @@ class _Task:
             done.append(blind)
         done += [checks.slopes(seen), checks.logits(seen), checks.repeats(seen), checks.zero_gradients(seen)]
         if climbable:
-            done += [checks.canary(few), checks.silent(few)]
+            done += [checks.canary(few, self.stood[right[: len(few.x)]]), checks.silent(few)]
         self.say("checks B6 to B12 done")
+        done.append(self._stored())
         union = statistics.rate(stands, None)
         said = f"{percent(union)} of {union.n}, by {len(pool.tried)} attacks"
         done.append(Check("B14", "is the bound that of all attacks, example by example?", True, union.value, "", said))
-        done += [self._stored(), self._planted(right[:planted])]
+        done.append(self._planted(right[:planted]))
         mechanism = "rejecting" if self.detector is not None else seen.mechanism
         if mechanism == "none":
             gap = by_name[PGD].accuracy.value - float(stands.mean())
@@ -564,7 +570,7 @@ class _Task:
         found = autoattack(view.model, pool.clean[rows], pool.y[rows], index=rows, **options, **self.budget)
         name = "random search" if attacks else f"AutoAttack ({version})"
         self._keep(name, rows, found.x, found.gradients, started, len(pool.y))
-        self.left_out = found.left_out
+        self.left_out, self.stood[rows] = found.left_out, found.robust
         self._tell()
 
     def _tell(self) -> None:

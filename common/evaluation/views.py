@@ -83,7 +83,13 @@ def look(model: Model, x: np.ndarray, y: np.ndarray, *, low: float = 0.0, high: 
     hidden = _gives_probabilities(model, some)
     base, layers = View(model, "as it is"), ()
     if hidden:
-        base = _without_last(model, some) or View(_logarithm(model), "the logarithm of its answers")
+        base = View(_logarithm(model), "the logarithm of its answers")
+        dead = not differ and slopes_of(base.model, some, labels, low=low, high=high, compare=False).missing
+        if (cut := _without_last(model, some)) is not None:
+            base = cut
+            if dead:
+                # What it hides behind is no softmax.
+                layers = (places(flat(model))[-1].layer.name,)
     if differ:
         # Its draws are its own: the seeds say how many, not which.
         own = base.model if isinstance(base.model, RandomModel) else RandomModel(_drawn(logits_of(base.model)))
@@ -97,6 +103,8 @@ def look(model: Model, x: np.ndarray, y: np.ndarray, *, low: float = 0.0, high: 
         views, layers = _around(base.model, some, differ)
         found = (*views, base) if not slopes.missing else tuple(views)
         return Look(differ, hidden, slopes, found, "random" if differ else "non-differentiable", layers)
+    if layers:
+        return Look(differ, hidden, slopes, (base,), "non-differentiable", layers)
     scaled = hidden or slopes.zero > _FEW
     return Look(differ, hidden, slopes, (base,), "scaled logits" if scaled else "none", layers)
 
