@@ -39,6 +39,10 @@ SMALLEST = {
         *("--n-train", "100", "--n-test", "4", "--epochs", "1", "--repeats", "1"),
         *("--norms", "linf", "--contenders", "fast"),
     ],
+    "benchmarks/defences.py": [
+        *("--n-train", "200", "--n-test", "8", "--epochs", "1", "--n-planted", "0", "--width", "4"),
+        *("--defences", "softmax_on_top", "--eps", "8/255"),
+    ],
     "benchmarks/training.py": [
         *("--archs", "small_cnn", "--batches", "2", "--batch-size", "32"),
         *("--repeats", "1", "--steps", "1"),
@@ -82,27 +86,36 @@ SMALLEST |= {
     f"attention_defense/{name}.py": ["--config", ATTENTION]
     for name in ("train", "attack", "analyse", "explain", "run_all")
 }
+# Of a model that was trained there.
+SMALLEST["common/evaluation/__main__.py"] = [
+    *("--model", "runs/attention_defense/train/smallest_attention", "--n-test", "50", "--n-planted", "2"),
+    *("--eps", "32/255"),
+]
 
 
 def main(apps: list[str]) -> None:
-    entries = {
-        path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/*.py") if "\n@script(" in path.read_text("utf-8")
-    }
+    files = (*ROOT.glob("*/*.py"), *ROOT.glob("*/*/__main__.py"))
+    entries = {path.relative_to(ROOT).as_posix() for path in files if "\n@script(" in path.read_text("utf-8")}
     if entries != set(SMALLEST):
         sys.exit(f".ci/smallest.py: differs from the entry scripts there are: {sorted(entries ^ set(SMALLEST))}")
     for app in apps:
         run_all_of(app)
     if not apps:
-        for app in dict.fromkeys(script.partition("/")[0] for script in SMALLEST):
+        for app in dict.fromkeys(map(app_of, SMALLEST)):
             with tempfile.TemporaryDirectory() as folder:
                 subprocess.run([sys.executable, __file__, app], cwd=folder, check=True)
+
+
+def app_of(script: str) -> str:
+    """The app in whose folder a script is run: that whose model it takes."""
+    return script.partition("/")[0].replace("common", "attention_defense")
 
 
 def run_all_of(app: str) -> None:
     """The scripts of one app, as their command lines would run them."""
     sys.path.insert(0, str(ROOT))
     for script, options in SMALLEST.items():
-        if not script.startswith(f"{app}/"):
+        if app_of(script) != app:
             continue
         started, worked, said = time.monotonic(), time.process_time(), io.StringIO()
         sys.argv, status = [script, *options], None

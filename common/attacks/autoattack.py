@@ -6,6 +6,7 @@ print(result.robust.mean(), result.steps)
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -386,7 +387,10 @@ def within(x: np.ndarray, moved: np.ndarray, norm: Norm, eps: Any, low: float, h
     """Which of `moved` (N, ...) are finite, in the box and in the ball of `x` with the radius `eps`, (N,) or scalar,
     but for rounding: bool (N,)."""
     order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
-    size = np.linalg.norm((moved.astype(np.float64) - x).reshape(len(x), -1), ord=order, axis=1)
-    flat = moved.reshape(len(x), -1)
+    sides = len(x), math.prod(x.shape[1:])
+    flat = moved.reshape(sides)
+    if not len(x):
+        return np.zeros(0, bool)
+    size = np.linalg.norm((moved.astype(np.float64) - x).reshape(sides), ord=order, axis=1)
     inside = np.isfinite(flat).all(axis=1) & (flat >= low).all(axis=1) & (flat <= high).all(axis=1)
     return inside & (size <= np.asarray(eps) * (1 + _ROUNDING) + 1e-6)

@@ -1,5 +1,6 @@
 """A verdict on any Keras classifier: what attacks leave of it, and whether to believe that."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -50,29 +51,29 @@ def refusals(options: Options) -> None:
     """What is refused before anything is read."""
     from common.evaluation.classifiers import load_classifier
 
-    if options.model is None:
-        raise UserError("--model: give a classifier, a .keras file or the run of a training; `make demo` makes some")
     if options.norm == "linf" and options.eps > 1:
         raise UserError(f"--eps: {options.eps:g} is above 1; did you mean {options.eps:g}/255?")
     if options.eps == 0:
         raise UserError("--eps: must be above 0")
     check_input(options, [options.model, options.detector, options.source])
-    for path in (options.model, options.source):
+    for path in (options.source, options.model):
         if path is not None:
             look_at(path, partial(load_classifier, path, **reading(options, path)))
+    if options.model is None:
+        raise UserError("--model: give a classifier, a .keras file or the run of a training; `make demo` makes some")
 
 
 def ending(folder: Path, results: Mapping[str, Any], table: Sequence[Mapping[str, Any]]) -> str:
     """The sentence, the checks that failed, and where the card is."""
-    from common.evaluation import card
+    from common.evaluation import facts
 
-    found = card.read(folder / results["artifacts"]["card"])
+    found = json.loads((folder / results["artifacts"]["card"]).read_text(encoding="utf-8"))
     failed = [
-        f"{check['name']} failed: {check['asks']} {check['value']:.4g}, wanted {check['wanted']}; {check['note']}"
+        f"{check['name']} failed: {check['asks']} {check['value']}, wanted {check['wanted']}; {check['note']}"
         for check in found["checks"]
         if check["passed"] is False
     ]
-    lines = [card.sentence_of(found), *failed]
+    lines = [facts.sentence_of(found), *failed]
     lines += [f"{name}  {folder / path}" for name, path in results["artifacts"].items()]
     again = f"python -m common.evaluation.verify {folder / results['artifacts']['card']} --model {found['file']}"
     return "\n".join([*lines, f"to check it anew: {again}"])

@@ -38,6 +38,7 @@ from common.errors import UserError
 from common.evaluation import checks, read_out, statistics, views
 from common.evaluation.checks import Check, Scene
 from common.evaluation.detectors import Guarded, past_detector
+from common.evaluation.facts import PGD, QUICK, SINGLE, doubts_of, percent, sentence_of
 from common.evaluation.quality import quantize
 from common.evaluation.statistics import Estimate
 from common.evaluation.views import DRAWS, Look, Mechanism, View
@@ -49,9 +50,6 @@ FIRST, SOME, PLANTED = 64, 64, 128
 """Examples of the first bound, of the checks that attack anew, and of the planted points."""
 MISLED = 0.08
 """Of PGD-50, this much more than all attacks leave is no chance: the cross-entropy leads elsewhere."""
-
-# Failing one of these means that the bound says little of the model.
-_DECISIVE = ("B3", "B6", "B11", "B12", "B13", "B16")
 
 
 class Tried(NamedTuple):
@@ -139,47 +137,6 @@ class Verdict(NamedTuple):
         return bool(doubts_of(self.facts))
 
 
-def doubts_of(facts: Mapping[str, Any]) -> list[str]:
-    """What makes the bound of `Verdict.facts` inconclusive."""
-    failed = [check["name"] for check in facts["checks"] if check["passed"] is False and check["name"] in _DECISIVE]
-    return failed if facts["climbed"] else [*failed, "no slope was found to climb on"]
-
-
-def sentence_of(facts: Mapping[str, Any]) -> str:
-    """The sentence of `Verdict.facts`: what was run and what it left, and how far to believe it."""
-    images = facts["eight_bit"] and facts["norm"] == "linf"
-    radius = f"{255 * facts['eps']:.4g}/255" if images else f"{facts['eps']:.4g}"
-    clean, robust = (Estimate(**facts[name]) for name in ("clean", "robust"))
-    names = ", ".join(step["name"] for step in facts["tried"] if step["accuracy"] and step["name"] != QUICK)
-    ball = f"{_NORMS[facts['norm']]} {radius}"
-    text = (
-        f"At most {percent(robust)} of {robust.n} examples are answered rightly within {ball}, after {names};"
-        f" {percent(clean)} are without attack."
-    )
-    if facts["false_positives"]:
-        text += f" The detector rejects {percent(Estimate(**facts['false_positives']))} of the clean examples."
-    if facts["mechanism"] != "none":
-        where = f" (in {', '.join(facts['layers'])})" if facts["layers"] else ""
-        text += f" The model hides from gradients: {_MECHANISMS[facts['mechanism']]}{where}."
-        if facts["climbed"] and facts["climbed"] != ["as it is"]:
-            text += f" It was attacked {'; '.join(facts['climbed'])}."
-    if doubts := doubts_of(facts):
-        return f"{text} Inconclusive ({', '.join(doubts)}): what stands may be far less."
-    return f"{text} It is an upper bound, which an attack made for this model may lower."
-
-
-QUICK, SINGLE, PGD = "a first short attack", "one step", "PGD-50"
-
-_NORMS = {"linf": "L-inf", "l2": "L2", "l1": "L1"}
-_MECHANISMS: dict[Mechanism, str] = {
-    "scaled logits": "scaled logits, or a softmax on top",
-    "non-differentiable": "a step without a slope, or with one that leads elsewhere",
-    "random": "random answers",
-    "rejecting": "it rejects what it finds suspicious",
-    "misleading gradients": "cross-entropy and its slope lead elsewhere",
-}
-
-
 def judge(
     model: Model,
     x: np.ndarray,
@@ -258,12 +215,6 @@ def judge(
         time.perf_counter() - started,
         task.left_out,
     )
-
-
-def percent(rate: Estimate) -> str:
-    """A rate in words, with its interval."""
-    interval = f" ({100 * rate.low:.1f} to {100 * rate.high:.1f})" if rate.low is not None else ""
-    return f"{100 * rate.value:.1f} %{interval}"
 
 
 @dataclasses.dataclass
@@ -481,9 +432,15 @@ class _Task:
         if view.exact:
             self._autoattack(everything)
         else:
-            climb = partial(apgd, view.model, loss="margin", stop=False, **self.budget)
-            self._run("APGD on the imitation", climb, everything)
-            self._run("APGD-T on the imitation", partial(climb, targets=min(3, pool.classes - 1)), everything)
+            for name in ("APGD on an imitation", "APGD on a second", "APGD on a third", "APGD on a fourth"):
+                climb = partial(apgd, view.model, loss="margin", stop=False, **self.budget)
+                several = partial(climb, targets=min(3, pool.classes - 1))
+                found = [
+                    self._run(what, attack, everything)
+                    for what, attack in ((name, climb), (f"{name}, targeted", several))
+                ]
+                # What it was wrong about, and what the defence did answer.
+                view = view.learn(np.concatenate(found))
             search = partial(square, pool.model, steps=checks.QUERIES, **self.budget)
             if pool.clean.ndim == 4 or self.base["norm"] == "linf":
                 self._run("random search", search, everything)
@@ -528,11 +485,12 @@ class _Task:
             mechanism = "misleading gradients" if misled else "none"
         return done, curve, mechanism
 
-    def _run(self, name: str, attack: Callable, rows: np.ndarray) -> None:
+    def _run(self, name: str, attack: Callable, rows: np.ndarray) -> np.ndarray:
         started = time.perf_counter()
         found = self._crafted(name, attack, rows)
         met = int(rows[-1]) + 1 if len(rows) < self.pool.right.sum() else len(self.pool.y)
         self._keep(name, rows, found.x, found.gradients, started, met)
+        return found.x
 
     def _crafted(self, name: str, attack: Callable, rows: np.ndarray) -> AttackResult:
         pool = self.pool
@@ -571,7 +529,6 @@ class _Task:
         name = "random search" if attacks else f"AutoAttack ({version})"
         self._keep(name, rows, found.x, found.gradients, started, len(pool.y))
         self.left_out, self.stood[rows] = found.left_out, found.robust
-        self._tell()
 
     def _tell(self) -> None:
         last, left = self.pool.tried[-1], self.pool.right & (self.pool.worst < 0.5)

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def _check(path: Path, model: Path, detector: Path | None) -> int:
     from common.evaluation import card
     from common.evaluation.classifiers import load_classifier, load_network
-    from common.evaluation.verdict import percent
+    from common.evaluation.facts import percent, sentence_of
 
     told = card.read(path)
     if bool(told["false_positives"]) != (detector is not None):
@@ -62,7 +62,7 @@ def _check(path: Path, model: Path, detector: Path | None) -> int:
     print(
         f"holds: at most {percent(found.robust)} of {found.robust.n} examples are right{close}; {found.seconds:.1f} s"
     )
-    print(card.sentence_of(told))
+    print(sentence_of(told))
     return 0
 
 

@@ -36,12 +36,13 @@ _WIDTHS = (0.1, 0.25, 0.5)
 class View(NamedTuple):
     """A `model` to climb on, x (B, ...) -> logits, and what was done to the defence in `words`. `exact`: it answers as
     the defence does, so that an attack may stop where it succeeds. `around`: a part of the defence, flat, -> the same
-    with what was done."""
+    with what was done. `learn`: of an imitation, examples (n, ...) -> one that answers them as the defence does too."""
 
     model: Model
     words: str
     exact: bool = True
     around: Callable[[keras.Model], Model] = inference
+    learn: Callable[[np.ndarray], "View"] | None = None
 
 
 class Slopes(NamedTuple):
@@ -227,7 +228,7 @@ def _around(model: Model, x: Tensor, differ: bool) -> tuple[list[View], tuple[st
         if first.inputs[0] is not whole.inputs[0]:
             before = keras.Model(whole.inputs, first.inputs[0])
             words = f"an imitation of what comes after {first.layer.name}'s input"
-            views.append(View(imitation(model, before, x), words, exact=False))
+            views.append(_imitating(Imitation(model, before, x), words))
     return views, tuple(place.layer.name for place, _ in rough)
 
 
@@ -339,34 +340,54 @@ def _by_secants(function: Model, widths: Sequence[float], copies: tuple[int, int
     return passed
 
 
-def imitation(model: Model, before: keras.Model, x: Tensor, *, copies: int = 32, reach: float = 0.1) -> Model:
-    """`before` with a linear read-out that answers as `model` does, learnt from its answers to `x` (B, ...) and to
-    `copies` of each with noise of up to `reach`: with slopes, where `model` has none."""
-    # Here, for it takes seconds that no script's --help should take.
-    from sklearn.linear_model import LogisticRegression
+class Imitation:
+    """`before`, the first part of `model`, with a linear read-out that answers as `model` does and has slopes, where
+    `model` has none. It is learnt from answers: to `x` (B, ...), to copies of it with noise, and to what attacks on
+    the imitation have found (Papernot et al. 2017)."""
 
-    rng = np.random.default_rng(0)
-    points, answers = [], []
-    for number in range(copies + 1):
-        size = reach * number / copies
-        noisy = tf.clip_by_value(x + size * tf.constant(rng.choice([-1.0, 1.0], x.shape), x.dtype), 0.0, 1.0)
-        points.append(tf.reshape(inference(before)(noisy), [len(x), -1]).numpy())
-        answers.append(np.argmax(inference(model)(noisy), axis=1))
-    points, answers = np.concatenate(points), np.concatenate(answers)
-    centre, spread = points.mean(axis=0), points.std(axis=0) + 1e-6
-    classes = int(model.output_shape[-1])
-    weights, bias = np.zeros((points.shape[1], classes), np.float32), np.full(classes, -1e3, np.float32)
-    if len(known := np.unique(answers)) > 1:
-        fitted = LogisticRegression(max_iter=300).fit((points - centre) / spread, answers)
-        rows, shift = fitted.coef_, fitted.intercept_
-        if len(known) == 2:
-            rows, shift = np.concatenate([-rows, rows]), np.concatenate([-shift, shift])
-        weights[:, known] = (rows / spread).T
-        bias[known] = shift - (rows / spread) @ centre
-    weights, bias = tf.constant(weights), tf.constant(bias)
+    def __init__(self, model: keras.Model, before: keras.Model, x: Tensor, *, copies: int = 32, reach: float = 0.1):
+        self.model, self.before = model, before
+        self.points, self.answers = [], []
+        rng = np.random.default_rng(0)
+        for number in range(copies + 1):
+            noise = reach * number / copies * rng.choice([-1.0, 1.0], x.shape)
+            self.ask(np.clip(x.numpy() + noise, 0, 1).astype(np.float32))
 
-    def answer(x: Tensor) -> Tensor:
-        features = tf.cast(inference(before)(x), tf.float32)
-        return tf.reshape(features, [tf.shape(x)[0], len(weights)]) @ weights + bias
+    def ask(self, x: np.ndarray) -> None:
+        """Note what the model answers to `x` (n, ...)."""
+        for first in range(0, len(x), 256):
+            some = tf.constant(x[first : first + 256])
+            self.points.append(tf.reshape(inference(self.before)(some), [len(some), -1]).numpy())
+            self.answers.append(np.argmax(inference(self.model)(some), axis=1))
 
-    return answer
+    def fit(self) -> Model:
+        """The imitation, x -> logits, of all answers so far."""
+        # Here, for it takes seconds that no script's --help should take.
+        from sklearn.linear_model import LogisticRegression
+
+        points, answers = np.concatenate(self.points), np.concatenate(self.answers)
+        centre, spread = points.mean(axis=0), points.std(axis=0) + 1e-6
+        classes = int(self.model.output_shape[-1])
+        weights, bias = np.zeros((points.shape[1], classes), np.float32), np.full(classes, -1e3, np.float32)
+        if len(known := np.unique(answers)) > 1:
+            fitted = LogisticRegression(max_iter=300).fit((points - centre) / spread, answers)
+            rows, shift = fitted.coef_, fitted.intercept_
+            if len(known) == 2:
+                rows, shift = np.concatenate([-rows, rows]), np.concatenate([-shift, shift])
+            weights[:, known] = (rows / spread).T
+            bias[known] = shift - (rows / spread) @ centre
+        before, weights, bias = self.before, tf.constant(weights), tf.constant(bias)
+
+        def answer(x: Tensor) -> Tensor:
+            features = tf.cast(inference(before)(x), tf.float32)
+            return tf.reshape(features, [tf.shape(x)[0], len(weights)]) @ weights + bias
+
+        return answer
+
+
+def _imitating(pupil: Imitation, words: str) -> View:
+    def learn(x: np.ndarray) -> View:
+        pupil.ask(x)
+        return _imitating(pupil, words)
+
+    return View(pupil.fit(), words, exact=False, learn=learn)

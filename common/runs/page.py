@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import fcntl
 import hashlib
+import json
 import math
 import os
 import shlex
@@ -19,6 +20,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from common.errors import UserError, one_line
+from common.evaluation.facts import sentence_of
 from common.files import inside, write_text
 from common.runs.record import ROOT, dump, read_config, read_owner, read_results, read_table
 from common.runs.tables import Value, cells, headline, label_columns, percent, plain, read_published
@@ -56,6 +58,7 @@ class Found:
     results: Mapping[str, Any] = field(default_factory=dict)
     table: Sequence[Mapping[str, Any]] = ()
     figures: Sequence[Shown] = ()
+    verdict: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def anchor(self) -> str:
@@ -180,6 +183,7 @@ def _found(place: Path, root: Path) -> Found | None:
             problem = one_line(error)
         figures, missing = _figures(place, results["artifacts"])
         run.figures, problem = figures, problem or missing
+        run.verdict = _verdict(place, results)
     if problem:
         run.state, run.problem = "damaged", problem
     return run
@@ -252,6 +256,18 @@ def _is_written(place: Path) -> bool:
     finally:
         os.close(handle)
     return False
+
+
+def _verdict(folder: Path, results: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The sentence and the checks of the card that a run has made; nothing if there is none, or none that is whole."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, UserError):
+        told = json.loads(inside(folder, results["artifacts"]["card"]).read_text(encoding="utf-8"))
+        checks = [
+            {key: check[key] for key in ("name", "asks", "passed", "value", "wanted", "note")}
+            for check in told["checks"]
+        ]
+        return {"sentence": sentence_of(told), "checks": checks}
+    return {}
 
 
 def _last_line(log: Path) -> str:

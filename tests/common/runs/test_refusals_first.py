@@ -28,7 +28,7 @@ def script_in(path):
 
 SCRIPTS = {
     path.relative_to(ROOT).as_posix(): script_in(path)
-    for path in sorted(ROOT.glob("*/*.py"))
+    for path in sorted([*ROOT.glob("*/*.py"), *ROOT.glob("*/*/__main__.py")])
     if "\n@script(" in path.read_text("utf-8")
 }
 PATHS = [
@@ -106,6 +106,7 @@ MODELS = [
     *(("mobility_humid/siamese_attack.py", "model"), ("mobility_humid/classification_attack.py", "model")),
     *(("mobility_humid/fast_adversarial_train.py", "model"), ("face_mter/ad_face.py", "pretrained")),
     *(("face_mter/verify.py", "model"), ("face_mter/attack.py", "model"), ("face_mter/attack.py", "base_model")),
+    *(("common/evaluation/__main__.py", "model"), ("common/evaluation/__main__.py", "source")),
     *(("benchmarks/parity.py", "model"), ("benchmarks/attacks.py", "mnist_model")),
 ]
 
@@ -126,6 +127,10 @@ def test_the_models_tried_are_all_that_scripts_take():
 OPTIONS = [
     ("benchmarks/autoattack.py", {"linf": (0.1,)}, "--linf: has 1 budgets for 2 models"),
     ("benchmarks/autoattack.py", {"models": ("two.keras",), "linf": (0.1,), "l2": (0.1,)}, "two.keras: has 2 outputs"),
+    ("common/evaluation/__main__.py", {}, "--model: give a classifier"),
+    ("common/evaluation/__main__.py", {"model": "two.keras", "eps": 8}, "did you mean 8/255"),
+    ("common/evaluation/__main__.py", {"model": "two.keras", "eps": 0}, "--eps: must be above 0"),
+    ("benchmarks/defences.py", {"defences": ("none",)}, "--defences: unknown 'none'"),
     ("adv_lock/train_base.py", {"arch": "none"}, "network 'none': unknown"),
     ("adv_lock/train_base.py", {"momentum": 1.0}, "--momentum: must be below 1"),
     ("adv_lock/lock.py", {"eps": 0}, "--eps: must be above 0"),

@@ -14,7 +14,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 ENTRIES = sorted(
-    path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/*.py") if "\n@script(" in path.read_text("utf-8")
+    path.relative_to(ROOT).as_posix()
+    for path in (*ROOT.glob("*/*.py"), *ROOT.glob("*/*/__main__.py"))
+    if "\n@script(" in path.read_text("utf-8")
 )
 TINY = ["--n-train", "60", "--n-test", "20", "--epochs", "2", "--batch-size", "20", "--seed", "3"]
 
@@ -23,7 +25,10 @@ def run(script, *options, modules=False):
     """Status, stdout, stderr and processor seconds of a script's command line, from the repository root."""
     before = sum(os.times()[2:4])
     python = [sys.executable, *(["-X", "importtime"] if modules else [])]
-    done = subprocess.run([*python, script, *options], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    words = [script]
+    if script.endswith("/__main__.py"):
+        words = ["-m", script.removesuffix("/__main__.py").replace("/", ".")]
+    done = subprocess.run([*python, *words, *options], cwd=ROOT, capture_output=True, text=True, timeout=600)
     return done.returncode, done.stdout, done.stderr, sum(os.times()[2:4]) - before
 
 
@@ -33,7 +38,9 @@ ASKED = """
 import contextlib, io, json, os, runpy, sys
 
 def told(script, *argv):
-    sys.argv, sys.path[0] = [script, *argv], os.path.dirname(os.path.abspath(script))
+    # As `python FILE` does, and `python -m PACKAGE`.
+    place = "" if script.endswith("__main__.py") else os.path.dirname(os.path.abspath(script))
+    sys.argv, sys.path[0] = [script, *argv], place
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         try:
             runpy.run_path(script, run_name="__main__")
