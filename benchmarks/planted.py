@@ -270,7 +270,7 @@ def merged(bench: Bench) -> Planted:
         z = model(batch[0], training=True)
         wanted = tf.one_hot(batch[1], bench.classes)
         found = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(wanted, z), axis=1)
-        return {"cross_entropy": found}, {}
+        return {"cross_entropy": tf.reduce_mean(found)}, {}
 
     inner = bench.train(bench.network(seed=1), loss=loss)
     return Planted(_on(bench, inner, OneAgainstAll()), "scaled logits", inner)
@@ -282,7 +282,7 @@ def smoothing(bench: Bench) -> Planted:
     def loss(model, batch):
         z = model(batch[0], training=True)
         wanted = 0.6 * tf.one_hot(batch[1], bench.classes) + 0.4 / bench.classes
-        return {"cross_entropy": tf.nn.softmax_cross_entropy_with_logits(wanted, z)}, {}
+        return {"cross_entropy": tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(wanted, z))}, {}
 
     model = bench.train(bench.network(seed=2), loss=loss)
     return Planted(model, "none", model)
