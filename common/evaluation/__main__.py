@@ -55,6 +55,10 @@ def refusals(options: Options) -> None:
         raise UserError(f"--eps: {options.eps:g} is above 1; did you mean {options.eps:g}/255?")
     if options.eps == 0:
         raise UserError("--eps: must be above 0")
+    if options.norm == "linf" and 255 * options.eps < 1 - 1e-6:
+        raise UserError(
+            f"--eps: {255 * options.eps:.3g}/255 is less than one grey level, and changes no image of 8 bits"
+        )
     check_input(options, [options.model, options.detector, options.source])
     for path in (options.source, options.model):
         if path is not None:
@@ -86,6 +90,7 @@ def evaluation(options: Options, run: Run) -> None:
 
     from common import datasets
     from common.evaluation import card, plots, statistics
+    from common.evaluation.classifiers import class_count
     from common.evaluation.verdict import judge
 
     data = datasets.load(
@@ -98,8 +103,13 @@ def evaluation(options: Options, run: Run) -> None:
         progress=True,
     )
     run.data(data.name, data.sha256)
-    x, y = data.x_test, np.asarray(data.y_test)
-    model = _classifier(options, options.model, x, y, run)
+    x = data.x_test
+    model = _classifier(options, options.model, x, np.asarray(data.y_test), run)
+    if (told := class_count(model)) < data.classes:
+        raise UserError(f"--model: has {told} classes, the images have {data.classes}; give a model that knows all")
+    data = data.for_outputs(told)
+    y = np.asarray(data.y_test)
+    run.checkpoints.mkdir(parents=True, exist_ok=True)
     source = None if options.source is None else _classifier(options, options.source, x, y, run)
     found = judge(
         model,
@@ -113,6 +123,7 @@ def evaluation(options: Options, run: Run) -> None:
         planted=options.n_planted,
         seed=options.seed,
         batch_size=options.batch_size,
+        state=run.checkpoints / "autoattack.npz",
         progress=True,
         log=run.log,
     )

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -153,6 +154,7 @@ def judge(
     high: float = 1.0,
     seed: int = 0,
     batch_size: int = 256,
+    state: Path | None = None,
     progress: bool = False,
     log: Callable[[str], None] | None = None,
 ) -> Verdict:
@@ -164,7 +166,8 @@ def judge(
     `version`, and the checks B1 to B16, those that attack anew on the first of the examples, points planted on
     `planted` of them. `detector`, x -> (B,) or (B, 1), rejects where it is above 0: a success is then wrong and
     accepted. `source`: another model of the same classes, for transfer. With `eight_bit`, by default for images in
-    [0, 1], adversarial examples are those that a file of 8 bits holds. `log` is told what was found so far.
+    [0, 1], adversarial examples are those that a file of 8 bits holds. `state`, an `.npz`, is what an
+    interrupted AutoAttack goes on from. `log` is told what was found so far.
 
     Errors: `ValueError` as the attacks; `UserError` where nothing is answered rightly.
     """
@@ -179,7 +182,7 @@ def judge(
     seen = views.look(model, pool.clean[right], pool.y[right], low=low, high=high)
     say(f"{percent(pool.estimate())} right without attack; mechanism: {seen.mechanism}")
     base = {"norm": norm, "low": low, "high": high, "seed": seed}
-    task = _Task(pool, seen, detector, base, eps, version, progress, say)
+    task = _Task(pool, seen, detector, base, eps, version, state, progress, say)
     first = task.first_bound(right[:FIRST], started)
     task.attack()
     scene = Scene(
@@ -378,6 +381,7 @@ class _Task:
     base: Mapping[str, Any]
     eps: float
     version: Version
+    state: Path | None
     progress: bool
     say: Callable[[str], None]
     left_out: tuple[str, ...] = ()
@@ -525,7 +529,9 @@ class _Task:
             version, attacks = "custom", {"square": partial(square, view.model, steps=checks.QUERIES, **self.budget)}
         started = time.perf_counter()
         options = {"batch_size": pool.batch_size, "progress": self.progress, "version": version, "attacks": attacks}
-        found = autoattack(view.model, pool.clean[rows], pool.y[rows], index=rows, **options, **self.budget)
+        found = autoattack(
+            view.model, pool.clean[rows], pool.y[rows], index=rows, state=self.state, **options, **self.budget
+        )
         name = "random search" if attacks else f"AutoAttack ({version})"
         self._keep(name, rows, found.x, found.gradients, started, len(pool.y))
         self.left_out, self.stood[rows] = found.left_out, found.robust
