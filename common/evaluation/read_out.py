@@ -58,7 +58,7 @@ def features_of(model: Any) -> keras.Model | None:
     dense = [place for place in places(flat(model)) if isinstance(place.layer, keras.layers.Dense)]
     if not dense or len(dense[-1].inputs) != 1 or len(dense[-1].inputs[0].shape) != 2:
         return None
-    return keras.Model(flat(model).inputs, dense[-1].inputs[0])
+    return keras.Model(flat(model).inputs[0], dense[-1].inputs[0])
 
 
 def read_out(features: Callable, inputs: Inputs) -> Objective:

@@ -241,6 +241,8 @@ class Pool:
     by: np.ndarray = dataclasses.field(init=False)
     share_right: np.ndarray = dataclasses.field(init=False)
     tried: list[Tried] = dataclasses.field(default_factory=list)
+    stood: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """By an attack's name, whom it alone has left, bool (N,)."""
 
     @classmethod
     def of(
@@ -322,7 +324,9 @@ class Pool:
             new += int(fresh.sum())
             self.best[rows[better]], self.worst[rows[better]] = stored[better], failed[better]
             self.by[rows[fresh]] = number
-        left = None if met is None else statistics.independent(float((alone & self.right[rows]).sum() / met), met)
+        stood = self.stood.setdefault(name, self.right.copy())
+        stood[rows] &= alone
+        left = None if met is None else statistics.independent(float(stood[:met].mean()), met)
         self.tried.append(Tried(name, left, new, gradients, seconds))
         standing = rows[alone & self.right[rows]]
         if not self.eight_bit or not len(standing):
@@ -332,16 +336,10 @@ class Pool:
     def add(self, name: str, rows: np.ndarray, x: np.ndarray, gradients: int | None, seconds: float) -> None:
         """More of what the last attack, `name`, has found."""
         before = self.tried.pop()
-        broken = self.by == len(self.tried)
-        self.offer(name, rows, x, None, seconds, None)
+        self.offer(name, rows, x, None, seconds, before.accuracy and before.accuracy.n)
         after = self.tried.pop()
-        # Examples that the first part had left and this one has broken are broken by the attack.
-        left = before.accuracy
-        if left is not None:
-            found = int(((self.by == len(self.tried)) & ~broken).sum())
-            left = statistics.independent(left.value - found / left.n, left.n)
         taken = None if before.gradients is None else before.gradients + (gradients or 0)
-        self.tried.append(Tried(name, left, before.new + after.new, taken, seconds))
+        self.tried.append(after._replace(new=before.new + after.new, gradients=taken))
 
     @property
     def classes(self) -> int:
@@ -458,10 +456,9 @@ class _Task:
         stands = pool.right & (pool.worst < 0.5)
         done, curve = [], {}
         if SINGLE in by_name:
-            # All but the single step: what it alone has broken is not theirs.
-            alone = float((stands | (pool.by == list(by_name).index(SINGLE))).mean())
-            single = by_name[SINGLE].accuracy
-            done.append(checks.iterated(alone, single.value, single.n))
+            others = [stood for name, stood in pool.stood.items() if name != SINGLE]
+            iterated, single = float(np.logical_and.reduce(others).mean()), by_name[SINGLE].accuracy
+            done.append(checks.iterated(iterated, single.value, single.n))
         climbable = bool(seen.views) and self.detector is None
         if climbable:
             few = scene.first(16) if scene.draws else scene

@@ -187,7 +187,7 @@ def _without_last(model: Model, x: Tensor) -> View | None:
     last = next((place for place in places(flat(model)) if place.output is flat(model).outputs[0]), None)
     if last is None or len(last.inputs) != 1 or last.inputs[0].shape != last.output.shape:
         return None
-    before = keras.Model(flat(model).inputs, last.inputs[0])
+    before = keras.Model(flat(model).inputs[0], last.inputs[0])
     noise = tf.random.stateless_uniform(tf.shape(x), [0, 0])
     for images in (x, noise):
         given, answer = inference(before)(images), inference(model)(images)
@@ -226,7 +226,7 @@ def _around(model: Model, x: Tensor, differ: bool) -> tuple[list[View], tuple[st
     elif rough:
         first = rough[0][0]
         if first.inputs[0] is not whole.inputs[0]:
-            before = keras.Model(whole.inputs, first.inputs[0])
+            before = keras.Model(whole.inputs[0], first.inputs[0])
             words = f"an imitation of what comes after {first.layer.name}'s input"
             views.append(_imitating(Imitation(model, before, x), words))
     return views, tuple(place.layer.name for place, _ in rough)
@@ -247,7 +247,7 @@ def _rough(model: keras.Model, x: Tensor) -> list[tuple[Any, Callable | None]]:
     single = [p for p in places(model) if len(p.inputs) == 1 and len(keras.tree.flatten(p.output)) == 1]
     if not single:
         return []
-    given = keras.Model(model.inputs, [place.inputs[0] for place in single])(x, training=False)
+    given = keras.Model(model.inputs[0], [place.inputs[0] for place in single])(x, training=False)
     found = []
     for place, values in zip(single, keras.tree.flatten(given), strict=True):
         function = inference(place.layer) if isinstance(place.layer, keras.Layer) else place.layer

@@ -149,7 +149,7 @@ def forge(told, folder):
 
 def changed_pixel(rng, told, arrays, model):
     place = tuple(rng.integers(side) for side in arrays["steps"].shape)
-    arrays["steps"][place] += 1
+    arrays["steps"][place] ^= 1
 
 
 def changed_move(rng, told, arrays, model):
