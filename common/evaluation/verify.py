@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from common.errors import USER_ERRNOS, UserError
+from common.runs.script import quiet_start_up
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -38,12 +39,20 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             raise
         print(f"verify: {error.filename}: {error.strerror}", file=sys.stderr)
         status = 2
+    except KeyboardInterrupt:
+        print("verify: interrupted", file=sys.stderr)
+        status = 130
     sys.exit(status)
 
 
 def _check(path: Path, model: Path, detector: Path | None) -> int:
-    from common.evaluation import card
-    from common.evaluation.classifiers import load_classifier, load_network
+    with quiet_start_up():
+        import tensorflow as tf
+
+        # Looking for one, TensorFlow says what it lacks.
+        tf.config.list_physical_devices("GPU")
+        from common.evaluation import card
+        from common.evaluation.classifiers import load_classifier, load_network
     from common.evaluation.facts import percent, sentence_of
 
     told = card.read(path)

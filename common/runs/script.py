@@ -288,7 +288,7 @@ class Script:
     def _start(self, options: RunOptions) -> None:
         # Here and no sooner: to refuse an option or to show a finished run takes no TensorFlow.
         if isinstance(options, ComputeOptions) and "tensorflow" not in sys.modules:
-            with _quiet_start_up():
+            with quiet_start_up():
                 import tensorflow as tf
 
                 # Before anything computes, or TensorFlow takes all of a GPU's memory at once.
@@ -376,7 +376,7 @@ def script(
 
 
 @contextlib.contextmanager
-def _quiet_start_up() -> Iterator[None]:
+def quiet_start_up() -> Iterator[None]:
     """Hold back what C++ libraries write to stderr meanwhile; show it only if the block fails.
 
     TensorFlow greets with ten lines that no setting silences, and they would bury the one line an error consists of.
