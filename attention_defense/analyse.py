@@ -105,7 +105,7 @@ class Table:
 
 def refusals(options: Options) -> None:
     """What is refused before anything is read or trained."""
-    from attention_defense.attacks.table import whole_levels
+    from common.evaluation.quality import whole_levels
 
     whole_levels(options.eps)
     check_models(options)
@@ -245,10 +245,10 @@ def _shuffled(model: "keras.Model", seed: int) -> "keras.Model":
 def _iterated(case: Case, table: Table) -> "dict[str, dict[int, tuple[Estimate, Estimate]]]":
     """O3: success and IoU by the number of steps, within the ball and, as in the original, with a budget that grows
     by eps at each step."""
-    from attention_defense.attacks.table import whole_levels
     from attention_defense.evaluation import analysis
     from common.attacks import iter_ll
     from common.evaluation import statistics
+    from common.evaluation.quality import whole_levels
 
     step = whole_levels(table.eps)
     curves: dict[str, dict[int, tuple[Estimate, Estimate]]] = {}

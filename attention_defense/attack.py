@@ -209,7 +209,7 @@ def _folder(path: Path) -> Path:
 
 def refusals(options: Options) -> None:
     """What is refused before anything is read or trained."""
-    from attention_defense.attacks.table import whole_levels
+    from common.evaluation.quality import whole_levels
 
     for eps in (*options.eps, *options.curve):
         whole_levels(eps)

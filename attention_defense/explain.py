@@ -37,7 +37,7 @@ class Options(VictimOptions):
 
 def refusals(options: Options) -> None:
     """What is refused before anything is read or trained."""
-    from attention_defense.attacks.table import whole_levels
+    from common.evaluation.quality import whole_levels
 
     whole_levels(options.eps)
     check_models(options)

@@ -12,6 +12,7 @@ from common.runs.script import script
 
 if TYPE_CHECKING:
     from benchmarks.planted import Planted
+    from common.evaluation.statistics import Estimate
     from common.evaluation.verdict import Verdict
 
 
@@ -70,7 +71,7 @@ def defences(options: Options, run: Run) -> None:
     run.data(data.name, data.sha256)
     x, y = np.asarray(data.x_test), np.asarray(data.y_test, np.int32)
     bench = Bench(data, epochs=options.epochs, eps=options.eps, width=options.width, seed=options.seed)
-    kept, right, named, close = run.checkpoints, 0, 0, 0
+    kept, named, close = run.checkpoints, 0, 0
     kept.mkdir(parents=True, exist_ok=True)
     names = list(options.defences) or list(DEFENCES)
     for name in names:
@@ -97,30 +98,29 @@ def defences(options: Options, run: Run) -> None:
         for row in told["rows"]:
             run.row(**row)
         value = {row["metric"]: row["value"] for row in told["rows"] if row["metric"] != "failed"}
-        right, close = right + 1, close + (value["excess"] <= 0.03 + 1e-9)
+        close += value["excess"] <= 0.03 + 1e-9
         named += value["named"]
     run.headline("mechanism_named", named / len(names), len(names))
     run.headline("within_3_points", close / len(names), len(names))
     run.metrics(course=float(sum(name in COURSE for name in names)))
 
 
-def by_hand(defence: "Planted", found: "Verdict", options: Options) -> float:
+def by_hand(defence: "Planted", found: "Verdict", options: Options) -> "Estimate":
     """The accuracy that an attack on the substitute of a defence leaves, judged as the verdict judges."""
+    import numpy as np
+
     from benchmarks.attacks_by_hand import craft
     from common.evaluation import statistics
     from common.evaluation.verdict import Pool
 
     pool = Pool.of(defence.model, defence.detector, found.x, found.y, found.eps, found.norm, 0.0, 1.0, True, 256)
-    import numpy as np
-
     rows = np.flatnonzero(pool.right)
     for name, x in craft(defence, pool.clean[rows], pool.y[rows], found.eps, options.seed):
         pool.offer(name, rows, x, None, 0.0, len(pool.y))
-    share = np.where(pool.right, 1 - pool.failed(pool.float_of(pool.best), np.arange(len(pool.y))), 0.0)
-    return statistics.independent(float(share.mean()), len(pool.y))
+    return statistics.independent(float(pool.left().mean()), len(pool.y))
 
 
-def measured(name: str, defence: "Planted", found: "Verdict", hand: Any) -> list[dict[str, Any]]:
+def measured(name: str, defence: "Planted", found: "Verdict", hand: "Estimate") -> list[dict[str, Any]]:
     """Rows of a table on one defence."""
     at = {"model": name, "norm": found.norm, "eps": float(found.eps)}
     rows = [

@@ -1,6 +1,5 @@
 """The attacks of this app by their names on the command line, each as `evaluation.robustness` wants it."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from attention_defense.attacks.attention import Kind, attention_attack
 from attention_defense.attacks.names import AttackName
 from attention_defense.models.losses import Weights
 from common.attacks import fgsm, iter_ll, pgd, r_step_ll, random_sign_noise, step_ll
-from common.errors import UserError
+from common.evaluation.quality import whole_levels
 from common.evaluation.robustness import Entry
 
 Tensor = tf.Tensor
@@ -110,11 +109,3 @@ ATTACKS: dict[AttackName, Listed] = {
     "adaptive": Listed(_adaptive, dear=True),
     "noise": Listed(lambda model, eps, of: partial(random_sign_noise, model, eps=eps, seed=of.seed), control=True),
 }
-
-
-def whole_levels(eps: float) -> float:
-    """The largest radius of whole grey levels, in [0, 1], that is not above `eps`."""
-    levels = math.floor(255 * eps + 1e-6)
-    if levels < 1:
-        raise UserError(f"eps: {255 * eps:.3g}/255 is less than one grey level, and changes no image of 8 bits")
-    return levels / 255

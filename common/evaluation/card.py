@@ -18,6 +18,7 @@ from common.attacks.autoattack import within
 from common.errors import UserError
 from common.evaluation import statistics
 from common.evaluation.facts import doubts_of, percent, sentence_of
+from common.evaluation.predictions import outputs
 from common.evaluation.statistics import Estimate
 from common.evaluation.verdict import Pool, Verdict
 from common.files import json_text, read_npz, sha256, write_npz, write_text
@@ -221,8 +222,6 @@ def _as_floats(x: np.ndarray) -> np.ndarray:
 
 def _lead(model: Model, x: np.ndarray, batch_size: int) -> np.ndarray:
     """By how much the first answer leads the second, (n,)."""
-    from common.evaluation.predictions import outputs
-
     if not len(x):
         return np.zeros(0)
     answers = outputs(model, x, batch_size=batch_size)

@@ -5,10 +5,20 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from common.errors import UserError
+
 
 def quantize(images: np.ndarray) -> np.ndarray:
     """Images float in [0, 1] as a file of 8 bits holds them, float32."""
     return (np.rint(images * 255) / np.float32(255)).astype(np.float32)
+
+
+def whole_levels(eps: float) -> float:
+    """The largest radius of whole grey levels, in [0, 1], that is not above `eps`."""
+    levels = math.floor(255 * eps + 1e-6)
+    if levels < 1:
+        raise UserError(f"eps: {255 * eps:.3g}/255 is less than one grey level, and changes no image of 8 bits")
+    return levels / 255
 
 
 def perturbation_sizes(x: np.ndarray, changed: np.ndarray) -> dict[str, np.ndarray]:

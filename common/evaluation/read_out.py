@@ -19,6 +19,7 @@ from common.attacks.compile import as_float32, compiled
 from common.attacks.tensors import direction, example_seeds, folded
 from common.errors import UserError
 from common.evaluation import statistics
+from common.evaluation.predictions import outputs
 from common.evaluation.statistics import Estimate
 from common.models import flat, has_graph, places
 
@@ -135,8 +136,8 @@ def find_planted(
     given |= {"weights": np.stack(weights), "bias": np.array(bias, np.float32)}
     swapped = dataclasses.replace(attack, objective=read_out, check=None, prepare=None)
     result = run_dataset(swapped, features, given, name="planted points", batch_size=batch_size, progress=progress)
-    value = _answers(features, result.x, given["weights"], given["bias"], batch_size)
-    hits = value > 0
+    told = outputs(features, result.x, batch_size=batch_size)
+    hits = (told * given["weights"]).sum(axis=1) + given["bias"] > 0
     if accepted is not None:
         hits &= np.concatenate(
             [accepted(tf.constant(result.x[i : i + batch_size])) for i in range(0, len(own), batch_size)]
@@ -191,16 +192,3 @@ def _separate(told: np.ndarray) -> tuple[np.ndarray, np.float32] | None:
         if answers[0] > 0 and answers[1:].max() < 0:
             return read
     return None
-
-
-def _answers(features: Callable, x: np.ndarray, weights: np.ndarray, bias: np.ndarray, batch: int) -> np.ndarray:
-    signature = [tf.TensorSpec([None, *x.shape[1:]], tf.float32)]
-    forward = compiled(
-        features, ("features", x.shape[1:]), lambda model, x: tf.cast(inference(model)(x), tf.float32), signature
-    )
-    blocks = [forward(x[i : i + batch]).numpy() for i in range(0, len(x), batch)]
-    return (np.concatenate(blocks) * weights).sum(axis=1) + bias
-
-
-def _forward(model: Callable, x: Tensor) -> Tensor:
-    return tf.cast(inference(model)(x), tf.float32)

@@ -7,7 +7,6 @@ for check in found.checks:
 """
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -40,7 +39,7 @@ from common.evaluation import checks, read_out, statistics, views
 from common.evaluation.checks import Check, Scene
 from common.evaluation.detectors import Guarded, past_detector
 from common.evaluation.facts import PGD, QUICK, SINGLE, doubts_of, percent, sentence_of
-from common.evaluation.quality import quantize
+from common.evaluation.quality import quantize, whole_levels
 from common.evaluation.statistics import Estimate
 from common.evaluation.views import DRAWS, Look, Mechanism, View
 from common.progress import blocks
@@ -191,9 +190,9 @@ def judge(
         *(eps, norm, low, high, seed, batch_size),
     )
     done, curve, mechanism = task.check(scene, right, source, planted)
-    share = 1 - pool.failed(pool.float_of(pool.best), np.arange(len(pool.y)))
+    share = pool.left()
     rejected = pool.rejected(pool.clean) if detector is not None else None
-    robust = statistics.independent(float(np.where(pool.right, share, 0.0).mean()), len(pool.y))
+    robust = statistics.independent(float(share.mean()), len(pool.y))
     return Verdict(
         norm,
         eps,
@@ -213,7 +212,7 @@ def judge(
         pool.best,
         pool.by >= 0,
         pool.by,
-        np.where(pool.right, share, 0.0),
+        share,
         pool.draws,
         time.perf_counter() - started,
         task.left_out,
@@ -256,8 +255,8 @@ class Pool:
             raise ValueError(f"x must hold examples in [{low:g}, {high:g}]")
         if not eps > 0:
             raise ValueError(f"eps must be above 0; received {eps}")
-        if eight_bit and norm == "linf" and 255 * eps < 1 - 1e-6:
-            raise ValueError(f"eps: {255 * eps:.3g}/255 is less than one grey level, and changes no image of 8 bits")
+        if eight_bit and norm == "linf":
+            whole_levels(eps)
         answer = inference(model)(tf.constant(x[:2]))
         if answer.shape.rank != 2:
             raise ValueError(f"a classifier answers with one vector for each example; received {tuple(answer.shape)}")
@@ -276,6 +275,11 @@ class Pool:
     def estimate(self) -> Estimate:
         """Accuracy without attack."""
         return statistics.independent(float(self.share_right.mean()), len(self.y))
+
+    def left(self) -> np.ndarray:
+        """Of the answers to the worst that was found for each example those that are right, asked anew: (N,)."""
+        share = 1 - self.failed(self.float_of(self.best), np.arange(len(self.y)))
+        return np.where(self.right, share, 0.0)
 
     def failed(self, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The share of answers to `x` (n, ...), float, of the examples `rows` (n,), that are wrong and accepted."""
@@ -398,7 +402,7 @@ class _Task:
     def budget(self) -> dict[str, Any]:
         # Rounded to 8 bits, an image of 8 bits stays in the ball of the whole grey levels.
         whole = self.pool.eight_bit and self.base["norm"] == "linf"
-        return {**self.base, "eps": math.floor(255 * self.eps + 1e-6) / 255 if whole else self.eps}
+        return {**self.base, "eps": whole_levels(self.eps) if whole else self.eps}
 
     def first_bound(self, rows: np.ndarray, started: float) -> Estimate:
         """What a short attack leaves of the first examples."""
@@ -422,10 +426,7 @@ class _Task:
                 self._run(name, partial(past_detector, guarded, targets=targets, **self.budget), everything)
             return
         if self.seen.views and not pool.draws > 1:
-            step = {"norm": self.base["norm"], "low": self.base["low"], "high": self.base["high"]}
-            single = partial(
-                pgd, view.model, steps=1, alpha=self.budget["eps"], random_start=False, eps=self.budget["eps"], **step
-            )
+            single = partial(pgd, view.model, steps=1, alpha=self.budget["eps"], random_start=False, **self.budget)
             self._run(SINGLE, single, everything)
             # Not stopped where the view errs, if the defence may not.
             stop = view.exact
