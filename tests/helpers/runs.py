@@ -30,12 +30,46 @@ def finished(root, app="adv_lock", script="train", name="quick", rows=3, label="
     return folder
 
 
+def judged(root):
+    """A finished run of a verdict; its folder."""
+    rate = {"value": 0.2, "low": 0.16, "high": 0.24, "n": 500}
+    checks = [
+        {
+            "name": "B1",
+            "asks": f"is it {HOSTILE}?",
+            "passed": passed,
+            "value": value,
+            "wanted": "below 1",
+            "note": HOSTILE,
+        }
+        for passed, value in ((True, 0.5), (False, 2.0), (None, None))
+    ]
+    card = {
+        **{"eps": 8 / 255, "norm": "linf", "eight_bit": True, "clean": rate, "robust": rate, "false_positives": None},
+        **{"tried": [{"name": "one step", "accuracy": rate}], "mechanism": "random", "layers": [HOSTILE]},
+        **{"climbed": ["as it is"], "checks": checks},
+    }
+
+    def body(run):
+        run.headline("robust_accuracy", 0.2, 500, attack="union", eps=8 / 255, norm="linf", split="test")
+        path = run.folder / "card.json"
+        path.write_text(json.dumps(card), encoding="utf-8")
+        run.artifact("card", path)
+
+    folder = root / "common/evaluation/judged"
+    execute(
+        folder, Identity("common", "evaluation", "python -m common.evaluation"), {"name": "judged", "seed": 0}, body
+    )
+    return folder
+
+
 def every_state(root):
-    """Runs below `root`: finished, with hostile labels, of many rows, unfinished and damaged in four ways."""
+    """Runs below `root`: finished, with hostile labels, of many rows, a verdict, unfinished, damaged in four ways."""
     finished(root)
     finished(root, name="hostile", label=HOSTILE)
     finished(root, app="face_mter", script="attack", rows=500)
     finished(root, app="suite", script="demo")
+    judged(root)
     unfinished = root / "adv_lock/lock/quick"
     unfinished.mkdir(parents=True)
     (unfinished / "config.yaml").write_text(

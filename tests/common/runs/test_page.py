@@ -24,7 +24,7 @@ def states(runs):
 def test_every_run_has_its_state(runs):
     found = states(runs)
     assert {name for name, (state, _) in found.items() if state == "finished"} == {
-        *("train quick", "train hostile", "attack quick", "demo quick")
+        *("train quick", "train hostile", "attack quick", "demo quick", "evaluation judged")
     }
     assert found["lock quick"] == ("unfinished", "")
     damaged = {name: problem for name, (state, problem) in found.items() if state == "damaged"}
@@ -47,6 +47,14 @@ def test_an_unfinished_run_says_how_far_it_came_and_how_to_go_on(runs):
     (found,) = (run for run in page.find_runs(runs) if run.state == "unfinished")
     assert found.last_line.endswith("image 5 of 9")
     assert found.remedy.startswith("python adv_lock/lock.py --config ") and found.remedy.endswith(" --resume")
+
+
+def test_a_verdict_has_its_sentence_and_its_checks(runs):
+    (found,) = (run for run in page.find_runs(runs) if run.name == "judged")
+    assert found.verdict["sentence"].startswith("At most 20.0 % (16.0 to 24.0) of 500 examples")
+    text = page.render([found])
+    assert "20.0 % (16.0 to 24.0) of 500" in text
+    assert [text.count(f"<td>{word}</td>") for word in ("yes", "no", "does not apply")] == [1, 1, 1]
 
 
 def test_labels_are_text_and_paths_stay_in_their_run(runs):
@@ -122,7 +130,7 @@ def test_a_seed_s_figures_are_shown_once(tmp_path):
 def test_the_page_is_a_command(runs, capsys):
     assert report.main([str(runs)]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"index\.html: 4 finished, 1 unfinished, 4 damaged; \d\.\d MB", said)
+    assert re.search(r"index\.html: 5 finished, 1 unfinished, 4 damaged; \d\.\d MB", said)
     assert (runs / "index.html").read_text().startswith("<!DOCTYPE html>")
 
 

@@ -86,7 +86,11 @@ def test_nothing_is_wider_than_the_screen(browser, address, width):
 def test_tables_sort_by_size_and_back(browser, address):
     opened(browser, address)
     browser.find_element("id", "all-details").click()
-    tables = [table for table in find(browser, "table") if len(table.find_elements("css selector", "tbody tr")) > 2]
+    tables = [
+        table
+        for table in find(browser, "table.measurements")
+        if len(table.find_elements("css selector", "tbody tr")) > 2
+    ]
     assert tables
     for table in tables[:4]:
         (heading,) = (h for h in table.find_elements("css selector", "thead th") if h.text.startswith("value"))
@@ -102,7 +106,7 @@ def test_tables_sort_by_size_and_back(browser, address):
 def test_missing_cells_sort_last_either_way(browser, address):
     opened(browser, address)
     cells = "return [...arguments[0].tBodies[0].rows].map(r => r.cells[arguments[1]].dataset.sort)"
-    for table in find(browser, "details.run table"):
+    for table in find(browser, "table.measurements"):
         names = [
             browser.execute_script("return arguments[0].textContent", h)
             for h in table.find_elements("css selector", "thead th")
