@@ -25,6 +25,8 @@ from common.attacks.budget import (
     towards_least_likely,
 )
 from common.attacks.dataset import AttackResult, attack_dataset, run_dataset
+from common.attacks.deepfool import deepfool
+from common.attacks.ead import ead
 from common.attacks.fab import fab
 from common.attacks.fmn import fmn
 from common.attacks.logits import check_logits, inference, logits_of
@@ -104,7 +106,9 @@ __all__ = [
     "cw_l0",
     "cw_l2",
     "ddn",
+    "deepfool",
     "divergence_from",
+    "ead",
     "fab",
     "feature_pgd",
     "fftgsm",

@@ -127,8 +127,8 @@ def autoattack(
 ) -> AutoAttackResult:
     """Attack `x` (N, ...) float in [`low`, `high`] with labels `y` (N,) within `eps`, a scalar or (N,), of a norm.
 
-    `version`: `standard` is the paper's, APGD-CE, targeted APGD-DLR, FAB-T and Square; `plus` adds APGD-DLR and more
-    restarts; `rand`, for models that draw, climbs the mean of 20 draws by APGD-CE and APGD-DLR. `fast` takes a fifth of
+    `version`: `standard` is the paper's, APGD-CE, targeted APGD-DLR, FAB-T and Square; `plus` adds APGD-DLR, FAB
+    towards whichever boundary is nearest, and more restarts; `rand`, for models that draw, climbs the mean of 20 draws by APGD-CE and APGD-DLR. `fast` takes a fifth of
     the paper's gradients or less: three short attacks, by margin, cross-entropy and towards the three nearest classes,
     two more for those alone that came near, and a short Square; where that says that gradients are `masked`, all of
     `standard` as well. `custom` runs `attacks`, functions of x, y and, if they have such an argument, index, by their
@@ -232,13 +232,13 @@ def plan(
             left_out.append("apgd-dlr: the difference of logits ratio needs 3 classes")
         return several, tuple(line for line in left_out if line.startswith("apgd-dlr"))
     if version == "plus":
-        left_out.append("fab: untargeted, it takes a gradient for each class; fab-t has its restarts instead")
         attacks = {"apgd-ce": partial(climb, restarts=5)}
         if classes >= 3:
             attacks["apgd-dlr"] = partial(climb, loss="dlr", restarts=5)
         else:
             left_out.append("apgd-dlr: the difference of logits ratio needs 3 classes")
         restarted = partial(boundary, restarts=5, start_eps=eps)
+        attacks["fab"] = partial(restarted, targets=others, one_by_one=False)
         return {**attacks, **searches, "apgd-t": targeted, "fab-t": restarted}, tuple(left_out)
     raise ValueError(f"version must be standard, plus, rand, fast or custom; received {version!r}")
 

@@ -49,6 +49,8 @@ Tensor = tf.Tensor
 Norm = Literal["linf", "l2", "l1"]
 
 BALLS = {"linf": threat_models.linf, "l2": threat_models.l2, "l1": threat_models.l1}
+DUAL: dict[str, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
+"""The norm in which a slope is measured, by that of the shift."""
 # Share of the coordinates that an L1 step moves.
 _L1_SHARE = 0.01
 _DIRECTIONS = {"linf": tf.sign, "l2": updates.unit_l2, "l1": updates.top_l1(_L1_SHARE)}

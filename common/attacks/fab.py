@@ -11,6 +11,7 @@ from common.attacks.apgd import NearClasses
 from common.attacks.attack import Bound, named
 from common.attacks.budget import Norm
 from common.attacks.compile import Array
+from common.attacks.deepfool import InTurn, InTurnOf, NearestInTurn
 from common.attacks.loop import Attack, Inputs, Model, Objective, Restarts, choose, seeds_of
 from common.attacks.minimal import MinimumNorm, NotNegative, box, distance
 from common.attacks.objectives import towards
@@ -124,13 +125,16 @@ class AlongBoundary:
 
 @dataclass(frozen=True)
 class HalfWay:
-    """The first search of a target starts from the clean input, all others half a budget away in a random direction."""
+    """The first search, of each target if it is `targeted`, starts from the clean input, all others half a budget away
+    in a random direction."""
 
     norm: Norm
+    targeted: bool
 
     def __call__(self, inputs: Inputs, threat_model: ThreatModel) -> Tensor:
         x = inputs["x"]
-        first = inputs["restart"] % (inputs["restarts"] // inputs["candidates"].shape[1]) == 0
+        searches = inputs["restarts"] // (inputs["candidates"].shape[1] if self.targeted else 1)
+        first = inputs["restart"] % searches == 0
         away = x + 0.5 * inputs["start_eps"] * direction(seeds_of(inputs), x, self.norm)
         return choose(first, x, threat_model.project(away))
 
@@ -154,6 +158,7 @@ def fab(
     norm: Norm = "linf",
     steps: int = 100,
     targets: int = 9,
+    one_by_one: bool = True,
     restarts: int = 1,
     eps=0.0,
     start_eps=0.3,
@@ -163,7 +168,8 @@ def fab(
     low=0.0,
     high=1.0,
 ) -> Bound:
-    """Smallest perturbation in a norm, towards each of the nearest `targets` classes (Croce & Hein 2020, FAB-T).
+    """Smallest perturbation in a norm, towards each of the nearest `targets` classes `one_by_one` (Croce & Hein 2020,
+    FAB-T), else, for a gradient of each in every step, to the boundary that is nearest there (FAB).
 
     Any misclassification counts. An example is left once one is found no further away than `eps`, a scalar or (B,). Of
     several `restarts` the first starts from `x`, the others from `start_eps` / 2 away.
@@ -172,15 +178,16 @@ def fab(
         raise ValueError(f"restarts and targets must be at least 1; received {restarts} and {targets}")
     nearest = MinimumNorm(norm)
     attack = Attack(
-        objective=Boundary(),
+        objective=Boundary() if one_by_one else InTurn(Boundary()),
         threat_model=box,
-        update=AlongBoundary(norm),
-        start=HalfWay(norm),
+        update=AlongBoundary(norm) if one_by_one else NearestInTurn(AlongBoundary(norm), norm),
+        start=HalfWay(norm, one_by_one),
         selection=nearest,
         stop=Within(norm),
-        rounds=Restarts(until=Within(norm), targeted=True, selection=nearest),
-        prepare=NearClasses(targets),
+        rounds=Restarts(until=Within(norm), targeted=one_by_one, selection=nearest),
+        prepare=NearClasses(targets) if one_by_one else InTurnOf(targets),
         check=NotNegative(("enough",)),
+        numbered=not one_by_one,
     )
     sizes = {"enough": float(eps) if isinstance(eps, int | float) else eps, "start_eps": start_eps}
     inputs = {"x": x, "y": y, "steps": steps, "restarts": restarts, "seed": seed, "index": index}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import tensorflow as tf
 
 from common.attacks.attack import Bound, named
-from common.attacks.budget import BALLS, Norm
+from common.attacks.budget import BALLS, DUAL, Norm
 from common.attacks.compile import Array
 from common.attacks.loop import Attack, Inputs, Model
 from common.attacks.minimal import MinimumNorm, NotNegative, box, minimum_bound, misclassified_already
@@ -19,8 +19,7 @@ from common.attacks.updates import UpdateRule, annealed
 
 Tensor = tf.Tensor
 
-# The norm in which a slope is measured, by that of the shift; to what the step and the change of the radius decay.
-_DUAL: dict[str, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
+# To what the step and the change of the radius decay.
 _LAST_STEP, _LAST_CHANGE = 0.01, 0.001
 
 
@@ -45,7 +44,7 @@ class ClosingIn:
             best = tf.where(reached, tf.minimum(best, size), best)
             gamma = annealed(change, tf.minimum(_LAST_CHANGE, change), count, steps)
             # Before the first success: as far as the boundary seems to be.
-            away = tf.abs(broadcast_like(value, x)) * tf.math.reciprocal_no_nan(norm_of(gradient, _DUAL[self.norm]))
+            away = tf.abs(broadcast_like(value, x)) * tf.math.reciprocal_no_nan(norm_of(gradient, DUAL[self.norm]))
             larger = tf.where(tf.math.is_inf(best), size + away, eps * (1.0 + gamma))
             eps = tf.where(reached, tf.minimum(eps * (1.0 - gamma), best), larger)
             moved = x + annealed(first, _LAST_STEP * first, count, steps) * normalize(gradient, 2)

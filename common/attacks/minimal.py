@@ -5,6 +5,7 @@ one nearest to `x` is returned, and an example that never reaches it comes back 
 comes back as it was, too, and takes no gradient; `dataset.attack_dataset` puts others in its place.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -14,7 +15,18 @@ import tensorflow as tf
 from common.attacks import objectives, threat_models, updates
 from common.attacks.attack import Bound, check_classes, check_not_negative, named
 from common.attacks.compile import Array
-from common.attacks.loop import Attack, Inputs, Memory, Model, Objective, Result, merge, value_and_gradient
+from common.attacks.loop import (
+    Attack,
+    Inputs,
+    Memory,
+    Model,
+    Objective,
+    Result,
+    Selection,
+    Stop,
+    merge,
+    value_and_gradient,
+)
 from common.attacks.pruning import Pruning
 from common.attacks.tensors import finite, norm_of, per_example, sum_features
 from common.attacks.threat_models import ThreatModel
@@ -267,30 +279,36 @@ def carlini_wagner(targeted: bool = False) -> Attack:
     """CW-L2 as a value, of `steps`, `search_steps`, `constant`, `learning_rate` and `confidence`. In the space of tanh:
     a point w represents the example `_decoded(inputs, w)`."""
     return Attack(
-        objective=DistanceAndHinge(targeted),
+        objective=DistanceAndHinge(targeted, _decoded),
         threat_model=_tanh_box,
         update=_adam,
         start=_encoded_clean,
         selection=_nearest_in_tanh,
         stop=_nothing_to_gain,
-        rounds=ConstantSearch(),
+        rounds=ConstantSearch(_nearest_in_tanh, _nothing_to_gain),
         prepare=_encoded_inputs,
         output=_decoded,
         check=NotNegative(("constant", "learning_rate", "confidence", "search_steps"), box_has_ends=True),
     )
 
 
+def _itself(inputs: Inputs, x: Tensor) -> Tensor:
+    return x
+
+
 @dataclass(frozen=True)
 class DistanceAndHinge:
-    """Minus the squared distance, less `constant` times what the margin lacks of `confidence`."""
+    """Minus the squared distance, less `constant` times what the margin lacks of `confidence`. `decode`: inputs, the
+    point searched -> the example that it stands for."""
 
     targeted: bool
+    decode: Callable[[Inputs, Tensor], Tensor] = _itself
 
     def __call__(self, model: Model, inputs: Inputs) -> Objective:
         goal = _margin(self.targeted, model, inputs)
 
         def objective(w: Tensor) -> tuple[Tensor, Tensor]:
-            x = _decoded(inputs, w)
+            x = self.decode(inputs, w)
             lead, success = goal(x)
             distance = tf.reduce_sum(tf.square(x - inputs["x"]), axis=per_example(x))
             return -distance - inputs["constant"] * tf.nn.relu(inputs["confidence"] - lead), success
@@ -301,8 +319,11 @@ class DistanceAndHinge:
 @dataclass(frozen=True)
 class ConstantSearch:
     """A descent from the clean input for each of `search_steps` constants: ten times `constant` until one works, then
-    half way between the last that failed and the last that worked."""
+    half way between the last that failed and the last that worked. The best by `selection` is kept, up to one with
+    which the search is `over`."""
 
+    selection: Selection
+    over: Stop
     shared_parts = False
     wants_gradient = False
 
@@ -320,8 +341,8 @@ class ConstantSearch:
         fails = tf.where(found.success, memory["fails"], constant)
         works = tf.where(found.success, constant, memory["works"])
         following = _next_constant(constant, fails, works)
-        best = merge(inputs, found, best, _nearest_in_tanh)
-        again = (count < inputs["search_steps"]) & ~_nothing_to_gain(inputs, best.x, best.value, best.success)
+        best = merge(inputs, found, best, self.selection)
+        again = (count < inputs["search_steps"]) & ~self.over(inputs, best.x, best.value, best.success)
         return {"constant": following, "fails": fails, "works": works, "count": count}, best, again
 
 

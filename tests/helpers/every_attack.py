@@ -193,6 +193,11 @@ CASES: dict[str, Callable[[], Case]] = {
     "apgd_t": partial(_on_classes, attacks.apgd, "linf", eps=0.1, steps=5, loss="dlr", targets=2, drawn=True),
     "apgd_mean": partial(_on_classes, attacks.apgd, "linf", eps=0.1, steps=4, draws=3, drawn=True),
     **{f"fab_{n}": partial(_on_classes, attacks.fab, norm=n, steps=6, targets=2, still={"steps": 0}) for n in EPS},
+    "fab_nearest": partial(
+        _on_classes, attacks.fab, norm="l2", steps=3, targets=2, one_by_one=False, restarts=2, still={"steps": 0}
+    ),
+    **{f"deepfool_{n}": partial(_on_classes, attacks.deepfool, norm=n, still={"steps": 0}) for n in ("linf", "l2")},
+    "ead": partial(_on_classes, attacks.ead, **_SEARCH, constant=1.0, still={"steps": 0}),
     **{
         f"square_{n}": partial(_on_classes, attacks.square, n, norm=n, eps=e, steps=9, drawn=True)
         for n, e in EPS.items()

@@ -51,7 +51,7 @@ def test_square_on_the_linear_oracle(norm):
 def test_a9_fab_and_fmn_find_the_distance_of_the_linear_oracle(norm, rank):
     for batch in (1, 8):
         model, x, y, (low, high), best = linear_task(SHAPES[rank], batch, norm, True)
-        for attack in (partial(fab, steps=60), partial(fmn, steps=300)):
+        for attack in (partial(fab, steps=60), partial(fab, steps=60, one_by_one=False), partial(fmn, steps=300)):
             found = np.asarray(attack(model, x, y, norm=norm, low=low, high=high))
             assert fooled(model, found, y).all()
             ratio = norms(found - x, norm) / best
