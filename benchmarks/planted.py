@@ -1,5 +1,5 @@
 """Defences that are broken, or are not, small and in Keras: those of a course on attacking defences
-(google-research/selfstudy-adversarial-robustness) as their descriptions have them, three more, and controls.
+(google-research/selfstudy-adversarial-robustness) as their descriptions have them, four more, and controls.
 
 Each comes with the `substitute` that somebody who has read the defence would attack instead: an attack written by hand
 for this one defence.
@@ -30,13 +30,14 @@ BINS, VOTERS, NEIGHBOURS, STORED = 12, 5, 10, 500
 class Planted(NamedTuple):
     """A defence: its `model`, x -> logits or scores, a `detector` if it has one, the `mechanism` that hides it from
     gradients, and the `substitute` that an attack by hand climbs on, with a `penalty`, x -> (B,), to keep below 0 where
-    there is a detector."""
+    there is a detector. `reach`: its radius, over that of the others."""
 
     model: Model
     mechanism: "Mechanism"
     substitute: Model
     detector: Model | None = None
     penalty: Model | None = None
+    reach: float = 1.0
 
 
 class Bench:
@@ -402,6 +403,22 @@ def rippled(bench: Bench) -> Planted:
     return Planted(model, "misleading gradients", bench.plain)
 
 
+def squeezed(bench: Bench) -> Planted:
+    """Noisy images and small logits (Kannan et al. 2018), which look better under PGD than they are (Mosbach et al.
+    2018): where it stands out, at twice the radius."""
+
+    def loss(model, batch):
+        z = model(batch[0] + 0.4 * tf.random.normal(tf.shape(batch[0])), training=True)
+        right = tf.nn.sparse_softmax_cross_entropy_with_logits(batch[1], z)
+        return {
+            "cross_entropy": tf.reduce_mean(right),
+            "squeeze": 0.02 * tf.reduce_mean(tf.reduce_sum(z**2, axis=1)),
+        }, {}
+
+    model = bench.train(bench.network(seed=21), loss=loss)
+    return Planted(model, "misleading gradients", model, reach=2.0)
+
+
 def plain(bench: Bench) -> Planted:
     """No defence."""
     return Planted(bench.plain, "none", bench.plain)
@@ -433,7 +450,7 @@ COURSE: dict[str, Callable[[Bench], Planted]] = {
     "nearest_neighbours": neighbours,
     "adversarial_training": adversarial,
 }
-MORE = {"gradient_stopper": stopped, "softmax_on_top": softmax, "ripples": rippled}
+MORE = {"gradient_stopper": stopped, "softmax_on_top": softmax, "logit_squeezing": squeezed, "ripples": rippled}
 CONTROLS = {"plain": plain, "trades": trades, "fast": fast}
 DEFENCES = COURSE | MORE | CONTROLS
 

@@ -4,7 +4,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
-from functools import partial
+from functools import lru_cache, partial
 
 import keras
 import numpy as np
@@ -207,7 +207,9 @@ def test_square_halves_its_windows_by_the_paper_s_schedule():
         assert np.count_nonzero(window.mask(0).numpy()) == side**2
 
 
+@lru_cache
 def classifier(units: int, seed: int = 0) -> keras.Model:
+    """One for all tests, for each attack is compiled once for each model."""
     draw = [keras.initializers.GlorotUniform(seed + k) for k in range(2)]
     layers = [keras.layers.Flatten(), keras.layers.Dense(12, "tanh", kernel_initializer=draw[0])]
     return keras.Sequential([keras.Input((3, 3, 1)), *layers, keras.layers.Dense(units, kernel_initializer=draw[1])])
@@ -274,7 +276,7 @@ def test_what_leaves_ball_or_box_or_is_no_number_is_no_success():
 
 
 def test_no_examples_and_no_images():
-    model, x, y = task(3)
+    model, x, y = task(5)
     empty = autoattack(model, x[:0], y[:0], eps=0.1)
     assert empty.x.shape == (0, 3, 3, 1) and [step.left for step in empty.steps] == [0] * 5
     draw = keras.initializers.GlorotUniform(3)
