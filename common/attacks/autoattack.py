@@ -128,11 +128,12 @@ def autoattack(
     """Attack `x` (N, ...) float in [`low`, `high`] with labels `y` (N,) within `eps`, a scalar or (N,), of a norm.
 
     `version`: `standard` is the paper's, APGD-CE, targeted APGD-DLR, FAB-T and Square; `plus` adds APGD-DLR, FAB
-    towards whichever boundary is nearest, and more restarts; `rand`, for models that draw, climbs the mean of 20 draws by APGD-CE and APGD-DLR. `fast` takes a fifth of
-    the paper's gradients or less: three short attacks, by margin, cross-entropy and towards the three nearest classes,
-    two more for those alone that came near, and a short Square; where that says that gradients are `masked`, all of
-    `standard` as well. `custom` runs `attacks`, functions of x, y and, if they have such an argument, index, by their
-    names. What is found is looked at anew, at its own place and within ball and box; a success is nothing else.
+    towards whichever boundary is nearest, and more restarts; `rand`, for models that draw, climbs the mean of 20 draws
+    by APGD-CE and APGD-DLR. `fast` takes a fifth of the paper's gradients or less: three short attacks, by margin,
+    cross-entropy and towards the three nearest classes, two more for those alone that came near, and a short Square;
+    where that says that gradients are `masked`, all of `standard` as well. `custom` runs `attacks`, functions of x, y
+    and, if they have such an argument, index, by their names. What is found is looked at anew, at its own place and
+    within ball and box; a success is nothing else.
 
     Draws are tied to `index` (N,), the examples' places in the data set, by default 0 to N - 1: of a part of them there
     comes what comes of all. `state`, an `.npz`, is written after each attack; from one that is there the evaluation

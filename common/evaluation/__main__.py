@@ -43,6 +43,8 @@ class Options(InputOptions, DataOptions, ScriptOptions):
     """Images on which points are planted for the attack to find; 0 leaves that check out."""
     batch_size: Count = 256
     """Images per batch."""
+    strategy: Literal["none", "multiworker"] = "none"
+    """Workers that share the attacks, by TF_CONFIG; each has the model and the images."""
     image_size: Count | None = None
     """Side, in pixels, to which the images of a folder are scaled, and at which scenes are drawn."""
 
@@ -91,8 +93,11 @@ def evaluation(options: Options, run: Run) -> None:
     from common import datasets
     from common.evaluation import card, plots, statistics
     from common.evaluation.classifiers import class_count
+    from common.evaluation.shards import Shards
     from common.evaluation.verdict import judge
+    from common.training import devices
 
+    shards = Shards.of(devices.prepare(options.strategy))
     data = datasets.load(
         options.dataset,
         data_dir=options.data_dir,
@@ -124,13 +129,16 @@ def evaluation(options: Options, run: Run) -> None:
         seed=options.seed,
         batch_size=options.batch_size,
         state=run.checkpoints / "autoattack.npz",
+        shards=shards,
         progress=True,
         log=run.log,
     )
     _rows(run, found)
     told = {"data": f"{data.name}, {len(y)} test images", "data_sha256": data.sha256, "seed": int(options.seed)}
     told |= {"file": str(options.model), "command": run.command, "input": _input(options)}
-    run.artifact("card", card.write(found, model, run.folder, **told))
+    if run.chief:
+        card.write(found, model, run.folder, **told)
+    run.artifact("card", run.folder / "card.json")
     run.artifact("examples", run.folder / "examples.npz")
     run.artifact("verdict", run.folder / "card.md")
     if found.curve:

@@ -17,7 +17,6 @@ from common.attacks import Attack, Inputs, Objective, inference, run_dataset
 from common.attacks.budget import BALLS, Norm
 from common.attacks.compile import as_float32, compiled
 from common.attacks.tensors import direction, example_seeds, folded
-from common.errors import UserError
 from common.evaluation import statistics
 from common.evaluation.predictions import outputs
 from common.evaluation.statistics import Estimate
@@ -38,13 +37,23 @@ _RIDGES, _TRIES = (10.0, 1.0, 0.1, 0.01, 1e-3), 3
 
 
 class Found(NamedTuple):
-    """What an attack makes of planted points: the share `found`, that of `random` search by as many points as the
-    read-outs were fitted to, and how long it all took. `planted` (n,): where a point could be planted."""
+    """What an attack makes of planted points, bool (n,) each: where one could be `planted`, the `hits` of the attack,
+    those of a random search by as many points as the read-outs were fitted to, `lucky`; and the `seconds` of it all."""
 
-    found: Estimate
-    random: Estimate
     planted: np.ndarray
+    hits: np.ndarray
+    lucky: np.ndarray
     seconds: float
+
+    @property
+    def found(self) -> Estimate:
+        """The share that the attack finds."""
+        return statistics.rate(self.hits[self.planted], None)
+
+    @property
+    def random(self) -> Estimate:
+        """The share that random search finds."""
+        return statistics.rate(self.lucky[self.planted], None)
 
     @property
     def passed(self) -> bool:
@@ -87,6 +96,7 @@ def find_planted(
     low: float = 0.0,
     high: float = 1.0,
     seed: int = 0,
+    index: np.ndarray | None = None,
     batch_size: int = 128,
     progress: bool = False,
 ) -> Found:
@@ -96,13 +106,13 @@ def find_planted(
     `inner` points inside it are drawn; a linear read-out separates the one from the others, its border hard by it.
     `inputs`: what the attack is given beside x, eps and the read-outs, such as its steps. With `accepted`, x -> bool
     (B,), a planted point is one that it accepts, and so must be what the attack finds. Examples in whose ball no point
-    can be told from the others are left out.
-
-    Errors: `UserError` where that is all of them.
+    can be told from the others are left out. Draws are tied to `index` (n,), by default 0 to n - 1.
     """
     started = time.perf_counter()
     x = as_float32(to_array(x)).numpy()
-    weights, bias, planted, luck = [], [], [], []
+    index = np.arange(len(x), dtype=np.int32) if index is None else np.asarray(index, np.int32)
+    weights, bias = [], []
+    planted, lucky, hits = np.zeros((3, len(x)), bool)
     signature = [tf.TensorSpec(x.shape[1:], tf.float32), tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.int32)]
     signature += [tf.TensorSpec([], tf.float32)] * 3
     draw = compiled(
@@ -111,40 +121,37 @@ def find_planted(
         lambda model, *given: _draw(model, norm, inner, batch_size, *given),
         signature,
     )
-    for place, example in enumerate(x):
+    for row, (place, example) in enumerate(zip(index, x, strict=True)):
+        fitted = None
         for attempt in range(_TRIES):
             points, told = draw(example, place, seed + 7919 * attempt, eps, low, high)
-            if accepted is not None and not bool(accepted(points[:1])[0]):
-                continue
-            fitted = _separate(told.numpy())
+            if accepted is None or bool(accepted(points[:1])[0]):
+                fitted = _separate(told.numpy())
             if fitted is not None:
                 break
-        else:
-            fitted = None
-        planted.append(fitted is not None)
-        if fitted is not None:
-            weights.append(fitted[0])
-            bias.append(fitted[1])
-            # Points that the read-out was not fitted to.
-            _, others = draw(example, place, seed + 104729, eps, low, high)
-            luck.append(bool((others.numpy()[1:] @ fitted[0] + fitted[1] > 0).any()))
-    planted = np.array(planted)
+        if fitted is None:
+            continue
+        planted[row] = True
+        weights.append(fitted[0])
+        bias.append(fitted[1])
+        # Points that the read-out was not fitted to.
+        _, others = draw(example, place, seed + 104729, eps, low, high)
+        lucky[row] = (others.numpy()[1:] @ fitted[0] + fitted[1] > 0).any()
     if not planted.any():
-        raise UserError("no point could be planted: the features are the same all over the ball of every example")
+        return Found(planted, hits, lucky, time.perf_counter() - started)
     own = x[planted]
-    given = {"x": own, "eps": eps, "low": low, "high": high, "seed": seed, **inputs}
+    given = {"x": own, "eps": eps, "low": low, "high": high, "seed": seed, "index": index[planted], **inputs}
     given |= {"weights": np.stack(weights), "bias": np.array(bias, np.float32)}
     swapped = dataclasses.replace(attack, objective=read_out, check=None, prepare=None)
     result = run_dataset(swapped, features, given, name="planted points", batch_size=batch_size, progress=progress)
     told = outputs(features, result.x, batch_size=batch_size)
-    hits = (told * given["weights"]).sum(axis=1) + given["bias"] > 0
+    right = (told * given["weights"]).sum(axis=1) + given["bias"] > 0
     if accepted is not None:
-        hits &= np.concatenate(
+        right &= np.concatenate(
             [accepted(tf.constant(result.x[i : i + batch_size])) for i in range(0, len(own), batch_size)]
         )
-    return Found(
-        statistics.rate(hits, None), statistics.rate(np.array(luck), None), planted, time.perf_counter() - started
-    )
+    hits[planted] = right
+    return Found(planted, hits, lucky, time.perf_counter() - started)
 
 
 def _draw(

@@ -40,6 +40,7 @@ from common.evaluation.checks import Check, Scene
 from common.evaluation.detectors import Guarded, past_detector
 from common.evaluation.facts import PGD, QUICK, SINGLE, doubts_of, percent, sentence_of
 from common.evaluation.quality import quantize, whole_levels
+from common.evaluation.shards import Shards
 from common.evaluation.statistics import Estimate
 from common.evaluation.views import DRAWS, Look, Mechanism, View
 from common.progress import blocks
@@ -154,6 +155,7 @@ def judge(
     seed: int = 0,
     batch_size: int = 256,
     state: Path | None = None,
+    shards: Shards = Shards(),
     progress: bool = False,
     log: Callable[[str], None] | None = None,
 ) -> Verdict:
@@ -166,7 +168,8 @@ def judge(
     `planted` of them. `detector`, x -> (B,) or (B, 1), rejects where it is above 0: a success is then wrong and
     accepted. `source`: another model of the same classes, for transfer. With `eight_bit`, by default for images in
     [0, 1], adversarial examples are those that a file of 8 bits holds. `state`, an `.npz`, is what an
-    interrupted AutoAttack goes on from. `log` is told what was found so far.
+    interrupted AutoAttack goes on from. Of several workers (`shards`) each attacks its part, and returns the same; the
+    checks on few examples, all but B16, each makes for itself. `log` is told what was found so far.
 
     Errors: `ValueError` as the attacks; `UserError` where nothing is answered rightly.
     """
@@ -181,7 +184,7 @@ def judge(
     seen = views.look(model, pool.clean[right], pool.y[right], low=low, high=high)
     say(f"{percent(pool.estimate())} right without attack; mechanism: {seen.mechanism}")
     base = {"norm": norm, "low": low, "high": high, "seed": seed}
-    task = _Task(pool, seen, detector, base, eps, version, state, progress, say)
+    task = _Task(pool, seen, detector, base, eps, version, state, shards, progress, say)
     first = task.first_bound(right[:FIRST], started)
     task.attack()
     scene = Scene(
@@ -384,6 +387,7 @@ class _Task:
     eps: float
     version: Version
     state: Path | None
+    shards: Shards
     progress: bool
     say: Callable[[str], None]
     left_out: tuple[str, ...] = ()
@@ -495,10 +499,11 @@ class _Task:
         return found.x
 
     def _crafted(self, name: str, attack: Callable, rows: np.ndarray) -> AttackResult:
-        pool = self.pool
-        own = of_rows(attack, rows, len(pool.y))
+        pool, mine = self.pool, self.shards.mine(rows)
+        own = of_rows(attack, mine, len(pool.y))
         options = {"batch_size": pool.batch_size, "progress": self.progress, "name": name}
-        return attack_dataset(own, pool.clean[rows], pool.y[rows], **options)
+        found = attack_dataset(own, pool.clean[mine], pool.y[mine], **options)
+        return AttackResult(self.shards.joined(rows, found.x), self.shards.total(found.gradients))
 
     def _keep(
         self, name: str, rows: np.ndarray, x: np.ndarray, gradients: int | None, started: float, met: int
@@ -525,14 +530,18 @@ class _Task:
             version = "rand"
         elif not self.seen.views:
             version, attacks = "custom", {"square": partial(square, view.model, steps=checks.QUERIES, **self.budget)}
-        started = time.perf_counter()
+        started, shards = time.perf_counter(), self.shards
+        mine, state = shards.mine(rows), self.state
+        if state is not None and shards.count > 1:
+            state = state.with_stem(f"{state.stem}_{shards.place}")
         options = {"batch_size": pool.batch_size, "progress": self.progress, "version": version, "attacks": attacks}
         found = autoattack(
-            view.model, pool.clean[rows], pool.y[rows], index=rows, state=self.state, **options, **self.budget
+            view.model, pool.clean[mine], pool.y[mine], index=mine, state=state, **options, **self.budget
         )
         name = "random search" if attacks else f"AutoAttack ({version})"
-        self._keep(name, rows, found.x, found.gradients, started, len(pool.y))
-        self.left_out, self.stood[rows] = found.left_out, found.robust
+        x, gradients = shards.joined(rows, found.x), shards.total(found.gradients)
+        self._keep(name, rows, x, gradients, started, len(pool.y))
+        self.left_out, self.stood[rows] = found.left_out, shards.joined(rows, found.robust)
 
     def _tell(self) -> None:
         last, left = self.pool.tried[-1], self.pool.right & (self.pool.worst < 0.5)
@@ -555,20 +564,22 @@ class _Task:
         features = None if pool.draws > 1 or not self.seen.views else read_out.features_of(pool.model)
         if features is None or not self.view.exact or not len(rows):
             return Check("B16", asks, None, None, wanted, "no last affine layer with slopes before it")
-        inputs = {"steps": 100, "restarts": 1}
+        inputs, mine = {"steps": 100, "restarts": 1}, self.shards.mine(rows)
         accepted = None if self.detector is None else (lambda x: ~_rejected(self.detector, x))
-        try:
-            found = read_out.find_planted(
-                self.view.around(features),
-                pool.clean[rows],
-                auto_pgd(self.base["norm"], "margin", shrinking=self.base["norm"] == "l1"),
-                inputs,
-                accepted=accepted,
-                batch_size=pool.batch_size,
-                **self.budget,
-            )
-        except UserError as error:
-            return Check("B16", asks, None, None, wanted, str(error))
+        part = read_out.find_planted(
+            self.view.around(features),
+            pool.clean[mine],
+            auto_pgd(self.base["norm"], "margin", shrinking=self.base["norm"] == "l1"),
+            inputs,
+            index=np.flatnonzero(np.isin(rows, mine)),
+            accepted=accepted,
+            batch_size=pool.batch_size,
+            **self.budget,
+        )
+        found = read_out.Found(*(self.shards.joined(rows, told) for told in part[:3]), part.seconds)
+        if not found.planted.any():
+            why = "no point could be planted: the features are the same all over the ball of every example"
+            return Check("B16", asks, None, None, wanted, why)
         note = (
             f"{percent(found.found)} of {found.found.n}; random search finds {percent(found.random)};"
             f" {found.seconds:.0f} s"

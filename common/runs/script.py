@@ -296,6 +296,11 @@ class Script:
                     tf.config.experimental.set_memory_growth(gpu, True)
             # Of a run with several models it would warn that many functions were traced, once each.
             tf.get_logger().setLevel("ERROR")
+        if strategy_of(options) == "multiworker":
+            from common.training import devices
+
+            # What is refused may take a look at models, and workers meet before anything is computed.
+            devices.workers()
 
     def _begin(self, options: RunOptions, run: Run) -> None:
         self._start(options)

@@ -1,5 +1,6 @@
 """Where a run computes: number precision and the distribution strategy."""
 
+import functools
 import json
 import os
 
@@ -20,17 +21,24 @@ def prepare(strategy: str = "none", precision: str = "float32") -> tf.distribute
     keras.config.set_dtype_policy(precision)
     if strategy == "mirrored":
         return tf.distribute.MirroredStrategy()
-    if strategy == "multiworker":
-        _check_cluster()
-        try:
-            return tf.distribute.MultiWorkerMirroredStrategy()
-        except (ValueError, tf.errors.OpError) as error:
-            reason = one_line(error, 200)
-            raise UserError(
-                f"--strategy multiworker: cannot join the cluster of TF_CONFIG ({reason}); check the addresses and the"
-                " index of this machine"
-            ) from error
-    return tf.distribute.get_strategy()
+    return workers() if strategy == "multiworker" else tf.distribute.get_strategy()
+
+
+@functools.cache
+def workers() -> tf.distribute.Strategy:
+    """The strategy over the machines in `TF_CONFIG`; a process joins them once, and before it computes anything.
+
+    Errors: as `prepare`.
+    """
+    _check_cluster()
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except (ValueError, tf.errors.OpError) as error:
+        reason = one_line(error, 200)
+        raise UserError(
+            f"--strategy multiworker: cannot join the cluster of TF_CONFIG ({reason}); check the addresses and the"
+            " index of this machine"
+        ) from error
 
 
 def check_batch_size(strategy: tf.distribute.Strategy, batch_size: int) -> int:

@@ -10,7 +10,6 @@ from common.attacks import NOISE, Ascent, in_ball, untargeted_ce, worst_case
 from common.attacks.apgd import auto_pgd
 from common.attacks.threat_models import linf
 from common.attacks.updates import UpdateRule
-from common.errors import UserError
 from common.evaluation.read_out import features_of, find_planted
 from tests.helpers.digit_defences import Answer, classifier, right_ones
 
@@ -89,10 +88,21 @@ def test_a_detector_must_be_passed_too(scene):
     assert sum(int(each.planted.sum()) for each in found) >= len(x) - 2
 
 
+def test_a_part_of_the_examples_gets_what_all_get():
+    """Draws are tied to places."""
+    model = classifier()
+    x, attack = right_ones(model, 6)[0], auto_pgd("linf", "margin")
+    options = {"eps": EPS, "inner": 50}
+    whole, rows = find_planted(features_of(model), x, attack, STEPS, **options), np.array([1, 4])
+    part = find_planted(features_of(model), x[rows], attack, STEPS, index=rows, **options)
+    for name in ("planted", "hits", "lucky"):
+        np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[rows])
+
+
 def test_nothing_can_be_planted_where_features_are_the_same():
     model = classifier(after=[Answer()])
-    with pytest.raises(UserError, match="no point could be planted"):
-        find_planted(model, right_ones(model, 4)[0], auto_pgd("linf", "margin"), STEPS, eps=1e-4, inner=50)
+    found = find_planted(model, right_ones(model, 4)[0], auto_pgd("linf", "margin"), STEPS, eps=1e-4, inner=50)
+    assert not (found.planted.any() or found.hits.any() or found.lucky.any())
 
 
 def test_a_model_without_a_last_affine_layer():

@@ -1,9 +1,7 @@
 """Training on several devices and in several processes: the same training, shared out."""
 
-import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import types
@@ -16,6 +14,7 @@ from common import attacks
 from common.errors import UserError
 from common.training import augmentation, batches, devices, fit, loop
 from common.training.recipe import Recipe
+from tests.helpers.cluster import clusters
 from tests.helpers.training_toys import data, network, sgd, weights
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -190,28 +189,16 @@ print(json.dumps({"chief": chief, "history": history, "further": further[3], "re
 """
 
 
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for held in sockets:
-            held.bind(("127.0.0.1", 0))
-        return [held.getsockname()[1] for held in sockets]
-
-
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory):
     """What two processes with one device each found, and the weights that each was left with."""
     out = tmp_path_factory.mktemp("cluster")
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
     processes = []
-    for index in range(2):
+    for index, cluster in enumerate(clusters(2)):
         (out / str(index)).mkdir()
-        cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
         command = [sys.executable, "-c", WORKER, out, out / str(index)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        processes.append(
-            subprocess.Popen(command, cwd=ROOT, env=os.environ | {"TF_CONFIG": json.dumps(cluster)}, **pipes)
-        )
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=os.environ | {"TF_CONFIG": cluster}, **pipes))
     found = []
     try:
         for index, process in enumerate(processes):
