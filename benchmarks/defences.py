@@ -111,7 +111,7 @@ def by_hand(defence: "Planted", found: "Verdict", options: Options) -> "Estimate
 
     from benchmarks.attacks_by_hand import craft
     from common.evaluation import statistics
-    from common.evaluation.verdict import Pool
+    from common.evaluation.pool import Pool
 
     pool = Pool.of(defence.model, defence.detector, found.x, found.y, found.eps, found.norm, 0.0, 1.0, True, 256)
     rows = np.flatnonzero(pool.right)

@@ -18,9 +18,10 @@ from common.attacks.autoattack import within
 from common.errors import UserError
 from common.evaluation import statistics
 from common.evaluation.facts import doubts_of, percent, sentence_of
+from common.evaluation.pool import Pool
 from common.evaluation.predictions import outputs
 from common.evaluation.statistics import Estimate
-from common.evaluation.verdict import Pool, Verdict
+from common.evaluation.verdict import Verdict
 from common.files import json_text, read_npz, sha256, write_npz, write_text
 from common.per_model import layers_of
 

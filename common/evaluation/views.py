@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from common.attacks import RandomModel, bpda, check_logits, inference, logits_of, value_and_gradient
-from common.attacks.logits import probabilities
+from common.attacks.logits import compute_dtypes, probabilities
 from common.attacks.objectives import untargeted_ce, untargeted_margin
 from common.attacks.tensors import finite
 from common.models import flat, has_graph, places, rewired
@@ -50,7 +50,7 @@ class Slopes(NamedTuple):
 
     `missing`: there is none. `zero`, `flat`: the shares of examples where that of the cross-entropy, and of the margin
     of logits, is zero throughout. `correlation` of finite differences with it, and their relative `error`: None where
-    nothing moves.
+    nothing moves, or `half` precision would round them to nothing.
     """
 
     missing: bool
@@ -58,6 +58,7 @@ class Slopes(NamedTuple):
     flat: float
     correlation: float | None
     error: float | None
+    half: bool = False
 
 
 class Look(NamedTuple):
@@ -122,7 +123,7 @@ def slopes_of(
     model: Model, x: Tensor, y: Tensor, *, low: float = 0.0, high: float = 1.0, compare: bool = True
 ) -> Slopes:
     """What gradients of `model` at `x` (B, ...) of the classes `y` (B,) are worth; `compare` them with finite
-    differences too."""
+    differences too, of which half precision would leave nothing."""
     zero = []
     for objective in (untargeted_ce, untargeted_margin):
         try:
@@ -131,30 +132,37 @@ def slopes_of(
             return Slopes(True, 1.0, 1.0, None, None)
         steep = tf.reshape(finite(gradient), [tf.shape(x)[0], -1])
         zero.append(float(tf.reduce_mean(tf.cast(tf.reduce_all(steep == 0, axis=1), tf.float32))))
-    if not compare:
-        return Slopes(False, *zero, None, None)
+    half = not {"bfloat16", "float16"}.isdisjoint(compute_dtypes(model))
+    if half or not compare:
+        return Slopes(False, *zero, None, None, half)
     count = min(16, len(x))
     margin = untargeted_margin(model, {"y": y[:count]})
-    return Slopes(False, *zero, *_compared(lambda x: margin(x)[0], x[:count], low, high))
+    return Slopes(False, *zero, *_compared(lambda x: margin(x)[0], x[:count], high - low, low, high))
 
 
 def _compared(
-    function: Callable[[Tensor], Tensor], x: Tensor, low: float, high: float
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    spread: float,
+    low: float = -np.inf,
+    high: float = np.inf,
 ) -> tuple[float | None, float | None]:
     """Correlation of finite differences of `function`, x (B, ...) -> (B,), with its gradient, and their relative error,
-    over directions of random signs; each example counts the same."""
-    rng, found, told = np.random.default_rng(0), [], []
+    over directions of random signs, with steps that are small for values of that `spread`; each example counts the
+    same. None and None where nothing moves."""
+    rng, found, told, step = np.random.default_rng(0), [], [], _STEP * spread
     # Beside x: where a whole region is of one colour, pooling meets ties, and no slope tells of all directions.
-    noise = tf.constant(rng.uniform(-_BESIDE, _BESIDE, x.shape).astype(np.float32)) * (high - low)
-    middle = tf.clip_by_value(x + noise, low + _STEP, high - _STEP)
+    noise = tf.constant(rng.uniform(-_BESIDE, _BESIDE, x.shape).astype(np.float32)) * spread
+    middle = tf.clip_by_value(x + noise, low + step, high - step)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(middle)
         value = function(middle)
-    gradient = finite(tape.gradient(value, middle))
+    gradient = tape.gradient(value, middle)
+    gradient = tf.zeros_like(middle) if gradient is None else finite(tf.convert_to_tensor(gradient))
     for _ in range(_DIRECTIONS):
         signs = tf.constant(rng.choice([-1.0, 1.0], middle.shape).astype(np.float32))
-        ahead, behind = function(middle + _STEP * signs), function(middle - _STEP * signs)
-        found.append(((ahead - behind) / (2 * _STEP)).numpy())
+        ahead, behind = function(middle + step * signs), function(middle - step * signs)
+        found.append(((ahead - behind) / (2 * step)).numpy())
         told.append(tf.reduce_sum(tf.reshape(gradient * signs, [len(x), -1]), axis=1).numpy())
     found, told = np.stack(found, axis=1).astype(np.float64), np.stack(told, axis=1).astype(np.float64)
     size = np.sqrt((found**2).mean(axis=1) + (told**2).mean(axis=1))
@@ -251,7 +259,7 @@ def _rough(model: keras.Model, x: Tensor) -> list[tuple[Any, Callable | None]]:
     found = []
     for place, values in zip(single, keras.tree.flatten(given), strict=True):
         function = inference(place.layer) if isinstance(place.layer, keras.Layer) else place.layer
-        if values.dtype.is_floating and not _tells(function, values):
+        if values.dtype == tf.float32 and not _tells(function, values):
             found.append((place, _smooth(function, values)))
     return found
 
@@ -259,36 +267,22 @@ def _rough(model: keras.Model, x: Tensor) -> list[tuple[Any, Callable | None]]:
 def _tells(function: Model, values: Tensor) -> bool:
     """Whether slopes of a layer tell where it goes from beside `values` (B, ...)."""
     rng = np.random.default_rng(0)
-    spread = float(tf.math.reduce_std(tf.cast(values, tf.float32))) or 1.0
-    # Where values are equal, pooling has no slope that tells of all directions.
-    values += tf.cast(_BESIDE * spread * rng.standard_normal(values.shape), values.dtype)
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(values)
-        try:
-            answer = function(values)
-        except LookupError:
-            return False
-        weights = tf.constant(rng.normal(size=answer.shape), answer.dtype if answer.dtype.is_floating else tf.float32)
+    weights = tf.constant(rng.normal(size=function(values).shape), tf.float32)
 
-        def weighed(answer: Tensor) -> Tensor:
-            return tf.reduce_sum(tf.reshape(tf.cast(answer, weights.dtype) * weights, [len(values), -1]), axis=1)
+    def weighed(values: Tensor) -> Tensor:
+        answer = tf.cast(function(values), tf.float32)
+        return tf.reduce_sum(tf.reshape(answer * weights, [len(values), -1]), axis=1)
 
-        total = weighed(answer)
     try:
-        gradient = tape.gradient(total, values)
+        correlation, _ = _compared(weighed, values, _spread(values))
     except LookupError:
+        # An operation without a gradient.
         return False
-    if gradient is None or not bool(tf.reduce_any(tf.convert_to_tensor(gradient) != 0)):
-        return False
-    found, told = [], []
-    for _ in range(_DIRECTIONS):
-        signs = tf.constant(rng.choice([-1.0, 1.0], values.shape), values.dtype) * (_STEP * spread)
-        ends = [weighed(function(values + side * signs)) for side in (1, -1)]
-        found.append(((ends[0] - ends[1]) / 2).numpy())
-        told.append(tf.reduce_sum(tf.reshape(gradient * signs, [len(values), -1]), axis=1).numpy())
-    found, told = np.float64(found), np.float64(told)
-    both = np.sqrt((found**2).sum() * (told**2).sum())
-    return bool(both > 0 and (found * told).sum() / both >= _ROUGH)
+    return correlation is not None and correlation >= _ROUGH
+
+
+def _spread(values: Tensor) -> float:
+    return float(tf.math.reduce_std(tf.cast(values, tf.float32))) or 1.0
 
 
 def _smooth(function: Model, values: Tensor) -> Callable | None:
@@ -296,8 +290,7 @@ def _smooth(function: Model, values: Tensor) -> Callable | None:
     where the shape stays; None where neither can be."""
     answer = function(values)
     if (copies := _elementwise(function, values)) is not None:
-        spread = float(tf.math.reduce_std(tf.cast(values, tf.float32))) or 1.0
-        return _by_secants(function, [width * spread for width in _WIDTHS], copies)
+        return _by_secants(function, [width * _spread(values) for width in _WIDTHS], copies)
     return bpda(function) if answer.shape == values.shape else None
 
 
@@ -310,8 +303,7 @@ def _elementwise(function: Model, values: Tensor) -> tuple[int, int] | None:
     copies = answer.shape[-1] // values.shape[-1]
     rng = np.random.default_rng(0)
     moved = rng.random(values.shape) < 0.5
-    spread = float(tf.math.reduce_std(tf.cast(values, tf.float32))) or 1.0
-    other = function(values + tf.constant(moved, values.dtype) * spread)
+    other = function(values + tf.constant(moved, values.dtype) * _spread(values))
     changed = (other != answer).numpy()
     for axis in (-1, -2):
         sides = (values.shape[-1], copies) if axis == -1 else (copies, values.shape[-1])

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from common.attacks import RandomModel, value_and_gradient
 from common.attacks.objectives import untargeted_margin
+from common.evaluation.checks import slopes
 from common.evaluation.views import look, slopes_of
 from tests.helpers.digit_defences import (
     Answer,
@@ -32,6 +33,19 @@ def test_a_sound_model_is_attacked_as_it_is():
     assert found.mechanism == "none" and not found.differ and not found.probabilities
     assert found.slopes.correlation > 0.999 and found.slopes.error < 0.05
     assert [view.model for view in found.views] == [model]
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_is_no_mechanism(policy):
+    """To which the steps of finite differences are none."""
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = classifier()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    found = seen(model)
+    assert found.mechanism == "none" and found.slopes.half and found.slopes.correlation is None
+    assert slopes(found).passed is None and slopes(found).note == "half precision rounds them"
 
 
 def test_a_slope_that_is_wrong_is_seen():
