@@ -43,6 +43,10 @@ SMALLEST = {
         *("--n-train", "200", "--n-test", "8", "--epochs", "1", "--n-planted", "0", "--width", "4"),
         *("--defences", "softmax_on_top", "--eps", "8/255"),
     ],
+    "benchmarks/optimality.py": [
+        *("--n-train", "100", "--n-test", "6", "--epochs", "1", "--arch", "tiny_cnn", "--steps", "20"),
+        *("--methods", "standard", "--norms", "l2", "--attacks", "ddn,fmn"),
+    ],
     "benchmarks/training.py": [
         *("--archs", "small_cnn", "--batches", "2", "--batch-size", "32"),
         *("--repeats", "1", "--steps", "1"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from common.errors import UserError
-from common.runs.options import Budget, Count, DataOptions, ExampleOptions, ScriptOptions
+from common.runs.options import Budget, Count, DataOptions, ExampleOptions, LinfBudget, ScriptOptions
 from common.runs.record import Run
 from common.runs.script import script
 
@@ -32,7 +32,7 @@ class Options(ExampleOptions, DataOptions, ScriptOptions):
 
     models: tuple[Path, ...] = ()
     """Classifiers with logits, .keras files; without, two are trained here, plainly and on PGD."""
-    linf: tuple[Budget, ...] = (0.04, 0.06)
+    linf: tuple[LinfBudget, ...] = (0.04, 0.06)
     """L-inf budgets, one for each model; those that leave 20 to 80 % tell most."""
     l2: tuple[Budget, ...] = (0.4, 0.8)
     """L2 budgets, one for each model."""
@@ -50,7 +50,7 @@ class Options(ExampleOptions, DataOptions, ScriptOptions):
     """Test images that are attacked, the first."""
     epochs: Count = 3
     """Epochs of the models that are trained here."""
-    train_eps: Budget = 0.06
+    train_eps: LinfBudget = 0.06
     """L-inf budget in training of the second model that is trained here."""
     batch_size: Count = 256
     """Images a batch, for all contenders alike."""
@@ -129,7 +129,7 @@ def _subjects(options: Options, run: Run, data: "Arrays") -> "list[Subject]":
     settings = {"arch": subjects.TINY, "epochs": options.epochs, "seed": options.seed}
     return [
         subjects.train_subject("plain", data, run, **settings),
-        subjects.train_subject("pgd", data, run, **settings, eps=options.train_eps),
+        subjects.train_subject("pgd", data, run, **settings, method="pgd", eps=options.train_eps),
     ]
 
 

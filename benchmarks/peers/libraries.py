@@ -200,6 +200,11 @@ class Foolbox(Peer):
     def ddn(self, x, y, *, steps=100, gamma=0.05, initial_eps=1.0):
         return self._run("DDNAttack", x, y, steps=steps, gamma=gamma, init_epsilon=initial_eps)
 
+    def smallest(self, x, y, *, name, norm, steps):
+        """An attack of `FOOLBOX_MINIMAL` that looks for the smallest perturbation, with so many gradients."""
+        of = FOOLBOX_MINIMAL[norm][name]
+        return self._run(of.kind, x, y, steps=max(steps // of.share, 1), **of.options)
+
     def _fixed(self, name, x, y, eps, clip=(0.0, 1.0), **options):
         return self._run(name, x, y, {"epsilon": eps}, clip, **options)
 
@@ -214,6 +219,33 @@ class Foolbox(Peer):
 
         # Beside labels of another integer type than argmax answers with, it calls a function that NumPy 2 has not.
         return self.in_batches(run, x, y.astype(np.int64))
+
+
+class Smallest(NamedTuple):
+    """An attack of Foolbox that looks for the smallest perturbation: its class, by how many searches or classes its
+    gradients are shared out, and its settings."""
+
+    kind: str
+    share: int = 1
+    options: Mapping[str, Any] = {}
+
+
+_SEARCHES = {"binary_search_steps": 9, "initial_const": 0.1}
+# By norm, by the names in tables; DeepFool goes to the nine nearest classes, each with a gradient.
+FOOLBOX_MINIMAL: dict[str, dict[str, Smallest]] = {
+    "linf": {"foolbox_fmn": Smallest("LInfFMNAttack"), "foolbox_deepfool": Smallest("LinfDeepFoolAttack", 9)},
+    "l2": {
+        "foolbox_ddn": Smallest("DDNAttack"),
+        "foolbox_fmn": Smallest("L2FMNAttack"),
+        "foolbox_deepfool": Smallest("L2DeepFoolAttack", 9),
+        "foolbox_cw": Smallest("L2CarliniWagnerAttack", 9, _SEARCHES),
+    },
+    "l1": {
+        "foolbox_fmn": Smallest("L1FMNAttack"),
+        "foolbox_ead": Smallest("EADAttack", 9, _SEARCHES | {"regularization": 0.01, "decision_rule": "L1"}),
+    },
+    "l0": {"foolbox_fmn": Smallest("L0FMNAttack")},
+}
 
 
 class FoolboxDropping(Peer):

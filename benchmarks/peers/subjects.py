@@ -82,10 +82,11 @@ def train_subject(
     arch: str = "small_cnn",
     epochs: int = 3,
     seed: int = 0,
-    eps: float | None = None,
+    method: str = "standard",
+    eps: float = 0.0,
 ) -> Subject:
-    """A network trained for a few epochs on `data`, plainly or on PGD-5 examples within an L-inf `eps`, kept in the
-    folder of `run` as `<label>.keras`; one that is there already is taken."""
+    """A network trained for a few epochs on `data`, by a method within an L-inf `eps`, its attacks of 5 steps, kept in
+    the folder of `run` as `<label>.keras`; one that is there already is taken."""
     import keras
 
     from common.evaluation import predictions
@@ -104,16 +105,16 @@ def train_subject(
     rate = loop.learning_rate(
         "cosine", 0.05, epochs=epochs, steps_per_epoch=len(data.x_train) // batch_size, warmup_epochs=epochs / 10
     )
-    method = make_method("standard" if eps is None else "pgd", eps=eps or 0.0, steps=5)
+    made = make_method(method, eps=eps, steps=5)
     run.log(f"training {label}: {arch}, {len(data.x_train)} images, {epochs} epochs")
     loop.train(
         model,
         batches.batches(data.x_train, data.y_train, batch_size=batch_size, seed=seed),
-        method.loss,
+        made.loss,
         keras.optimizers.SGD(rate, momentum=0.9, nesterov=True),
         epochs=epochs,
         seed=seed,
-        adversary=method.adversary,
+        adversary=made.adversary,
     )
     checkpoints.save_model(model, path)
     run.artifact(label, path)

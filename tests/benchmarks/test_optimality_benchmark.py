@@ -1,0 +1,54 @@
+"""What the optimality benchmark measures, at its smallest."""
+
+import numpy as np
+import pytest
+
+from benchmarks import optimality as module
+from benchmarks.optimality import CONTENDERS, Reached, optimality
+from benchmarks.peers.subjects import Subject
+from common.errors import UserError
+from tests.benchmarks.test_autoattack_benchmark import Rows
+from tests.common.attacks.test_autoattack import task
+
+
+def subject():
+    model, x, y = task(5, count=8)
+    return Subject("toy", model, None, x, y)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
+def test_every_attack_of_a_norm_finds_successes_on_its_gradients(norm):
+    toy, options = subject(), optimality.options(steps=90)
+    found = {name: module._ours(toy, norm, of, options) for name, of in CONTENDERS.items() if norm in of.norms}
+    run = Rows()
+    module._compare(run, toy, norm, found)
+    scores = {row["attack"]: row["value"] for row in run.rows if row["metric"] == "optimality"}
+    assert set(scores) == set(found) and max(scores.values()) > 0.9
+    # PGD's fixed steps and few constants of CW come less near.
+    assert all(score > (0.3 if name in ("pgd", "cw_l0", "cw_l2", "ead") else 0.6) for name, score in scores.items()), (
+        scores
+    )
+
+
+def test_an_attack_is_compared_with_the_nearest_of_all():
+    toy, run = subject(), Rows()
+    near = np.linspace(0.1, 0.4, 8)
+    far = 2 * near
+    module._compare(run, toy, "l2", {"fmn": Reached(near, 1.0), "foolbox_ddn": Reached(far, 2.0)})
+    rows = {(row["attack"], row["metric"]): row["value"] for row in run.rows}
+    assert rows["fmn", "optimality"] == 1 and rows["foolbox_ddn", "median_ratio"] == 2
+    assert rows["fmn", "ahead"] == run.numbers["ahead_toy_l2"] == 1 - rows["foolbox_ddn", "optimality"]
+
+
+def test_what_leaves_the_box_or_is_no_success_is_infinitely_far():
+    toy = subject()
+    assert np.isinf(module._far(toy, "l2", toy.x)).all()
+    assert np.isinf(module._far(toy, "l2", toy.x + 5)).all()
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(UserError, match="--attacks: unknown 'newton'; expected some of fmn, fab"):
+        optimality.check(optimality.options(attacks=("newton",)))
+    with pytest.raises(UserError, match="--arch: unknown 'resnet20'"):
+        optimality.check(optimality.options(arch="resnet20"))
