@@ -51,16 +51,16 @@ class VictimOptions(InputOptions, ImageOptions, ScriptOptions):
 class Options(VictimOptions):
     """Which attacks, how strong."""
 
-    attack: tuple[AttackName, ...] = get_args(AttackName)
-    """Attacks: fgsm, step_ll, r_step_ll, iter_ll, pgd20, margin20, pgd100, attention, displace, gated, adaptive; and
-    noise, the control."""
+    attack: tuple[AttackName, ...] = tuple(name for name in get_args(AttackName) if name != "autoattack")
+    """Attacks: fgsm, step_ll, r_step_ll, iter_ll, pgd20, margin20, pgd100, attention, displace, gated, adaptive,
+    autoattack_fast; noise, the control; and, if it is named, autoattack in full."""
     eps: tuple[LinfBudget, ...] = option((8 / 255,), "budgets")
     """Radii of the attacks (L-inf), in [0, 1]; the first is the headline's. The paper's 0.15 on [-1, 1] is
     19.125/255."""
     curve: tuple[LinfBudget, ...] = (1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255, 32 / 255, 1.0)
     """Radii at which PGD-20 is measured for the curve; at 1, without a bound, accuracy should be 0."""
     n_slow: Count = option(200, "n_strongest")
-    """Images for pgd100, adaptive and the curve, the first of --n-test."""
+    """Images for pgd100, adaptive, AutoAttack and the curve, the first of --n-test."""
     source: Path | None = None
     """Surrogate model, a .keras file: its PGD-20 examples are transferred to --model."""
     iou_key: Budget = 0.59513

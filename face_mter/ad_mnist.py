@@ -184,7 +184,7 @@ def _attack_labels(options: Options, run: Run, data: "Arrays", subject: Subject,
     """Accuracy on the test images, and on the first of them under attacks on the label."""
     import numpy as np
 
-    from common.attacks import bim, fgsm, pgd, random_sign_noise
+    from common.attacks import autoattacked, bim, fgsm, pgd, random_sign_noise
     from common.evaluation import predictions
     from common.evaluation.robustness import Entry, of_classifier
 
@@ -201,6 +201,7 @@ def _attack_labels(options: Options, run: Run, data: "Arrays", subject: Subject,
             "bim": partial(bim, model, eps=eps, alpha=eps / 10, steps=20),
             "pgd40": partial(pgd, model, eps=eps, alpha=eps / 16, steps=40, seed=seed),
             "margin100": partial(pgd, model, eps=eps, alpha=eps / 16, **strongest),
+            "autoattack_fast": partial(autoattacked, model, eps=eps, version="fast", stop=True, seed=seed),
         }
         for name, attack in attacks.items():
             evaluation.run(Entry(name=name, attack=attack, eps=eps))

@@ -14,5 +14,7 @@ AttackName = Literal[
     "displace",
     "gated",
     "adaptive",
+    "autoattack_fast",
+    "autoattack",
     "noise",
 ]

@@ -10,7 +10,8 @@ import tensorflow as tf
 from attention_defense.attacks.attention import Kind, attention_attack
 from attention_defense.attacks.names import AttackName
 from attention_defense.models.losses import Weights
-from common.attacks import fgsm, iter_ll, pgd, r_step_ll, random_sign_noise, step_ll
+from common.attacks import autoattacked, fgsm, iter_ll, pgd, r_step_ll, random_sign_noise, step_ll
+from common.attacks.autoattack import Version
 from common.evaluation.quality import whole_levels
 from common.evaluation.robustness import Entry
 
@@ -61,9 +62,9 @@ def make_attack(name: AttackName, model: keras.Model, *, eps: float, **settings:
     where attacks on attention aim; the adaptive one aims where the `training` did.
     `iter_ll` is Step-LL in 10 steps; `margin20` raises the difference of logits in place of the cross-entropy; `pgd100`
     has 100 steps and 5 restarts, `adaptive` 40 and 3; `noise` is no attack. Steps are a quarter of `eps`, and an eighth
-    in the last two. With `stop` an attack of several steps leaves an image where it is first misclassified: cheaper
-    where only success counts, but such images have hardly crossed the border, and compare badly with those that took
-    all steps.
+    in the last two; `autoattack` and `autoattack_fast` find their own, and always stop. With `stop` an attack of
+    several steps leaves an image where it is first misclassified: cheaper where only success counts, but such images
+    have hardly crossed the border, and compare badly with those that took all steps.
 
     Errors: `UserError` for less than one grey level.
     """
@@ -82,6 +83,13 @@ def _on_attention(kind: Kind) -> Callable:
     def make(model: keras.Model, eps: float, of: Settings) -> Attack:
         budget = {"eps": eps, "alpha": eps / 4, "steps": 20}
         return _aimed(kind, model, budget, of.training._replace(layer=of.layer), of)
+
+    return make
+
+
+def _autoattack(version: Version) -> Callable:
+    def make(model: keras.Model, eps: float, of: Settings) -> Attack:
+        return partial(autoattacked, model, eps=eps, version=version, stop=True, seed=of.seed)
 
     return make
 
@@ -107,5 +115,7 @@ ATTACKS: dict[AttackName, Listed] = {
     "displace": Listed(_on_attention("displace")),
     "gated": Listed(_on_attention("gated")),
     "adaptive": Listed(_adaptive, dear=True),
+    "autoattack_fast": Listed(_autoattack("fast"), dear=True),
+    "autoattack": Listed(_autoattack("standard"), dear=True),
     "noise": Listed(lambda model, eps, of: partial(random_sign_noise, model, eps=eps, seed=of.seed), control=True),
 }

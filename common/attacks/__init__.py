@@ -2,7 +2,7 @@
 
 from common.attacks.apgd import apgd
 from common.attacks.attack import Bound, NamedAttack, check_classes, named, run, run_counted
-from common.attacks.autoattack import AutoAttackResult, autoattack
+from common.attacks.autoattack import AutoAttackResult, autoattack, autoattacked
 from common.attacks.budget import (
     NOISE,
     Ascent,
@@ -94,6 +94,7 @@ __all__ = [
     "at_success",
     "attack_dataset",
     "autoattack",
+    "autoattacked",
     "best_loss",
     "bim",
     "box",

@@ -23,8 +23,8 @@ from common.attacks.compile import as_float32, check_box, compiled
 from common.attacks.dataset import attack_dataset, of_rows
 from common.attacks.fab import fab
 from common.attacks.logits import check_logits, logits_of
-from common.attacks.loop import Model
-from common.attacks.objectives import untargeted_dlr
+from common.attacks.loop import Model, choose
+from common.attacks.objectives import untargeted_dlr, untargeted_margin
 from common.attacks.randomness import RandomModel
 from common.attacks.square import square
 from common.attacks.tensors import example_seeds
@@ -170,6 +170,35 @@ def autoattack(
         if log is not None and last.given:
             log(f"{name}: {last.left} of {len(x)} examples left, {last.broken} broken, {last.seconds:.0f} s")
     return found
+
+
+def autoattacked(
+    model: Model,
+    x: Any,
+    y: Any,
+    *,
+    eps: float,
+    norm: Norm = "linf",
+    version: Version = "standard",
+    stop: bool = True,
+    seed: int = 0,
+    index: np.ndarray | None = None,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> np.ndarray:
+    """The adversarial examples (n, ...) of `autoattack`, as an evaluation takes an attack, by `functools.partial`.
+
+    With `stop=False`, for examples that were lost when they were rounded, for AutoAttack stops where it has just
+    crossed the border: the larger margin of two times APGD on it, once towards three classes, with all steps.
+    """
+    x, y = np.asarray(x, np.float32), np.asarray(y)
+    shared = {"eps": eps, "norm": norm, "seed": seed, "index": index, "low": low, "high": high}
+    if stop:
+        return autoattack(model, x, y, version=version, **shared).x
+    climb = partial(apgd, model, x, y, loss="margin", stop=False, **shared)
+    one, other = climb(), climb(targets=min(3, max(check_logits(model, x[:8]), 2) - 1))
+    margin = untargeted_margin(model, {"y": tf.constant(y, tf.int32)})
+    return choose(margin(one)[0] >= margin(other)[0], one, other).numpy()
 
 
 def plan(

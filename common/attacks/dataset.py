@@ -124,7 +124,7 @@ def of_rows(
     indexed = "index" in inspect.signature(attack).parameters
     places = rows if index is None else index[rows]
     if not (isinstance(attack, functools.partial) and isinstance(attack.func, NamedAttack)):
-        return (lambda x, y, index: attack(x, y, index=places[index])) if indexed else attack
+        return (lambda x, y, index, **more: attack(x, y, index=places[index], **more)) if indexed else attack
     own = {name: np.asarray(value)[rows] for name, value in with_rows(attack.keywords, count).items()}
     return functools.partial(attack, **({"index": places} if indexed else {}) | own)
 

@@ -217,7 +217,7 @@ class Evaluation:
                 again, more, _ = _crafted(all_steps, Examples(examples.x[part], examples.y[part]), **options)
                 _quantize(again, self.batch_size)
                 x[part], after[part] = again, self.judge(again, part)
-                gradients += more
+                gradients = None if gradients is None else gradients + more
         outcome = Outcome(entry, examples, x, self.before[:count], after, found, gradients)
         return self._remember(outcome)
 

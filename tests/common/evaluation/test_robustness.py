@@ -1,5 +1,6 @@
 """The evaluation: entries, outcomes, unions, common examples, comparisons."""
 
+import importlib
 from functools import partial
 
 import keras
@@ -62,6 +63,18 @@ def test_an_attack_that_stops_is_run_again_where_quantisation_took_it_back():
         assert of.robust.tolist() == [False, True, False]
     assert found[True].x[0] == pytest.approx(102 / 255) and found[True].gradients > found[True].robust.size
     assert found[False].found is None and found[False].gradients == 15
+
+
+def test_so_is_autoattack_whose_examples_have_hardly_crossed(monkeypatch):
+    model = threshold_model(100.3)
+    x, y = np.array([[100], [90], [99]], np.float32) / GREY, np.zeros(3, np.int32)
+    attack = partial(attacks.autoattacked, model, eps=2 / 255, version="fast", stop=True)
+    barely = {"barely": lambda x, y: np.minimum(x + 2 / 255, 100.4 / 255).astype(np.float32)}
+    # The package has a function of that name.
+    module = importlib.import_module("common.attacks.autoattack")
+    monkeypatch.setattr(module, "plan", lambda *_, **__: (barely, ()))
+    found = of_classifier(model, x, y).run(Entry(name="autoattack", attack=attack, eps=2 / 255))
+    assert found.found.tolist() == [False, True, False] == found.robust.tolist()
 
 
 def test_the_same_draws_where_it_is_run_again():
