@@ -18,13 +18,21 @@ from tests.helpers.steep import classifier
 EPS = 16 / 255
 
 
+# AutoAttack is many attacks, each compiled for itself; it has its own tests.
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "autoattack_fast" else name
+    for name in get_args(AttackName)
+    if name != "autoattack"
+]
+
+
 @pytest.fixture(scope="module")
 def case(model):
     x = np.random.default_rng(0).random((10, 16, 16, 3), np.float32)
     return x, np.asarray(tf.argmax(model(x), axis=1, output_type=tf.int32))
 
 
-@pytest.mark.parametrize("name", get_args(AttackName))
+@pytest.mark.parametrize("name", NAMES)
 def test_every_attack_stays_in_the_ball_and_the_box(model, case, name):
     x, y = case
     attack = table.make_attack(name, model, eps=EPS)
@@ -139,7 +147,7 @@ def test_the_layer_that_is_aimed_at_decides_and_no_other(model, case, kind):
     assert not np.array_equal(moved("conv1", None), same)
 
 
-@pytest.mark.parametrize("kind", get_args(AttackName))
+@pytest.mark.parametrize("kind", NAMES)
 def test_infinite_slopes_at_black_pixels_give_finite_images(kind):
     model, x = classifier((12, 12, 3), 4), np.random.default_rng(0).random((4, 12, 12, 3), np.float32)
     x[:3, :6] = 0
