@@ -41,6 +41,9 @@ class Options(InputOptions, DataOptions, ScriptOptions):
     """Number of test images; null takes all."""
     n_planted: Natural = option(128)
     """Images on which points are planted for the attack to find; 0 leaves that check out."""
+    n_sample: Natural = 0
+    """Of the images that the verdict leaves so many, drawn at random, are attacked by AutoAttack in full too, which
+    tells what it would leave of all, within an exact interval; 0 leaves it out."""
     batch_size: Count = 256
     """Images per batch."""
     strategy: Literal["none", "multiworker"] = "none"
@@ -61,6 +64,8 @@ def refusals(options: Options) -> None:
         raise UserError(
             f"--eps: {255 * options.eps:.3g}/255 is less than one grey level, and changes no image of 8 bits"
         )
+    if options.n_sample and options.detector is not None:
+        raise UserError("--n-sample: AutoAttack knows no --detector; leave one of them out")
     check_input(options, [options.model, options.detector, options.source])
     for path in (options.source, options.model):
         if path is not None:
@@ -141,12 +146,51 @@ def evaluation(options: Options, run: Run) -> None:
     run.artifact("card", run.folder / "card.json")
     run.artifact("examples", run.folder / "examples.npz")
     run.artifact("verdict", run.folder / "card.md")
+    if options.n_sample:
+        _sample(options, run, model, found)
     if found.curve:
         first = next(iter(found.curve.values())).n
         curve = {options.model.stem: {0.0: statistics.independent(1.0, first), **found.curve}}
         settings = {"norm": found.norm, "without": max(found.curve), "whole_levels": x.dtype == np.uint8}
         title = "accuracy by radius: APGD, 20 steps, on images that are answered rightly"
         run.figure("curve", plots.budget_curves, curve, title=title, **settings)
+
+
+def _sample(options: Options, run: Run, model: "keras.Model", found: "Verdict") -> None:
+    """What AutoAttack in full would leave of all images, from a sample."""
+    import numpy as np
+
+    from common.evaluation.quality import whole_levels
+    from common.evaluation.whole_set import from_sample
+
+    if found.draws > 1:
+        run.log("--n-sample: left out, AutoAttack in full is for models that do not draw")
+        return
+    x, eight_bit = found.x, found.x.dtype == np.uint8
+    part = from_sample(
+        model,
+        x / np.float32(255) if eight_bit else x,
+        found.y,
+        found.share >= 0.5,
+        eps=whole_levels(options.eps) if eight_bit and options.norm == "linf" else options.eps,
+        norm=options.norm,
+        sample=options.n_sample,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        state=run.checkpoints / "sample.npz",
+        progress=True,
+        log=run.log,
+    )
+    columns = {"attack": "AutoAttack (standard), of a sample", "norm": found.norm, "eps": found.eps}
+    run.row(metric="whole_set_accuracy", **part.accuracy._asdict(), **columns)
+    run.row(metric="sampled", value=len(part.sampled), **columns)
+    run.row(metric="newly_broken", value=int((~part.attacked.robust).sum()), n=len(part.sampled), **columns)
+    run.metrics(whole_set_accuracy=part.accuracy.value, whole_set_accuracy_n=part.accuracy.n)
+    value, _, low, high = (100 * number for number in part.accuracy)
+    run.log(
+        f"of all {len(x)} images AutoAttack in full would leave {value:.2f} % ({low:.2f} to {high:.2f}), by a sample of"
+        f" {len(part.sampled)}"
+    )
 
 
 def _input(options: Options) -> list[float] | None:

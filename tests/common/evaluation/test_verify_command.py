@@ -1,6 +1,7 @@
 """`python -m common.evaluation` and its `verify`, as somebody who brings a model uses them."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,13 +51,18 @@ def brought(tmp_path):
 
 @pytest.mark.slow
 def test_a_verdict_and_its_card_from_the_command_line(brought):
-    tmp_path, options = brought, OPTIONS
-    status, out, err = asked(tmp_path, "common.evaluation", *options, "--n-planted", 0)
+    tmp_path, options = brought, [*OPTIONS]
+    options += ["--n-planted", 0, "--n-sample", 4]
+    status, out, err = asked(tmp_path, "common.evaluation", *options)
     assert status == 0, err
+    assert re.search(
+        r"of all 24 images AutoAttack in full would leave [\d.]+ % \([\d.]+ to [\d.]+\), by a sample of 4", out
+    )
     assert "first bound: at most" in out and "are answered rightly within L-inf 25/255" in out
     folder = tmp_path / "runs/common/evaluation/digits"
     results = json.loads((folder / "results.json").read_text())
-    assert results["metrics"]["robust_accuracy"] < results["metrics"]["clean_accuracy"]
+    found = results["metrics"]
+    assert found["whole_set_accuracy"] <= found["robust_accuracy"] < found["clean_accuracy"]
     # Its own last line is the command that checks it.
     words = out.strip().splitlines()[-1].partition("python -m ")[2].split()
     status, out, err = asked(tmp_path, *words)
@@ -67,7 +73,7 @@ def test_a_verdict_and_its_card_from_the_command_line(brought):
     status, out, err = asked(tmp_path, *words)
     assert status == 1 and out.count("does not hold: ") == len(out.splitlines()) >= 2 and err == ""
     # A finished run prints its verdict again.
-    status, out, err = asked(tmp_path, "common.evaluation", *options, "--n-planted", 0)
+    status, out, err = asked(tmp_path, "common.evaluation", *options)
     assert status == 0 and "to check it anew" in out
     status, out, err = asked(tmp_path, "common.evaluation.verify", "digits.npz", "--model", "digits.keras")
     assert status == 2 and out == "" and err.startswith("verify: digits.npz: ") and err.count("\n") == 1
