@@ -79,6 +79,7 @@ CONTENDERS: dict[str, Contender] = {
     "fmn": Contender(_BALLS, _named("fmn", in_norm=True)),
     "fab": Contender(_BALLS, _named("fab", in_norm=True, targets=_TARGETS, share=_TARGETS)),
     "fab_nearest": Contender(_BALLS, _named("fab", in_norm=True, one_by_one=False, share=_TARGETS)),
+    "fab_t_likeliest": Contender(_BALLS, _named("fab", in_norm=True, targets=1, share=_TARGETS)),
     "apgd_margin": Contender(_BALLS, _named("apgd", in_norm=True, loss="margin", stop=False, share=RADII), True),
     "pgd": Contender(_BALLS, _named("pgd", in_norm=True, share=RADII), True),
     "deepfool": Contender(("linf", "l2"), _named("deepfool", in_norm=True, targets=_TARGETS, share=_TARGETS)),
@@ -92,6 +93,10 @@ CONTENDERS: dict[str, Contender] = {
 }
 
 
+OFFICIAL = "official_fab_t_likeliest"
+"""FAB-T of its authors, towards one class, as `fab_t_likeliest`."""
+
+
 class Reached(NamedTuple):
     """How far an attack had to go, (n,), and the seconds that it took."""
 
@@ -103,7 +108,9 @@ def refusals(options: Options) -> None:
     """What is refused before anything is read."""
     from benchmarks.peers.libraries import FOOLBOX_MINIMAL
 
-    known = list(dict.fromkeys([*CONTENDERS, *(name for names in FOOLBOX_MINIMAL.values() for name in names)]))
+    known = list(
+        dict.fromkeys([*CONTENDERS, OFFICIAL, *(name for names in FOOLBOX_MINIMAL.values() for name in names)])
+    )
     for name in options.attacks:
         if name not in known:
             raise UserError(f"--attacks: unknown {name!r}; expected some of {', '.join(known)}")
@@ -122,7 +129,7 @@ def optimality(options: Options, run: Run) -> None:
     )
     run.data(data.name, data.sha256)
     run.checkpoints.mkdir(parents=True, exist_ok=True)
-    subjects.describe_peers(run, [libraries.Foolbox])
+    subjects.describe_peers(run, [libraries.Foolbox, libraries.Official])
     for method in options.methods:
         subject = subjects.train_subject(
             method,
@@ -140,12 +147,14 @@ def optimality(options: Options, run: Run) -> None:
 
 def _all_reached(options: Options, run: Run, subject: "Subject", norm: Norm) -> dict[str, Reached]:
     """Of all attacks in a norm; what an interrupted run has measured is not measured again."""
-    from benchmarks.peers.libraries import FOOLBOX_MINIMAL, Foolbox
+    from benchmarks.peers.libraries import FOOLBOX_MINIMAL, Foolbox, Official
     from common.files import read_npz, write_npz
 
     chosen = {name: partial(_ours, subject, norm, of, options) for name, of in CONTENDERS.items() if norm in of.norms}
     if Foolbox.available():
         chosen |= {name: partial(_theirs, subject, norm, name, options) for name in FOOLBOX_MINIMAL.get(norm, ())}
+    if Official.available() and norm in _BALLS:
+        chosen[OFFICIAL] = partial(_theirs, subject, norm, OFFICIAL, options)
     found = {}
     for name, measure in chosen.items():
         if options.attacks and name not in options.attacks:
@@ -189,18 +198,23 @@ def _theirs(subject: "Subject", norm: Norm, name: str, options: Options) -> Reac
     from benchmarks.peers import libraries
 
     with libraries.opened(subject.model, subject.path, batch_size=options.batch_size, seed=options.seed) as peers:
-        done = peers["foolbox"].timed("smallest", subject.x, subject.y, name=name, norm=norm, steps=options.steps)
+        if name == OFFICIAL:
+            steps = max(options.steps // _TARGETS, 1)
+            done = peers["official"].timed("fab_t", subject.x, subject.y, norm=norm, steps=steps)
+        else:
+            done = peers["foolbox"].timed("smallest", subject.x, subject.y, name=name, norm=norm, steps=options.steps)
     return Reached(_far(subject, norm, done.x), done.seconds)
 
 
 def _far(subject: "Subject", norm: Norm, x: np.ndarray) -> np.ndarray:
-    """How far each of `x` (n, ...) is from the clean image, infinity for one that is no success."""
+    """How far each of `x` (n, ...), brought into the box, is from the clean image, infinity for one that is no success
+    there."""
     from common.evaluation.predictions import predict
     from common.evaluation.quality import perturbation_sizes
 
-    inside = ((x >= 0) & (x <= 1)).reshape(len(x), -1).all(axis=1)
-    wrong = predict(subject.model, np.clip(x, 0, 1)) != subject.y
-    return np.where(inside & wrong, perturbation_sizes(subject.x, x)[norm], np.inf)
+    x = np.clip(x, 0, 1)
+    wrong = predict(subject.model, x) != subject.y
+    return np.where(wrong, perturbation_sizes(subject.x, x)[norm], np.inf)
 
 
 def _compare(run: Run, subject: "Subject", norm: Norm, found: Mapping[str, Reached]) -> None:
@@ -231,6 +245,12 @@ def _compare(run: Run, subject: "Subject", norm: Norm, found: Mapping[str, Reach
         for metric, value in values.items():
             if np.isfinite(value):
                 run.row(metric=metric, value=value, n=len(right), **same)
+    if {OFFICIAL, "fab_t_likeliest"} <= set(found):
+        mine, other = (found[name].distances for name in ("fab_t_likeliest", OFFICIAL))
+        both = right & np.isfinite(mine) & np.isfinite(other)
+        if both.any():
+            over = float(np.median(mine[both]) / np.median(other[both]))
+            run.row(metric="median_over_official", value=over, n=int(both.sum()), model=subject.label, norm=norm)
     ours = {name: value for name, value in score.items() if name in CONTENDERS}
     theirs = {name: value for name, value in score.items() if name not in CONTENDERS}
     if ours and theirs:

@@ -291,6 +291,16 @@ class Official:
         moved, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
         return model.noted(self, moved)
 
+    def fab_t(self, images, labels, *, norm, steps):
+        """Towards the likeliest other class alone: of several it leaves an image at the first success within eps."""
+        from pyautoattack.fab_pt import FABAttack_PT
+
+        options = {"n_iter": steps, "eps": 1e4, "targeted": True, "n_target_classes": 1}
+        attack = FABAttack_PT(
+            self.network.module, norm={"linf": "Linf"}.get(norm, norm.upper()), device=self.network.device, **options
+        )
+        return attack.perturb(images, labels)
+
 
 class Foolbox:
     """Foolbox on PyTorch."""
