@@ -68,7 +68,7 @@ class Options(AttackOptions, UnseenOptions, DeviceOptions):
     n_test: Count = 300
     """Samples to test on, of each part."""
     n_slow: Count = 30
-    """Samples of each part for the attacks that take many gradients: L0, CW and strong."""
+    """Samples of each part for the attacks that take many gradients: L0, CW, APGD and strong."""
     n_watch: Count = 100
     """Validation samples attacked after every epoch; the epoch with the highest mean of clean and attacked accuracy is
     kept."""

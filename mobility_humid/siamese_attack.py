@@ -34,8 +34,8 @@ class AttackOptions(SampleOptions, ScriptOptions):
     """Model to attack, any Keras model in a .keras file that takes such samples; by default that of the training
     script, trained if need be."""
     attack: tuple[str, ...] = option(("st_ifgsm_linf", "st_fgsm_linf", "st_ifgsm_l0", "cw_l2", "noise"), "attacks")
-    """Attacks, of st_fgsm_{linf,l2,l1}, st_ifgsm_{linf,l2,l1,l0}, cw_{l2,l0}, strong and noise; st_ifgsm_linf and noise
-    always take part."""
+    """Attacks, of st_fgsm_{linf,l2,l1}, st_ifgsm_{linf,l2,l1,l0}, cw_{l2,l0}, apgd_{linf,l2}, strong and noise;
+    st_ifgsm_linf and noise always take part."""
     eps: Count = option(2, "eta")
     """Cells that a point may move along each axis (L-inf, L0, CW, noise)."""
     curve: tuple[Count, ...] = option((1, 4), "etas")
@@ -48,7 +48,7 @@ class AttackOptions(SampleOptions, ScriptOptions):
     alpha: Budget | None = None
     """Cells a step; by default 2.5 x eps / steps, for L2 and L1 2.5 x radius / steps."""
     restarts: Count = 3
-    """Random starts of the attack strong, for either of its two losses; it also takes twice the steps."""
+    """Random starts of APGD, and of the attack strong for either of its two losses; that also takes twice the steps."""
     cw_steps: Count = 40
     """Steps of CW for each constant."""
     search_steps: Count = 5
@@ -56,7 +56,7 @@ class AttackOptions(SampleOptions, ScriptOptions):
     l0_from: Literal["clean", "previous"] = "clean"
     """Where each round of st_ifgsm_l0 begins: at the clean trips, as in the paper, or where the last one ended."""
     n_slow: Count = 100
-    """Samples of each part for the attacks that take many gradients: L0, CW and strong."""
+    """Samples of each part for the attacks that take many gradients: L0, CW, APGD and strong."""
     batch_size: Count = option(128, compared=False)
     """Samples attacked at a time."""
 

@@ -1,4 +1,4 @@
-"""Attacks on trips: ST-FGSM, ST-iFGSM (L-inf, L2, L1, L0), CW (L2, L0), and noise of the same budget.
+"""Attacks on trips: ST-FGSM, ST-iFGSM (L-inf, L2, L1, L0), CW (L2, L0), APGD, and noise of the same budget.
 
 All of them move the points of one driver's trips without a passenger: by at most `eta` cells along each axis (L-inf,
 L0, CW) or by a norm of at most `radius` cells over all coordinates (L2, L1), on the map, on whole cells. Time, speed
@@ -19,6 +19,7 @@ import tensorflow as tf
 from common import attacks
 from common.arrays import to_labels
 from common.attacks import Attack, Bound, Inputs, Memory, Model, Objective, Pruning, Result, at_success, in_ball
+from common.attacks.apgd import auto_pgd
 from common.attacks.minimal import carlini_wagner, pruned_carlini_wagner
 from common.attacks.objectives import steep_logits
 from common.attacks.tensors import per_example
@@ -79,9 +80,9 @@ def trip_attack(
     """The attack called `name` on samples `x` (n, rows, length, features) in whole cells: moved samples, of its shape.
 
     `y` int32 (n,), 1 for the same driver, or the driver's class; `grid` (width, height) of the map. `alpha` is by
-    default 2.5 `eta` / `steps`, for L2 and L1 of `radius` instead. `restarts` are those of `strong` (PGD on the margin
-    from random starts), `search_steps` those of CW, `prune_rounds` and `l0_from` those of L0: each round of it begins
-    from "clean" (the paper) or from "previous".
+    default 2.5 `eta` / `steps`, for L2 and L1 of `radius` instead; APGD finds its own. `restarts` are those of APGD and
+    of `strong` (PGD on the margin from random starts), `search_steps` those of CW, `prune_rounds` and `l0_from` those
+    of L0: each round of it begins from "clean" (the paper) or from "previous".
 
     Errors: `UserError` for an unknown name, trips that none but a passenger moves, and L2 or L1 without `radius`.
     """
@@ -336,6 +337,10 @@ def _strong(trips: OnTrips) -> Attack:
     return trips(in_ball(margin_or_entropy, start=attacks.random_point, stop=at_success, rounds=BothLosses()))
 
 
+def _auto(trips: OnTrips) -> Attack:
+    return trips(auto_pgd(trips.norm or "linf", "margin"))
+
+
 def _few_cells(trips: OnTrips) -> Attack:
     return trips(carlini_wagner())
 
@@ -358,6 +363,7 @@ ATTACKS = {
     "cw_l2": TripAttack(_few_cells, "l2", slow=True, of_cw=True),
     "cw_l0": TripAttack(_few_points_by_cw, "l0", slow=True, of_cw=True),
     "strong": TripAttack(_strong, "linf", slow=True, factor=2),
+    **{f"apgd_{norm}": TripAttack(_auto, norm, in_radius=norm != "linf", slow=True) for norm in ("linf", "l2")},
     "noise": TripAttack(_noise, "linf", control=True, only=0),
 }
 

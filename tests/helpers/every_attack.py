@@ -156,7 +156,7 @@ def _on_trips(name: str) -> Case:
     of = TRIP_ATTACKS[name]
     norm, eps = (of.norm, 6.0) if of.in_radius else ("linf", 2.0)
     still = {"steps": 0} if of.of_cw else {"eps": 0.0, "alpha": 0.0}
-    case = Case(bound, norm, eps, still, drawn=name in ("strong", "noise"))
+    case = Case(bound, norm, eps, still, drawn=name.startswith(("strong", "noise", "apgd")))
     return case._replace(wrong=lambda found: answers(model, case.whole(found)) != y)
 
 
