@@ -20,7 +20,7 @@ from tests.helpers.steep import Gamma
 from tests.helpers.trip_toys import CLASSES, GRID, MODELS, answers, random_samples, tiny_model
 
 BY_NORM = [name for name, of in ATTACKS.items() if of.in_radius]
-RANDOM = ("noise", "strong")
+RANDOM = ("noise", "strong", "apgd_linf", "apgd_l2")
 # Every attack on plain layers, which compile at once, and each of the networks under some.
 CASES = [
     *(("dense", name) for name in ATTACKS),
@@ -154,7 +154,7 @@ def test_the_part_that_moves_answers_for_the_whole(model_name):
     assert np.abs(gradient).max() > 0
 
 
-@pytest.mark.parametrize("name", ["st_fgsm_l1", "st_ifgsm_linf", "st_ifgsm_l2", "strong"])
+@pytest.mark.parametrize("name", ["st_fgsm_l1", "st_ifgsm_linf", "st_ifgsm_l2", "strong", "apgd_l2"])
 def test_what_succeeds_in_the_search_succeeds_on_whole_cells(name):
     """Sheet, section 7, point 11: the search sees snapped trips, so its promise is kept, sample by sample."""
     layout, model = MODELS["dense"][1], tiny_model("dense")
@@ -284,14 +284,16 @@ def test_noise_stands_at_the_corners_of_the_box():
         np.testing.assert_array_equal(hit("noise", "dense", x, 1 - y, eta=eta, steps=1), moved)
 
 
-@pytest.mark.parametrize("model_name", ["dense", "places_classes"])
-def test_strong_is_at_least_as_strong(model_name):
-    """B1, B6: what one start on one loss fools, five times the steps from random starts on two losses do, too."""
+@pytest.mark.parametrize(
+    ("name", "model_name"), [("strong", "dense"), ("strong", "places_classes"), ("apgd_linf", "dense")]
+)
+def test_strong_is_at_least_as_strong(name, model_name):
+    """B1, B6: what one start on one loss fools, five times the steps from random starts do, too."""
     x, y = task(model_name, 96)
     model = tiny_model(model_name)
     for eta in (1, 3):
         plain = answers(model, hit("st_ifgsm_linf", model_name, x, y, eta=eta)) != y
-        strong = answers(model, hit("strong", model_name, x, y, eta=eta, steps=30)) != y
+        strong = answers(model, hit(name, model_name, x, y, eta=eta, steps=30)) != y
         noise = answers(model, hit("noise", model_name, x, y, eta=eta)) != y
         assert strong.mean() >= plain.mean() - 0.02 and plain.mean() > noise.mean()
         assert (noise & ~strong).mean() <= 0.02
