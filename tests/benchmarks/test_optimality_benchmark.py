@@ -24,11 +24,9 @@ def test_every_attack_of_a_norm_finds_successes_on_its_gradients(norm):
     run = Rows()
     module._compare(run, toy, norm, found)
     scores = {row["attack"]: row["value"] for row in run.rows if row["metric"] == "optimality"}
-    assert set(scores) == set(found) and max(scores.values()) > 0.9
-    # PGD's fixed steps and few constants of CW come less near.
-    assert all(score > (0.3 if name in ("pgd", "cw_l0", "cw_l2", "ead") else 0.6) for name, score in scores.items()), (
-        scores
-    )
+    assert set(scores) == set(found) and all(score > 0 for score in scores.values()), scores
+    # On so few gradients those that have to find their way from afar come less near.
+    assert all(scores[name] > 0.9 for name in ("fmn", "fab", "fab_nearest", "sigma_zero") if name in scores), scores
 
 
 def test_an_attack_is_compared_with_the_nearest_of_all():

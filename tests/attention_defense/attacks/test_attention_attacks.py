@@ -18,7 +18,7 @@ from tests.helpers.steep import classifier
 EPS = 16 / 255
 
 
-# AutoAttack is many attacks, each compiled for itself; it has its own tests.
+# AutoAttack is many attacks, each compiled for itself, and has tests of its own; what it cannot break it leaves alone.
 NAMES = [
     pytest.param(name, marks=pytest.mark.slow) if name == "autoattack_fast" else name
     for name in get_args(AttackName)
@@ -147,7 +147,7 @@ def test_the_layer_that_is_aimed_at_decides_and_no_other(model, case, kind):
     assert not np.array_equal(moved("conv1", None), same)
 
 
-@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("kind", [name for name in get_args(AttackName) if not name.startswith("autoattack")])
 def test_infinite_slopes_at_black_pixels_give_finite_images(kind):
     model, x = classifier((12, 12, 3), 4), np.random.default_rng(0).random((4, 12, 12, 3), np.float32)
     x[:3, :6] = 0
