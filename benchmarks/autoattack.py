@@ -1,7 +1,7 @@
 """AutoAttack side by side: the suite's `standard` and `fast`, the official code and torchattacks on the same models."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -94,6 +94,7 @@ class Outcome(NamedTuple):
 def autoattack(options: Options, run: Run) -> None:
     """Attack every model within every budget by every contender; compare example by example, and in cost."""
     from benchmarks.peers import libraries, subjects
+    from benchmarks.peers.stored import stored
     from common import datasets
 
     data = datasets.load(
@@ -111,8 +112,9 @@ def autoattack(options: Options, run: Run) -> None:
                     continue
                 repeats = {"torchattacks": 1, "official": options.peer_repeats}.get(contender, options.repeats)
                 for seed in range(options.seed, options.seed + repeats):
-                    stored = run.checkpoints / f"{subject.label}_{norm}_{contender}_{seed}.npz"
-                    outcome = _kept(stored, partial(_measure, subject, norm, eps, contender, seed, peers, options))
+                    path = run.checkpoints / f"{subject.label}_{norm}_{contender}_{seed}.npz"
+                    measure = partial(_measure, subject, norm, eps, contender, seed, peers, options)
+                    outcome = stored(path, Outcome, measure)
                     found[subject.label, norm, contender, seed] = outcome
                     _rows(run, subject, norm, eps, contender, seed, outcome)
         for norm in options.norms:
@@ -131,18 +133,6 @@ def _subjects(options: Options, run: Run, data: "Arrays") -> "list[Subject]":
         subjects.train_subject("plain", data, run, **settings),
         subjects.train_subject("pgd", data, run, **settings, method="pgd", eps=options.train_eps),
     ]
-
-
-def _kept(path: Path, measure: Callable[[], Outcome]) -> Outcome:
-    """What is stored in `path`, else what is measured now."""
-    from common.files import read_npz, write_npz
-
-    if path.is_file():
-        arrays = read_npz(path)
-        return Outcome(arrays["robust"], *(arrays[name].item() for name in Outcome._fields[1:]))
-    outcome = measure()
-    write_npz(path, {name: np.asarray(value) for name, value in outcome._asdict().items()})
-    return outcome
 
 
 def _measure(

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from common.runs.record import Run
 from common.runs.script import script
 
 if TYPE_CHECKING:
+    from benchmarks.peers.libraries import Peer
     from benchmarks.peers.subjects import Subject
 
 Norm = Literal["linf", "l2", "l1", "l0"]
@@ -54,21 +55,18 @@ class Options(CommonOptions):
 
 class Contender(NamedTuple):
     """An attack: `make`, of a model, a norm and a number of gradients, a function of x, y and index; where it has a
-    budget, also of `eps`, whose radii are `searched`."""
+    budget, whose radii are searched, `scale` has its inputs by name, in radii."""
 
     norms: tuple[Norm, ...]
     make: Callable
-    searched: bool = False
+    scale: Mapping[str, float] = {}
 
 
-def _named(name: str, **settings) -> Callable:
+def _named(name: str, *, in_norm: bool = False, share: int = 1, **settings) -> Callable:
     def make(model, norm: Norm, steps: int) -> Callable:
         from common import attacks
 
-        share = settings.get("share", 1)
-        options = {key: value for key, value in settings.items() if key not in ("share", "in_norm")}
-        if settings.get("in_norm"):
-            options["norm"] = norm
+        options = settings | ({"norm": norm} if in_norm else {})
         return partial(getattr(attacks, name), model, steps=max(steps // share, 1), **options)
 
     return make
@@ -80,8 +78,10 @@ CONTENDERS: dict[str, Contender] = {
     "fab": Contender(_BALLS, _named("fab", in_norm=True, targets=_TARGETS, share=_TARGETS)),
     "fab_nearest": Contender(_BALLS, _named("fab", in_norm=True, one_by_one=False, share=_TARGETS)),
     "fab_t_likeliest": Contender(_BALLS, _named("fab", in_norm=True, targets=1, share=_TARGETS)),
-    "apgd_margin": Contender(_BALLS, _named("apgd", in_norm=True, loss="margin", stop=False, share=RADII), True),
-    "pgd": Contender(_BALLS, _named("pgd", in_norm=True, share=RADII), True),
+    "apgd_margin": Contender(
+        _BALLS, _named("apgd", in_norm=True, loss="margin", stop=False, share=RADII), {"eps": 1.0}
+    ),
+    "pgd": Contender(_BALLS, _named("pgd", in_norm=True, share=RADII), {"eps": 1.0, "alpha": 0.1}),
     "deepfool": Contender(("linf", "l2"), _named("deepfool", in_norm=True, targets=_TARGETS, share=_TARGETS)),
     "ddn": Contender(("l2",), _named("ddn")),
     "cw_l2": Contender(("l2",), _named("cw_l2", search_steps=_SEARCHES, share=_SEARCHES, constant=0.1)),
@@ -141,30 +141,32 @@ def optimality(options: Options, run: Run) -> None:
             method=method,
             eps=0.0 if method == "standard" else options.train_eps,
         )
-        for norm in options.norms:
-            _compare(run, subject, norm, _all_reached(options, run, subject, norm))
+        with libraries.opened(subject.model, subject.path, batch_size=options.batch_size, seed=options.seed) as peers:
+            for norm in options.norms:
+                _compare(run, subject, norm, _all_reached(options, run, subject, norm, peers))
 
 
-def _all_reached(options: Options, run: Run, subject: "Subject", norm: Norm) -> dict[str, Reached]:
-    """Of all attacks in a norm; what an interrupted run has measured is not measured again."""
-    from benchmarks.peers.libraries import FOOLBOX_MINIMAL, Foolbox, Official
-    from common.files import read_npz, write_npz
+def _all_reached(
+    options: Options, run: Run, subject: "Subject", norm: Norm, peers: "Mapping[str, Peer]"
+) -> dict[str, Reached]:
+    """Of all attacks in a norm."""
+    from benchmarks.peers.libraries import FOOLBOX_MINIMAL
+    from benchmarks.peers.stored import stored
 
     chosen = {name: partial(_ours, subject, norm, of, options) for name, of in CONTENDERS.items() if norm in of.norms}
-    if Foolbox.available():
-        chosen |= {name: partial(_theirs, subject, norm, name, options) for name in FOOLBOX_MINIMAL.get(norm, ())}
-    if Official.available() and norm in _BALLS:
-        chosen[OFFICIAL] = partial(_theirs, subject, norm, OFFICIAL, options)
+    if "foolbox" in peers:
+        settings = {"norm": norm, "steps": options.steps}
+        for name in FOOLBOX_MINIMAL.get(norm, ()):
+            named = {"name": name, **settings}
+            chosen[name] = partial(_theirs, subject, norm, peers["foolbox"], "smallest", named)
+    if "official" in peers and norm in _BALLS:
+        settings = {"norm": norm, "steps": max(options.steps // _TARGETS, 1)}
+        chosen[OFFICIAL] = partial(_theirs, subject, norm, peers["official"], "fab_t", settings)
     found = {}
     for name, measure in chosen.items():
         if options.attacks and name not in options.attacks:
             continue
-        file = run.checkpoints / f"{subject.label}_{norm}_{name}.npz"
-        if not file.is_file():
-            reached = measure()
-            write_npz(file, {key: np.asarray(value) for key, value in reached._asdict().items()})
-        arrays = read_npz(file)
-        found[name] = Reached(arrays["distances"], float(arrays["seconds"]))
+        found[name] = stored(run.checkpoints / f"{subject.label}_{norm}_{name}.npz", Reached, measure)
         run.log(f"{subject.label}, {norm}, {name}: {found[name].seconds:.0f} s")
     return found
 
@@ -181,12 +183,10 @@ def _ours(subject: "Subject", norm: Norm, of: Contender, options: Options) -> Re
         return attack_dataset(partial(attack, **budget), subject.x, subject.y, batch_size=options.batch_size).x
 
     far = partial(_far, subject, norm)
-    if of.searched:
-        own = ("eps", "alpha") if attack.func.__name__ == "pgd" else ("eps",)
-        scale = {"eps": 1.0, "alpha": 0.1}
+    if of.scale:
 
         def within(radii: np.ndarray) -> np.ndarray:
-            return crafted(**{name: (scale[name] * radii).astype(np.float32) for name in own})
+            return crafted(**{name: (scale * radii).astype(np.float32) for name, scale in of.scale.items()})
 
         distances = nearest_by_radii(within, far, len(subject.y), first=_FIRST[norm], looks=RADII)
     else:
@@ -194,15 +194,8 @@ def _ours(subject: "Subject", norm: Norm, of: Contender, options: Options) -> Re
     return Reached(distances, time.perf_counter() - started)
 
 
-def _theirs(subject: "Subject", norm: Norm, name: str, options: Options) -> Reached:
-    from benchmarks.peers import libraries
-
-    with libraries.opened(subject.model, subject.path, batch_size=options.batch_size, seed=options.seed) as peers:
-        if name == OFFICIAL:
-            steps = max(options.steps // _TARGETS, 1)
-            done = peers["official"].timed("fab_t", subject.x, subject.y, norm=norm, steps=steps)
-        else:
-            done = peers["foolbox"].timed("smallest", subject.x, subject.y, name=name, norm=norm, steps=options.steps)
+def _theirs(subject: "Subject", norm: Norm, peer: "Peer", attack: str, settings: Mapping[str, Any]) -> Reached:
+    done = peer.timed(attack, subject.x, subject.y, **settings)
     return Reached(_far(subject, norm, done.x), done.seconds)
 
 

@@ -5,7 +5,7 @@ Shapes, units, compilation and errors are those of `budget`; what is returned is
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import tensorflow as tf
 
@@ -59,9 +59,13 @@ class NearestInTurn:
             closer = first | (away < near)
             near, best = (tf.where(closer, new, old) for new, old in ((away, near), (value, best)))
             slope = tf.where(closer, gradient, slope)
-            moved = rule.step(inner, x, tf.reshape(best, [-1]), success, slope)
             seen = (seen + 1) % classes
-            x, inner = choose(seen == 0, moved, (x, inner))
+
+            def moved() -> tuple[Tensor, Any]:
+                return choose(seen == 0, rule.step(inner, x, tf.reshape(best, [-1]), success, slope), (x, inner))
+
+            # Most evaluations are looks, after which nothing moves.
+            x, inner = tf.cond(tf.reduce_any(seen == 0), moved, lambda: (x, inner))
             return x, (inner, seen, near, best, slope)
 
         return UpdateRule(init, step)

@@ -43,9 +43,8 @@ class LeastElastic:
 
 def _shrinking(inputs: Inputs, threat_model: ThreatModel) -> UpdateRule:
     """FISTA. Every second evaluation is at the point that momentum leads to, and its gradient is taken; those between,
-    at what shrinkage makes of it, are for success alone."""
+    at what shrinkage makes of it, are for success alone. The loop brings both into the box."""
     x0, beta, first = inputs["x"], inputs["beta"], inputs["learning_rate"]
-    low, high = inputs["low"], inputs["high"]
     steps = broadcast_like(tf.cast(inputs["steps"] // 2, tf.float32), x0)
 
     def init(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,8 +56,7 @@ def _shrinking(inputs: Inputs, threat_model: ThreatModel) -> UpdateRule:
         rate = broadcast_like(first, x) * tf.sqrt(tf.maximum(1.0 - done / tf.maximum(steps, 1.0), 0.0))
         ahead = x + rate * gradient
         least = broadcast_like(beta, x)
-        shrunk = tf.where(ahead - x0 > least, tf.minimum(ahead - least, high), x0)
-        shrunk = tf.where(ahead - x0 < -least, tf.maximum(ahead + least, low), shrunk)
+        shrunk = tf.where(ahead - x0 > least, ahead - least, tf.where(ahead - x0 < -least, ahead + least, x0))
         led = x + done / (done + 3.0) * (x - before)
         return tf.where(scoring, led, shrunk), (count + 1.0, tf.where(scoring, x, before))
 

@@ -147,7 +147,7 @@ def evaluation(options: Options, run: Run) -> None:
     run.artifact("examples", run.folder / "examples.npz")
     run.artifact("verdict", run.folder / "card.md")
     if options.n_sample:
-        _sample(options, run, model, found)
+        _sample(options, run, model, found, shards.own(run.checkpoints / "sample.npz"))
     if found.curve:
         first = next(iter(found.curve.values())).n
         curve = {options.model.stem: {0.0: statistics.independent(1.0, first), **found.curve}}
@@ -156,8 +156,8 @@ def evaluation(options: Options, run: Run) -> None:
         run.figure("curve", plots.budget_curves, curve, title=title, **settings)
 
 
-def _sample(options: Options, run: Run, model: "keras.Model", found: "Verdict") -> None:
-    """What AutoAttack in full would leave of all images, from a sample."""
+def _sample(options: Options, run: Run, model: "keras.Model", found: "Verdict", state: Path) -> None:
+    """What AutoAttack in full would leave of all images, from a sample; each worker attacks all of it for itself."""
     import numpy as np
 
     from common.evaluation.quality import whole_levels
@@ -177,7 +177,7 @@ def _sample(options: Options, run: Run, model: "keras.Model", found: "Verdict") 
         sample=options.n_sample,
         seed=options.seed,
         batch_size=options.batch_size,
-        state=run.checkpoints / "sample.npz",
+        state=state,
         progress=True,
         log=run.log,
     )

@@ -1,5 +1,6 @@
 """An evaluation shared by several workers: each attacks its part of the examples, and all get what all have found."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,10 @@ class Shards(NamedTuple):
     def mine(self, rows: np.ndarray) -> np.ndarray:
         """Of `rows` (n,) those of this worker."""
         return rows[self.place :: self.count]
+
+    def own(self, path: Path | None) -> Path | None:
+        """The file of this worker, beside those of the others."""
+        return path if path is None or self.count == 1 else path.with_stem(f"{path.stem}_{self.place}")
 
     def joined(self, rows: np.ndarray, found: np.ndarray) -> np.ndarray:
         """For `rows` (n,) what their workers have `found`, (n, ...), each for its own."""

@@ -360,9 +360,7 @@ class _Task:
         elif not self.seen.views:
             version, attacks = "custom", {"square": partial(square, view.model, steps=checks.QUERIES, **self.budget)}
         started, shards = time.perf_counter(), self.shards
-        mine, state = shards.mine(rows), self.state
-        if state is not None and shards.count > 1:
-            state = state.with_stem(f"{state.stem}_{shards.place}")
+        mine, state = shards.mine(rows), shards.own(self.state)
         options = {"batch_size": pool.batch_size, "progress": self.progress, "version": version, "attacks": attacks}
         found = autoattack(
             view.model, pool.clean[mine], pool.y[mine], index=mine, state=state, **options, **self.budget

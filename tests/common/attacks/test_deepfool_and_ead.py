@@ -115,10 +115,10 @@ def test_ead_is_algorithm_1(decision, rank):
     x, y = net.data(8)
     settings = {"beta": 0.005, "steps": 25}
     found = np.asarray(
-        ead(net.model, x, y, **settings, constant=2.0, learning_rate=0.05, search_steps=1, decision=decision, **FAR)
+        ead(net.model, x, y, **settings, constant=8.0, learning_rate=0.05, search_steps=1, decision=decision, **FAR)
     )
     wanted = [
-        fista(net, p.astype(np.float64), int(label), 2.0, 0.005, 0.05, 25, decision)
+        fista(net, p.astype(np.float64), int(label), 8.0, 0.005, 0.05, 25, decision)
         for p, label in zip(x, y, strict=True)
     ]
     np.testing.assert_allclose(found, np.stack(wanted), atol=1e-4)

@@ -100,7 +100,6 @@ def test_two_workers_find_what_one_finds(brought):
         assert cards[0][name] == cards[1][name]
     found = [{check["name"]: (check["passed"], check["value"]) for check in told["checks"]} for told in cards]
     assert found[0] == found[1] and found[0]["B16"][1] is not None
-    # Of each attack as many gradients as one worker takes; of AutoAttack a half of the examples fills its own batches.
     same = [{step["name"]: (step["new"], step["accuracy"]) for step in told["tried"]} for told in cards]
     assert same[0] == same[1]
     with np.load(one / "examples.npz") as first, np.load(two / "examples.npz") as second:
