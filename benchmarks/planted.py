@@ -65,7 +65,10 @@ class Bench:
         return keras.Model(images, keras.layers.Dense(self.classes)(x))
 
     def train(self, model: keras.Model, *, method="standard", x=None, y=None, loss: Callable | None = None):
-        """`model` after so many epochs on the images, plainly or by an adversarial method."""
+        """`model` after so many epochs on the images, plainly or by an adversarial method; this begins with the weights
+        of the plain network, for from nothing PGD and FGSM of a random start may stay at chance in so few steps."""
+        if method != "standard":
+            model.set_weights(self.plain.get_weights())
         x, y = self.x if x is None else x, self.y if y is None else y
         size = min(64, len(x))
         rate = loop.learning_rate("cosine", 0.05, epochs=self.epochs, steps_per_epoch=len(x) // size, warmup_epochs=1)

@@ -369,6 +369,10 @@ class _Task:
         x, gradients = shards.joined(rows, found.x), shards.total(found.gradients)
         self._keep(name, rows, x, gradients, started, len(pool.y))
         self.left_out, self.stood[rows] = found.left_out, shards.joined(rows, found.robust)
+        if pool.draws > 1:
+            # AutoAttack leaves an example once the mean is wrong; of the draws as many as can be are to be.
+            climb = partial(apgd, view.model, loss="margin", stop=False, steps=50, draws=DRAWS, **self.budget)
+            self._run("APGD on the mean, all steps", climb, rows)
 
     def _tell(self) -> None:
         last, left = self.pool.tried[-1], self.pool.right & (self.pool.worst < 0.5)

@@ -228,11 +228,8 @@ def task(units: int, count: int = 24):
         *(("linf", 1, "standard"), ("linf", 3, "standard")),
         pytest.param("linf", 2, "plus", marks=pytest.mark.slow),
         pytest.param("linf", 5, "plus", marks=pytest.mark.slow),
-        *(
-            pytest.param(norm, units, "standard", marks=pytest.mark.slow)
-            for norm in ("l2", "l1")
-            for units in (1, 3, 5)
-        ),
+        pytest.param("l2", 1, "standard", marks=pytest.mark.slow),
+        pytest.param("l1", 5, "standard", marks=pytest.mark.slow),
     ],
 )
 def test_any_number_of_classes(norm, units, version):
