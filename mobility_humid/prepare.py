@@ -33,11 +33,11 @@ class Options(SeedsOptions, RunOptions):
     """The raw data, and what counts as a trip."""
 
     dataset: str = "city"
-    """Points: the simulated city, or a path to a cabspotting folder or tar (new_<id>.txt), a CSV (also packed) or a
-    Parquet file."""
+    """Points: the simulated city, or a path to a CSV (also packed) or Parquet file, or to a folder, tar or zip of
+    cabspotting, GeoLife, T-Drive, GPX or CSV files; see data/README.md."""
     columns: str | None = None
-    """Names of the columns where they are others, such as driver=medallion,time=ts,lat=y,lon=x,occupied=hired; without
-    a column for occupied the trips are untyped."""
+    """Names of the columns where they are others, such as driver=medallion,time=ts,lat=y,lon=x,occupied=hired, or their
+    numbers where there is no header, driver=1,time=2,lon=3,lat=4; without one for occupied the trips are untyped."""
     fleet: Literal["auto", "serve", "untyped"] = "auto"
     """What the rows say: auto follows the occupied column and, where there is none, leaves trips untyped; serve: all
     rows belong to served trips (Porto); untyped: pass over the column."""
@@ -72,7 +72,7 @@ def refusals(options: Options) -> None:
     _rules(options)
     _columns(options.columns)
     if options.dataset == "city" and options.columns is not None:
-        raise UserError("--columns: is for a CSV or Parquet file; the city has its own")
+        raise UserError("--columns: is for CSV or Parquet files; the city has its own")
 
 
 @script(app="mobility_humid", name="prepare", refusals=refusals)

@@ -1,9 +1,9 @@
-"""GPS points from files: a cabspotting folder or tar, CSV or Parquet with named columns; one driver at a time.
+"""GPS points from files: CSV, Parquet, or a folder or archive of one of the forms in `forms`; one driver at a time.
 
 A driver's id is text, byte by byte as in the file: `007` is not `7`, and `1E5` is not `100000`.
 Lines that cannot be used are left out and counted by reason, never fatal; a file without a single good line is refused.
-Rows of CSV and Parquet may come in any order: they pass through a temporary file, so memory holds a block of the input,
-or one of 256 groups of drivers, and never the fleet.
+But for cabspotting's, with a file a driver, points may come in any order: they pass through a temporary file, so memory
+holds a block of the input, or one of 256 groups of drivers, and never the fleet.
 """
 
 import bz2
@@ -13,16 +13,18 @@ import datetime
 import gzip
 import hashlib
 import io
+import itertools
 import lzma
 import math
 import os
 import re
 import tarfile
 import tempfile
+import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -31,24 +33,24 @@ import pandas as pd
 from common import progress
 from common.errors import UserError
 from common.files import check_text, sha256
-from mobility_humid.data import misreadings
+from mobility_humid.data import forms, misreadings
+from mobility_humid.data.forms import Form, Layout
 
-COLUMNS = ("driver", "time", "lat", "lon", "occupied")
-FORMS = "a folder or tar of new_<id>.txt, a .csv (or .csv.gz) or a .parquet"
+COLUMNS = tuple(forms.NAMES)
+FORMS = f"a .csv (or .csv.gz), a .parquet, or a folder, tar or zip of {', '.join(form.words for form in forms.FORMS)}"
 # Why a line is left out: a field too many or too few, no number, no Unix or ISO time of this and the last century, no
 # latitude and longitude, neither 0 nor 1, or no name.
 MALFORMED = ("fields", "number", "time", "place", "occupied", "driver")
 # Unix seconds from 1970 to 2100: what lies outside is no time, but milliseconds or a counter.
 LATEST = misreadings.LATEST
-# One driver's file: a century of points, one a second, is smaller.
+# A file of many: a century of points, one a second, is smaller.
 MAX_DRIVER_BYTES = 2**30
 
 _BLOCK_BYTES = 8 * 2**20
 _BATCH_ROWS = 2**17
 _GROUPS = 256
-_CAB = re.compile(r"new_(.+)\.txt")
 _TAR = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz)$")
-_CSV = re.compile(r"\.csv(\.(gz|xz|bz2))?$")
+_CSV = re.compile(r"\.(csv|txt)(\.(gz|xz|bz2))?$")
 # A field in quotes that need not be there; between spaces a quote means nothing and makes the line a bad one.
 _QUOTED = {
     separator: re.compile(rb'(^|%b)"([^"\r\n%b]*)"(?=%b|\r?$)' % ((separator.encode(),) * 3), re.MULTILINE)
@@ -56,7 +58,7 @@ _QUOTED = {
 } | {" ": re.compile(rb"(?!)()()")}
 _RECORD = np.dtype([("driver", "i4"), ("time", "i8"), ("lat", "f8"), ("lon", "f8"), ("occupied", "i1")])
 # What the modules that unpack raise on bytes that are damaged or end too soon.
-_DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error, tarfile.TarError)
+_DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error, tarfile.TarError, zipfile.BadZipFile, NotImplementedError)
 
 
 class Track(NamedTuple):
@@ -73,15 +75,6 @@ class Track(NamedTuple):
     occupied: np.ndarray | None
 
 
-class _Layout(NamedTuple):
-    """Positions of the fields in a line: `place` field -> column, of `width` columns."""
-
-    separator: str
-    width: int
-    place: dict[str, int]
-    text_time: bool = False
-
-
 class _Rows(NamedTuple):
     """Good points: `driver` int64 (n,) numbers into `names`, the rest as in `Track`; `occupied` int8."""
 
@@ -93,14 +86,12 @@ class _Rows(NamedTuple):
     occupied: np.ndarray | None
 
 
-_CABSPOTTING = _Layout(" ", 4, {"lat": 0, "lon": 1, "occupied": 2, "time": 3})
-
-
 class Reader:
     """The drivers in `source` as an iterable of `Track`s, to be gone through once.
 
-    `columns`: names of the columns of a CSV or Parquet file, where they differ from `COLUMNS`; without `occupied` the
-    tracks say nothing of passengers. Times are Unix seconds or ISO 8601 text; text without an offset is in `zone`, and
+    `columns`: names of the columns of CSV or Parquet files, where they differ from those that are known
+    (`forms.NAMES`), or their numbers from 1 for CSV without a header; without `occupied` the tracks say nothing of
+    passengers. Times are Unix seconds or ISO 8601 text; text without an offset is in `zone`, and
     the hour that a clock shows twice is taken for its first pass. Numbers that count days, as spreadsheets do, are no
     times. Ids keep bytes that are no UTF-8 as Python's file names do, by `surrogateescape`; blanks around one are no
     part of it. `spool`: the folder for the temporary file. `progress` is shown if it takes long.
@@ -136,71 +127,156 @@ class Reader:
     def __iter__(self) -> Iterator[Track]:
         name = self.source.name.lower()
         if self.source.is_dir():
-            return self._folder()
+            return self._tracks(self._folder())
         if not self.source.is_file():
             raise UserError(f"{self.source}: no such file or folder; expected {FORMS}")
         if _TAR.search(name):
-            return self._one_of_each(self._tar())
-        if _CSV.search(name):
-            return self._spooled(self._csv())
+            return self._tracks(self._tar())
+        if name.endswith(".zip"):
+            return self._tracks(self._zip())
         if name.endswith((".parquet", ".pq")):
             return self._spooled(self._parquet())
+        if name.endswith(".gpx") or (not self.columns and forms.form_of([self.source.name]) is forms.CABSPOTTING):
+            return self._tracks(self._single())
+        if _CSV.search(name):
+            return self._spooled(self._csv())
         raise UserError(f"{self.source}: of a form that is not read; expected {FORMS}")
 
-    def _folder(self) -> Iterator[Track]:
+    def _tracks(self, files: Iterator["_File"]) -> Iterator[Track]:
+        """The drivers of files of one form: of cabspotting's one each, of others by way of the temporary file."""
+        first = next(files)
+        files = itertools.chain([first], files)
+        if first.form is forms.CABSPOTTING:
+            return self._one_of_each(map(self._cab, files))
+        return self._spooled(itertools.chain.from_iterable(map(self._rows, files)))
+
+    def _form(self, paths: Sequence[str]) -> tuple[Form, int]:
+        """The form of the files at `paths`, and how many folders they have in common."""
+        form = forms.TABLES if self.columns else forms.form_of(paths)
+        paths = [path for path in paths if form is not None and forms.belongs(form, path)]
+        if not paths:
+            raise UserError(
+                f"{self.source}: holds no {forms.TABLES.words if self.columns else 'file to read'}; expected {FORMS}"
+            )
+        return form, forms.depth_of(paths)
+
+    def _single(self) -> Iterator["_File"]:
+        content = self._content(self.source)
+        self.sha256 = hashlib.sha256(content).hexdigest()
+        form, apart = self._form([self.source.name])
+        yield _File(form, form.driver(self.source.name, apart), content, str(self.source))
+
+    def _content(self, path: Path) -> bytes:
+        if path.stat().st_size > MAX_DRIVER_BYTES:
+            raise _too_large(str(path), path.stat().st_size)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+    def _folder(self) -> Iterator["_File"]:
         digest = hashlib.sha256()
-        files = sorted(path for path in self.source.iterdir() if _CAB.fullmatch(path.name) and path.is_file())
-        if not files:
-            raise UserError(f"{self.source}: holds no new_<id>.txt; expected {FORMS}")
-        for path in progress.track(files, f"reading {self.name}", units="drivers", shown=self.progress):
-            if path.stat().st_size > MAX_DRIVER_BYTES:
-                raise UserError(f"{path}: {path.stat().st_size} bytes are too many for one driver; split the file")
-            try:
-                content = path.read_bytes()
-            except OSError as error:
-                raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-            digest.update(os.fsencode(path.name) + f"\0{hashlib.sha256(content).hexdigest()}\n".encode())
-            yield self._cab(path.name, content, str(path))
+        found = {path.relative_to(self.source).as_posix(): path for path in self.source.rglob("*") if path.is_file()}
+        form, apart = self._form(list(found))
+        paths = sorted(path for path in found if forms.belongs(form, path))
+        for path in progress.track(paths, f"reading {self.name}", units="files", shown=self.progress):
+            content = self._content(found[path])
+            digest.update(os.fsencode(path) + f"\0{hashlib.sha256(content).hexdigest()}\n".encode())
+            yield _File(form, form.driver(path, apart), content, str(found[path]))
         self.sha256 = digest.hexdigest()
 
-    def _tar(self) -> Iterator[Track]:
-        found = False
+    def _tar(self) -> Iterator["_File"]:
+        form, apart = self._form_of_tar()
         with self._unpacked() as stream, tarfile.open(fileobj=stream, mode="r|", bufsize=2**17) as archive:
             for member in archive:
                 # Nothing is written, so a name cannot leave any folder; links are no files and are passed over.
-                name = PurePosixPath(member.name).name
-                if not member.isfile() or not _CAB.fullmatch(name):
+                if not member.isfile() or not forms.belongs(form, member.name):
                     continue
                 where = f"{self.source}[{member.name}]"
                 if member.size > MAX_DRIVER_BYTES:
-                    raise UserError(f"{where}: {member.size} bytes are too many for one driver; split the file")
-                found = True
-                yield self._cab(name, archive.extractfile(member).read(), where)
+                    raise _too_large(where, member.size)
+                yield _File(form, form.driver(member.name, apart), archive.extractfile(member).read(), where)
             while stream.read(2**20):
                 pass
             # A tar ends in empty blocks; one cut off between two files shows it by nothing else.
             if stream.last.strip(b"\0"):
                 raise tarfile.ReadError("no end mark")
-        if not found:
-            raise UserError(f"{self.source}: holds no new_<id>.txt; expected {FORMS}")
+
+    def _form_of_tar(self) -> tuple[Form, int]:
+        """By the names in it: the first file of cabspotting's says all, for others all are gone through."""
+        names = []
+        with self._unpacked() as stream, tarfile.open(fileobj=stream, mode="r|", bufsize=2**17) as archive:
+            for member in archive:
+                if member.isfile():
+                    names.append(member.name)
+                    if not self.columns and forms.belongs(forms.CABSPOTTING, member.name):
+                        return forms.CABSPOTTING, 0
+        return self._form(names)
+
+    def _zip(self) -> Iterator["_File"]:
+        try:
+            with zipfile.ZipFile(self.source) as archive:
+                members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+                form, apart = self._form(list(members))
+                paths = [path for path in members if forms.belongs(form, path)]
+                for path in progress.track(paths, f"reading {self.name}", units="files", shown=self.progress):
+                    where, info = f"{self.source}[{path}]", members[path]
+                    if info.file_size > MAX_DRIVER_BYTES:
+                        raise _too_large(where, info.file_size)
+                    if info.flag_bits & 1:
+                        raise UserError(f"{where}: is encrypted; unpack it")
+                    yield _File(form, form.driver(path, apart), archive.read(info), where)
+        except _DAMAGE as error:
+            raise self._damaged(error) from error
+        self.sha256 = sha256(self.source)
 
     def _csv(self) -> Iterator[_Rows]:
         with self._unpacked() as stream:
-            start = stream.readline(_BLOCK_BYTES)
-            check_text(start, str(self.source))
-            header = start.decode("utf-8-sig", "surrogateescape").rstrip("\r\n")
-            if "\r" in header:
-                raise misreadings.carriage_returns(str(self.source))
-            separator = max(",;\t", key=header.count)
-            names = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
-            layout = _Layout(separator, len(names), {f: names.index(name) for f, name in self._named(names).items()})
-            first = True
-            while block := stream.read(_BLOCK_BYTES):
-                block += stream.readline(_BLOCK_BYTES)
-                if first:
-                    layout = layout._replace(text_time=_is_text_time(block, layout))
-                    first = False
-                yield self._parsed(block, layout)
+            yield from self._table(stream, str(self.source))
+
+    def _table(self, stream: IO[bytes], where: str, driver: str | None = None) -> Iterator[_Rows]:
+        """The rows of a table, of one `driver` where it has no column for that."""
+        start = stream.readline(_BLOCK_BYTES)
+        check_text(start, where)
+        header = start.decode("utf-8-sig", "surrogateescape").rstrip("\r\n")
+        if "\r" in header:
+            raise misreadings.carriage_returns(where)
+        separator = max(",;\t", key=header.count)
+        if separator not in header and " " in header.strip():
+            separator = " "
+        names = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+        place = forms.places_in(self.columns, len(names), where)
+        before = b"" if place is None else start
+        lower = [name.lower() for name in names]
+        trips = place is None and forms.POLYLINE in lower
+        if trips:
+            others = {name: lower.index(name) for name in (forms.POLYLINE, forms.MISSING) if name in lower}
+            place = self._named(names, where, missing=("lat", "lon", "occupied"))
+            place = {field: names.index(name) for field, name in place.items()} | others
+        elif place is None:
+            place = self._named(names, where, missing=("occupied",) if driver is None else ("occupied", "driver"))
+            place = {field: names.index(name) for field, name in place.items()}
+        layout, first = Layout(separator, len(names), place), True
+        while block := before + stream.read(_BLOCK_BYTES):
+            before = b""
+            block += stream.readline(_BLOCK_BYTES)
+            if trips:
+                yield self._checked(self._left_out(*forms.polylines(block, separator, place, len(names)), layout))
+                continue
+            if first:
+                layout = layout._replace(text_time=_is_text_time(block, layout))
+                first = False
+            yield _of_one(self._parsed(block, layout), driver)
+
+    def _rows(self, file: "_File") -> Iterator[_Rows]:
+        """The rows of one of many files, of whichever form but cabspotting's."""
+        content = forms.without_head(file.content, file.form.head)
+        if file.form is forms.TABLES:
+            yield from self._table(io.BytesIO(content), file.where, file.driver)
+        elif file.form is forms.GPX:
+            yield _of_one(self._checked(forms.gpx_points(content, file.where)), file.driver)
+        elif content.strip():
+            yield _of_one(self._parsed(content, file.form.layout), file.driver)
 
     def _parquet(self) -> Iterator[_Rows]:
         try:
@@ -212,7 +288,7 @@ class Reader:
             ) from None
         try:
             with pq.ParquetFile(self.source) as file:
-                named = self._named(file.schema_arrow.names)
+                named = self._named(file.schema_arrow.names, str(self.source))
                 with self._bar(file.metadata.num_rows, "rows") as bar:
                     for batch in file.iter_batches(_BATCH_ROWS, columns=list(named.values())):
                         columns = {field: batch.column(name) for field, name in named.items()}
@@ -224,19 +300,22 @@ class Reader:
             raise UserError(f"{self.source}: not a readable Parquet file ({reason}); get it again") from error
         self.sha256 = sha256(self.source)
 
-    def _named(self, names: list[str]) -> dict[str, str]:
-        """Field -> column for the fields that `names` have."""
-        named = {field: self.columns.get(field, field) for field in COLUMNS}
-        for field, name in list(named.items()):
-            if name in names:
-                continue
-            if field == "occupied" and field not in self.columns:
-                del named[field]
-                continue
-            shown = ", ".join([*names[:12], "..."] if len(names) > 12 else names) or "none"
-            raise UserError(
-                f"{self.source}: no column {name!r}; there are {shown}; name the column with --columns {field}=..."
-            )
+    def _named(self, names: list[str], where: str, missing: Sequence[str] = ("occupied",)) -> dict[str, str]:
+        """Field -> column for the fields that `names` have; those `missing` may be, unless they are asked for."""
+        lower, named = [name.lower() for name in names], {}
+        for field in COLUMNS:
+            known = [self.columns[field]] if field in self.columns else forms.NAMES[field]
+            found = next((name for name in known if name in names), None)
+            if found is None and field not in self.columns:
+                found = next((names[lower.index(name)] for name in known if name in lower), None)
+            if found is not None:
+                named[field] = found
+            elif field in self.columns or field not in missing:
+                shown = ", ".join([*names[:12], "..."] if len(names) > 12 else names) or "none"
+                remedy = f"name the column with --columns {field}=..."
+                if any(_is_number(name) for name in names):
+                    remedy = "its first line is no header: give numbers, as in --columns driver=1,time=2,lon=3,lat=4"
+                raise UserError(f"{where}: no column {known[0]!r}; there are {shown}; {remedy}")
         return named
 
     def _spooled(self, blocks: Iterator[_Rows]) -> Iterator[Track]:
@@ -284,37 +363,43 @@ class Reader:
             seen.add(track.driver)
             yield track
 
-    def _cab(self, name: str, content: bytes, where: str) -> Track:
+    def _cab(self, file: "_File") -> Track:
         before = self.counts.copy()
         # What one file holds says nothing about the next.
         self._examples, self._days = {}, None
-        rows = self._parsed(content, _CABSPOTTING)
+        rows = self._parsed(file.content, file.form.layout)
         if not len(rows.time):
-            if b"\r" in content.strip() and b"\n" not in content:
-                raise misreadings.carriage_returns(where)
-            check_text(content, where)
-            raise self._nothing(where, self.counts - before)
-        return Track(_CAB.fullmatch(name)[1], rows.time, rows.lat, rows.lon, rows.occupied.astype(bool))
+            if b"\r" in file.content.strip() and b"\n" not in file.content:
+                raise misreadings.carriage_returns(file.where)
+            check_text(file.content, file.where)
+            raise self._nothing(file.where, self.counts - before, file.form)
+        return Track(file.driver, rows.time, rows.lat, rows.lon, rows.occupied.astype(bool))
 
-    def _nothing(self, where: str, counts: Counter[str]) -> UserError:
+    def _nothing(self, where: str, counts: Counter[str], form: Form | None = None) -> UserError:
         found = {key.removeprefix("malformed_"): n for key, n in counts.items() if n}
         reasons = ", ".join(f"{n} lines with a bad {reason}" for reason, n in found.items())
         # The commonest fault is that of the file, others are those of a line.
         cause = self._examples.get(max(found, key=found.__getitem__), "") if found else ""
-        if _CAB.search(where):
+        if form is forms.CABSPOTTING:
             cause += f"{'; ' if cause else ''}expected `lat lon occupied unixtime`, or remove the file"
         return UserError(
             f"{where}: holds no good line ({reasons or 'it is empty'}); {cause or 'expected a line for each point'}"
         )
 
-    def _parsed(self, block: bytes, layout: _Layout) -> _Rows:
+    def _parsed(self, block: bytes, layout: Layout) -> _Rows:
         fields = _fast(block, layout)
         if fields is None:
-            fields, wrong = _careful(block, layout)
-            self.counts["malformed_fields"] += len(wrong)
-            if wrong:
-                self._examples.setdefault("fields", misreadings.of_fields(wrong[0], layout.width, layout.separator))
+            fields = self._left_out(*_careful(block, layout), layout)
+        if "days" in fields:
+            fields["time"] = forms.seconds_of_days(fields.pop("days"))
         return self._checked(fields)
+
+    def _left_out(self, fields: dict[str, pd.Series], wrong: list[list[str]], layout: Layout) -> dict[str, pd.Series]:
+        """`fields`, after the lines that are `wrong` were counted."""
+        self.counts["malformed_fields"] += len(wrong)
+        if wrong:
+            self._examples.setdefault("fields", misreadings.of_fields(wrong[0], layout.width, layout.separator))
+        return fields
 
     def _checked(self, fields: Mapping[str, pd.Series]) -> _Rows:
         """Numbers for what `fields` say, without the rows that do not say it."""
@@ -389,10 +474,36 @@ class Reader:
                         pass
                 self.sha256 = hashing.digest.hexdigest()
         except _DAMAGE as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(
-                f"{self.source}: cannot be read to its end ({reason}); it may be truncated, get it again"
-            ) from error
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> UserError:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return UserError(f"{self.source}: cannot be read to its end ({reason}); it may be truncated, get it again")
+
+
+class _File(NamedTuple):
+    """One file of many: of which `form`, whose points, its bytes, and its name in messages."""
+
+    form: Form
+    driver: str | None
+    content: bytes
+    where: str
+
+
+def _too_large(where: str, size: int) -> UserError:
+    return UserError(f"{where}: {size} bytes are too many for one driver; split the file")
+
+
+def _of_one(rows: _Rows, driver: str | None) -> _Rows:
+    """`rows`, of `driver` where they say of nobody."""
+    return rows if rows.names or driver is None else rows._replace(names=[driver])
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 class _Hashing(io.RawIOBase):
@@ -430,7 +541,7 @@ class _Stream(io.BufferedReader):
         return data
 
 
-def _fast(block: bytes, layout: _Layout) -> dict[str, pd.Series] | None:
+def _fast(block: bytes, layout: Layout) -> dict[str, pd.Series] | None:
     """The fields of a block by pandas' parser, or None where it might see less, or more, than the careful one."""
     lines = block.count(b"\n") + (not block.endswith(b"\n"))
     # Where a field holds one, pandas would end it there.
@@ -466,7 +577,7 @@ def _fast(block: bytes, layout: _Layout) -> dict[str, pd.Series] | None:
     return {field: frame[place] for field, place in layout.place.items()}
 
 
-def _careful(block: bytes, layout: _Layout) -> tuple[dict[str, pd.Series], list[list[str]]]:
+def _careful(block: bytes, layout: Layout) -> tuple[dict[str, pd.Series], list[list[str]]]:
     """The fields of a block as text, line by line, and those of the lines that have too few or too many of them."""
     rows = [_split(line, layout) for line in block.decode("utf-8", "surrogateescape").split("\n") if line.strip()]
     good = [row for row in rows if len(row) == layout.width]
@@ -474,7 +585,7 @@ def _careful(block: bytes, layout: _Layout) -> tuple[dict[str, pd.Series], list[
     return fields, [row for row in rows if len(row) != layout.width]
 
 
-def _split(line: str, layout: _Layout) -> list[str]:
+def _split(line: str, layout: Layout) -> list[str]:
     if layout.separator == " ":
         return line.split()
     try:
@@ -483,7 +594,7 @@ def _split(line: str, layout: _Layout) -> list[str]:
         return []
 
 
-def _is_text_time(block: bytes, layout: _Layout) -> bool:
+def _is_text_time(block: bytes, layout: Layout) -> bool:
     """Whether no time among the first lines is a number."""
     fields, _ = _careful(b"\n".join(block.split(b"\n", 1000)[:1000]), layout)
     return not pd.to_numeric(fields["time"], errors="coerce").notna().any()

@@ -198,10 +198,10 @@ def test_the_fast_path_sees_what_the_careful_one_sees(tmp_path_factory, rows, sp
     ("make", "words"),
     [
         (lambda p: p / "absent", ["absent", "no such file", "new_<id>.txt"]),
-        (lambda p: cabs(p / "cabs"), ["cabs", "holds no new_<id>.txt"]),
+        (lambda p: cabs(p / "cabs"), ["cabs", "holds no file to read", "new_<id>.txt"]),
         (lambda p: cabs(p / "cabs", a=GOOD, b=""), ["new_b.txt", "no good line", "empty", "remove"]),
         (lambda p: cabs(p / "cabs", a="1;2;3\n4;5;6\n"), ["new_a.txt", "no good line (2 lines with a bad fields)"]),
-        (lambda p: pack(p / "a.tar", {"x/other.txt": GOOD}), ["a.tar", "holds no new_<id>.txt"]),
+        (lambda p: pack(p / "a.tar", {"x/other.txt": GOOD}), ["a.tar", "holds no file to read", "new_<id>.txt"]),
         (lambda p: pack(p / "a.tgz", {"new_a.txt": "q\n"}, "w:gz"), ["a.tgz[new_a.txt]", "no good line"]),
         (lambda p: table(p / "a.csv", "1,2"), ["a.csv", "no good line (1 lines with a bad fields)"]),
         (lambda p: table(p / "a.csv"), ["a.csv", "no good line", "empty"]),
