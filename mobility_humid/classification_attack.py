@@ -6,11 +6,11 @@ from common.runs.record import Run
 from common.runs.script import script
 from mobility_humid.classification import Options as ClassificationOptions
 from mobility_humid.classification import classification
-from mobility_humid.siamese_attack import AttackOptions, attack_task, check_victim, victim_needs
+from mobility_humid.siamese_attack import SavingOptions, attack_task, check_victim, victim_needs
 
 
 @dataclass(kw_only=True)
-class Options(AttackOptions):
+class Options(SavingOptions):
     """Attacks on the classifier."""
 
     num_plates: int | None = ClassificationOptions.num_plates

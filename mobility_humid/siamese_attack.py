@@ -62,7 +62,15 @@ class AttackOptions(SampleOptions, ScriptOptions):
 
 
 @dataclass(kw_only=True)
-class Options(AttackOptions, UnseenOptions):
+class SavingOptions(AttackOptions):
+    """Attacks whose trips may be kept."""
+
+    save: bool = False
+    """Write the trips that st_ifgsm_linf has moved, as attacked.npz, attacked.csv and attacked.geojson."""
+
+
+@dataclass(kw_only=True)
+class Options(SavingOptions, UnseenOptions):
     """Attacks on the verifier."""
 
 
@@ -197,7 +205,7 @@ def load_victim(
     return model, path
 
 
-def attack_task(options: AttackOptions, run: Run, task: "Task", producer: Script) -> None:
+def attack_task(options: SavingOptions, run: Run, task: "Task", producer: Script) -> None:
     """What both attack scripts do: attack the test samples, write rows, headline figures and images."""
     from common.evaluation.robustness import join
     from mobility_humid.evaluation.outcomes import directions, sizes
@@ -221,6 +229,8 @@ def attack_task(options: AttackOptions, run: Run, task: "Task", producer: Script
             run.metrics(**{f"auc{ending}": task.auc(model, parts[part])})
     heads = [evaluation.outcome(HEAD, options.eps) for evaluation in evaluations.values()]
     run.metrics(**sizes(join(heads), fleet.layout))
+    if options.save:
+        _save(options, run, fleet, task, dict(zip(evaluations, heads, strict=True)))
     _draw(options, run, fleet, evaluations)
 
 
@@ -256,6 +266,17 @@ def record_bounds(options: AttackOptions, run: Run, fleet: "Fleet", task: "Task"
     for part in task.parts:
         for name, found in bounds(fleet, task, part, options.n_test).items():
             run.row(model=name, split=part, metric="accuracy", **found._asdict())
+
+
+def _save(options: SavingOptions, run: Run, fleet: "Fleet", task: "Task", heads: "Mapping[str, Outcome]") -> None:
+    from mobility_humid.data.writers import Attacked, save_attacked
+
+    attacked = []
+    for part, head in heads.items():
+        trips = fleet.layout.rows(task.drawn(fleet, part, options.n_test).trips)[:, fleet.layout.moving]
+        attacked.append(Attacked(part, head.examples.x, head.x, trips, head.success))
+    for name, path in save_attacked(run.folder, attacked, fleet.trips, fleet.layout).items():
+        run.artifact(name, path)
 
 
 def _draw(options: AttackOptions, run: Run, fleet: "Fleet", evaluations: "dict[str, Evaluation]") -> None:

@@ -279,6 +279,13 @@ def metres(grid: Grid, lat: np.ndarray, lon: np.ndarray) -> tuple[np.ndarray, np
     return (lon - grid.west) * across, (lat - grid.south) * METRES_PER_DEGREE
 
 
+def degrees(grid: Grid, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Latitude and longitude, each float64 (n,), of places that many cells east and north of the map's corner."""
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    across = METRES_PER_DEGREE * _narrowing(grid.south, grid.height, grid.cell_size)
+    return grid.south + y * grid.cell_size / METRES_PER_DEGREE, grid.west + x * grid.cell_size / across
+
+
 def _narrowing(south: float, height: int, cell_size: float) -> float:
     """How much shorter than one of latitude a degree of longitude is, halfway up the map."""
     return math.cos(math.radians(south + height * cell_size / METRES_PER_DEGREE / 2))
