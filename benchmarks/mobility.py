@@ -244,7 +244,7 @@ def _attacks(
         return attack_dataset(attack, x, y, batch_size=options.batch_size).x
 
     sample = tf.constant(x)
-    victim = trips.partial_victim(ours, layout, {"sample": sample, **trips.embedded(ours, sample)})
+    victim = trips.partial_victim(ours, layout, {"sample": sample, **trips.unmoved(ours, sample)})
     gradients = {
         "sliced_gradient": _gradient(lambda x: original(x, training=False), unit_x, y, probabilities=True),
         "folded_gradient": _gradient(lambda x: ours(x, training=False), x, y),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from common.errors import UserError
-from common.runs.options import Budget, Count, DataOptions, DeviceOptions, RunOptions, ScriptOptions, option
+from common.runs.options import Budget, Count, DataOptions, DeviceOptions, Natural, RunOptions, ScriptOptions, option
 from common.runs.record import Run
 from common.runs.script import script
 from mobility_humid.prepare import prepare
@@ -69,6 +69,8 @@ class UnseenOptions:
 
     unseen_share: Budget = 0.25
     """Share of the drivers that are held out from training."""
+    fold: Natural = 0
+    """Which of them: of a quarter there are four disjoint groups, 0 to 3."""
 
 
 SAMPLE_FIELDS = (

@@ -182,7 +182,7 @@ class _Prepared:
 
     def __call__(self, model: Model, inputs: Inputs) -> dict[str, Tensor]:
         eta = inputs["eps"] if self.trips.norm is None else None
-        found = trip_bounds(inputs["x"], self.trips.grid, eta)._asdict() | embedded(model, inputs["sample"])
+        found = trip_bounds(inputs["x"], self.trips.grid, eta)._asdict() | unmoved(model, inputs["sample"])
         return found if self.further is None else found | self.further(model, {**inputs, **found})
 
 
@@ -225,32 +225,26 @@ def replace_rows(layout: Layout, x: Tensor, moving: Tensor) -> Tensor:
     return tf.concat([x[:, : rows.start], moving, x[:, rows.stop :]], axis=1)
 
 
-def embedded(model: Model, x: Tensor) -> dict[str, Tensor]:
-    """What `model` makes of the trips of samples `x` (B, ...), kind by kind, as inputs of an attack: nothing but for
-    networks of this suite."""
+def unmoved(model: Model, x: Tensor) -> dict[str, Tensor]:
+    """What moving trips of samples `x` (B, ...) leave as it is, as inputs of an attack: nothing but for networks of
+    this suite."""
     if not isinstance(model, TripModel):
         return {}
-    return {_EMBEDDED.format(kind): tf.stop_gradient(e) for kind, e in enumerate(model.embed_all(x))}
+    return {_UNMOVED.format(name): tf.stop_gradient(value) for name, value in model.unmoved(x).items()}
 
 
 def partial_victim(model: keras.Model, layout: Layout, inputs: Inputs) -> Victim:
     """`model` as a function of the moving trips (B, K, length, features) alone, all else as in the `sample` (B, ...)
-    and what is `embedded` of it."""
+    and what is `unmoved` of it."""
     x = inputs["sample"]
     if not isinstance(model, TripModel):
         return lambda moving: model(replace_rows(layout, x, moving), training=False)
-    first, *others = (inputs[_EMBEDDED.format(kind)] for kind in range(len(layout.kinds)))
-    profiles = model.profiles(x)
-
-    def victim(moving: Tensor) -> Tensor:
-        # The moving trips are the last driver's, and of the first kind.
-        of_first = tf.concat([first[:, :-1], model.embed(moving, 0)[:, None]], axis=1)
-        return model.judge([of_first, *others], profiles)
-
-    return victim
+    before = _UNMOVED.format("")
+    kept = {name.removeprefix(before): value for name, value in inputs.items() if name.startswith(before)}
+    return lambda moving: model.answer(moving, kept, x)
 
 
-_EMBEDDED = "embedded_{}"
+_UNMOVED = "unmoved_{}"
 
 
 @dataclass(frozen=True)

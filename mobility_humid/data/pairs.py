@@ -43,12 +43,20 @@ class Singles(NamedTuple):
 
 
 def split_drivers(
-    trips: TripSet, *, seed: int, unseen_share: float, test_days: int, validation_days: int, num_days: int | None = None
+    trips: TripSet,
+    *,
+    seed: int,
+    unseen_share: float,
+    test_days: int,
+    validation_days: int,
+    num_days: int | None = None,
+    fold: int = 0,
 ) -> Split:
-    """Unseen drivers drawn by `seed`, none for a share of 0; of the days in their order the last `test_days` for
-    testing, `validation_days` before them, and of those before the first `num_days` (all for None) for training.
+    """Unseen drivers drawn by `seed`, none for a share of 0, others for each `fold`; of the days in their order the
+    last `test_days` for testing, `validation_days` before them, and of those before the first `num_days` (all for None)
+    for training.
 
-    Errors: `UserError` when too few drivers or days are left for any part.
+    Errors: `UserError` when too few drivers or days are left for any part, or no drivers for such a fold.
     """
     drivers, days = len(trips.drivers), len(trips.days)
     order = np.random.default_rng([seed, 0xD121]).permutation(drivers).astype(np.int32)
@@ -56,6 +64,10 @@ def split_drivers(
     if (unseen_share and unseen < 2) or drivers - unseen < 2:
         held_back = " and 2 to hold out; bring more drivers or another --unseen-share" if unseen_share else ""
         raise UserError(f"{drivers} drivers: expected at least 2 to train on{held_back}")
+    if (fold + 1) * unseen > drivers:
+        raise UserError(
+            f"--fold: {fold}, but {drivers} drivers make {drivers // unseen} disjoint folds of {unseen} unseen"
+        )
     left = days - test_days - validation_days
     if left < 1:
         raise UserError(
@@ -64,8 +76,8 @@ def split_drivers(
         )
     every = np.arange(days, dtype=np.int32)
     return Split(
-        seen=np.sort(order[unseen:]),
-        unseen=np.sort(order[:unseen]),
+        seen=np.sort(np.delete(order, np.s_[fold * unseen : (fold + 1) * unseen])),
+        unseen=np.sort(order[fold * unseen : (fold + 1) * unseen]),
         train=every[: min(left, num_days or left)],
         validation=every[left : left + validation_days],
         test=every[left + validation_days :],

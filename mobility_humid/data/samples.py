@@ -23,7 +23,7 @@ class Sampling:
 
     `traj_type`: trips without a passenger, with one, or all; `num_plates` and `num_days`: the first ones, None for
     all; `num_trajs` trips of a driver in a sample, from `days_per_sample` days, of `padding_length` points;
-    `unseen_share` of the drivers are held out. `seed` draws the samples.
+    `unseen_share` of the drivers are held out, others in each `fold`. `seed` draws the samples.
     """
 
     traj_type: Literal["seek", "serve", "all"] = "all"
@@ -36,6 +36,7 @@ class Sampling:
     missing_trips: bool = False
     padding_length: int = 30
     unseen_share: float = 0.25
+    fold: int = 0
     validation_days: int = 2
     test_days: int = 3
     seed: int = 0
@@ -151,6 +152,7 @@ def fleet_of(trips: TripSet, sampling: Sampling, *, sides: int, name: str = "the
         test_days=sampling.test_days,
         validation_days=sampling.validation_days,
         num_days=sampling.num_days,
+        fold=sampling.fold if sides == 2 else 0,
     )
     features = 4 if sampling.with_speed else 3
     per_kind = sampling.num_trajs // len(kinds)

@@ -2,7 +2,7 @@
 
 Both take samples as `layout` describes them, in grid units, and answer with logits. Trips are folded into the batch, so
 that an encoder is called once; what it makes of the trips that an attack leaves alone need not be recomputed for
-each of its steps (`embed`, then `judge`).
+each of its steps (`unmoved`, then `answer`).
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ Head = Literal["concat", "symmetric"]
 PAPER_UNITS = (200, 100, 48)
 _SPEED_SCALE = 100.0
 _PACKAGE = "mobility_humid"
+_EMBEDDED = "embedded_{}"
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -138,9 +139,9 @@ class Likeness(keras.layers.Layer):
     def call(self, a, b):
         places = self.across * self.up
         maps = [ops.reshape(v[..., :places], (-1, self.across, self.up, 1)) for v in (a, b, self.fleet[None])]
-        found = [_alike(*(v[..., places:] for v in (a, b, self.fleet[None])))]
+        found = [alike(*(v[..., places:] for v in (a, b, self.fleet[None])))]
         for scale in range(4):
-            found.append(_alike(*(ops.reshape(v, (-1, v.shape[1] * v.shape[2])) for v in maps)))
+            found.append(alike(*(ops.reshape(v, (-1, v.shape[1] * v.shape[2])) for v in maps)))
             if scale < 3:
                 # Means over squares, times four: sums, also at the rim.
                 maps = [4.0 * ops.average_pool(_even(v), 2, 2) for v in maps]
@@ -157,7 +158,7 @@ def _even(maps):
     return ops.pad(maps, ((0, 0), (0, maps.shape[1] % 2), (0, maps.shape[2] % 2), (0, 0)))
 
 
-def _alike(a, b, middle):
+def alike(a, b, middle):
     """(B, 3) from shares a, b (B, D) and those of the fleet (1, D)."""
     roots = [_root(v) for v in (a, b, middle)]
     rarity = 1.0 / ops.sqrt(middle + 1e-5)
@@ -222,15 +223,16 @@ class TripModel(keras.Model):
         count, length, features = trips.shape[1:]
         return ops.reshape(encoder(ops.reshape(trips, (-1, length, features))), (-1, count * encoder.units[-1]))
 
+    def embed_kind(self, x, place: int):
+        """The trips of samples `x` of the kind in `place` of the layout, by side: (B, sides, D)."""
+        layout, each = self.layout, self.layout.sides * self.layout.per_kind
+        trips = x[:, place * each : (place + 1) * each]
+        vectors = self.embed(ops.reshape(trips, (-1, layout.per_kind, layout.length, layout.features)), place)
+        return ops.reshape(vectors, (-1, layout.sides, vectors.shape[-1]))
+
     def embed_all(self, x) -> list:
         """The trips of samples `x`, kind by kind: (B, sides, D) each."""
-        layout, each = self.layout, self.layout.sides * self.layout.per_kind
-        found = []
-        for place in range(len(layout.kinds)):
-            trips = x[:, place * each : (place + 1) * each]
-            vectors = self.embed(ops.reshape(trips, (-1, layout.per_kind, layout.length, layout.features)), place)
-            found.append(ops.reshape(vectors, (-1, layout.sides, vectors.shape[-1])))
-        return found
+        return [self.embed_kind(x, place) for place in range(len(self.layout.kinds))]
 
     def profiles(self, x):
         """The profiles (B, sides, 11) in samples `x`; None when the layout has none."""
@@ -253,6 +255,18 @@ class TripModel(keras.Model):
 
     def call(self, x, training=False):
         return self.judge(self.embed_all(x), self.profiles(x), training=training)
+
+    def unmoved(self, x) -> dict[str, Any]:
+        """What an attack on the moving trips of samples `x` need compute only once, by name: what is made of all
+        trips."""
+        return {_EMBEDDED.format(place): e for place, e in enumerate(self.embed_all(x))}
+
+    def answer(self, moving, unmoved: dict[str, Any], x):
+        """The logits for samples `x` with trips `moving` (B, K, length, features) in the place of those that move."""
+        first, *others = (unmoved[_EMBEDDED.format(place)] for place in range(len(self.layout.kinds)))
+        # The moving trips are the last driver's, and of the first kind.
+        of_first = ops.concatenate([first[:, :-1], self.embed(moving, 0)[:, None]], axis=1)
+        return self.judge([of_first, *others], self.profiles(x))
 
     def build(self, shape=None) -> None:
         if not self.built:

@@ -1,5 +1,8 @@
 """Loss, threshold and metrics of the driver verifier, with intervals by driver."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -14,14 +17,18 @@ from common.evaluation.statistics import (
     weighted_f1,
     weighted_mean,
 )
+from common.progress import blocks
 from common.training.batches import Batch
 from common.training.loop import Terms
 from mobility_humid.data.pairs import Pairs
 from mobility_humid.data.samples import TRAIN, Fleet
+from mobility_humid.models.certified import CertifiedSiamese
 from mobility_humid.models.networks import Siamese
 
 # Pairs whose maps represent the fleet's.
 _MET = 400
+# Pairs whose tables are held at a time.
+_BLOCK = 100
 
 
 def adapt_likeness(model: Siamese, fleet: Fleet) -> None:
@@ -58,6 +65,56 @@ def fix_threshold(model: Siamese, x: np.ndarray, same: np.ndarray) -> None:
     """Let `model` decide where it is most often right on validation pairs `x` (n, ...), `same` (n,)."""
     # The logits have the threshold of before taken off already.
     model.threshold.assign(float(model.threshold.numpy()) + best_threshold(outputs(model, x)[:, 0], same))
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """The mean binary cross-entropy of (x, y) where each moving point of a `CertifiedSiamese` is the worst within `eta`
+    cells, exactly; logs the certified accuracy on the batch."""
+
+    eta: int
+
+    def __call__(self, model: CertifiedSiamese, batch: Batch) -> tuple[Terms, Terms]:
+        x, y = batch
+        low, high = model.bounds(x, self.eta, training=True)
+        z = tf.where(y == 1, low, high)
+        loss = tf.nn.sigmoid_cross_entropy_with_logits(labels=tf.cast(y, z.dtype), logits=z)
+        right = tf.cast(z > 0, y.dtype) == y
+        return {"cross_entropy": tf.reduce_mean(loss)}, {"accuracy": tf.reduce_mean(tf.cast(right, tf.float32))}
+
+
+def worst(model: CertifiedSiamese, x: np.ndarray, eta: int) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the largest logits, float32 (n,) each, that `x` (n, ...) can have within `eta` cells."""
+    return _by_blocks(lambda part: model.bounds(part, eta), x)
+
+
+def channels(model: CertifiedSiamese, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What a verifier makes of what cannot be moved, and of the rest, float32 (n,) each."""
+    return _by_blocks(model.channels, x)
+
+
+def _by_blocks(function: Callable, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    found = [
+        [np.asarray(end) for end in function(tf.constant(x[rows]))]
+        for rows in blocks(len(x), _BLOCK, "certifying", units="pairs", shown=False)
+    ]
+    return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
+
+
+def watch_worst(model: CertifiedSiamese, x: np.ndarray, same: np.ndarray, eta: int) -> dict[str, float]:
+    """Loss and accuracy on validation pairs at their worst within `eta` cells."""
+    low, high = worst(model, x, eta)
+    z = np.where(same == 1, low, high).astype(np.float64)
+    return {
+        "validation_loss": float(np.mean(np.logaddexp(0, z) - same * z)),
+        "validation_accuracy": float(np.mean((z > 0) == same)),
+    }
+
+
+def fix_worst_threshold(model: CertifiedSiamese, x: np.ndarray, same: np.ndarray, eta: int) -> None:
+    """Let `model` decide where most validation pairs are certified within `eta` cells."""
+    low, high = worst(model, x, eta)
+    model.threshold.assign(float(model.threshold.numpy()) + best_threshold(np.where(same == 1, low, high), same))
 
 
 def quality(scores: np.ndarray, pairs: Pairs) -> dict[str, Estimate]:

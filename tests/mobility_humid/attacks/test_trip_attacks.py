@@ -13,7 +13,7 @@ from common import attacks
 from common.attacks import bim
 from common.attacks.attack import as_tensors
 from common.errors import UserError
-from mobility_humid.attacks.trips import ATTACKS, embedded, partial_victim, trip_attack
+from mobility_humid.attacks.trips import ATTACKS, partial_victim, trip_attack, unmoved
 from mobility_humid.data.layout import Layout
 from mobility_humid.data.trips import SEEK, SERVE, SLOT, SPEED, UNTYPED, X, Y
 from tests.helpers.steep import Gamma
@@ -140,7 +140,7 @@ def test_the_part_that_moves_answers_for_the_whole(model_name):
     whole = x.copy()
     whole[:, layout.moving] = other[:, layout.moving]
     sample = tf.constant(x)
-    victim = partial_victim(model, layout, {"sample": sample, **embedded(model, sample)})
+    victim = partial_victim(model, layout, {"sample": sample, **unmoved(model, sample)})
     for moving, wanted in ((x, x), (other, whole)):
         found = victim(tf.constant(moving[:, layout.moving]))
         np.testing.assert_allclose(found, model(wanted, training=False), atol=1e-6, rtol=1e-6)
