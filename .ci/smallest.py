@@ -71,7 +71,7 @@ SMALLEST |= {
     f"mobility_humid/{name}.py": ["--config", TRIPS]
     for name in (
         *("prepare", "train", "siamese_attack", "fast_adversarial_train"),
-        *("classification", "classification_attack"),
+        *("classification", "classification_attack", "certify"),
     )
 }
 FACES = str(ROOT / ".ci/smallest_faces.yaml")

@@ -151,7 +151,8 @@ def _measure(options: Options, run: Run, fleet: "Fleet", model: "CertifiedSiames
                 note("attacked_accuracy", robust, eps)
                 note("certified_accuracy_of_attacked", held[: len(robust)], eps)
         fixed, seek = verification.channels(model, x)
-        most = np.quantile(np.abs(seek), _CLIPS)
+        # At 0 nothing of the seek trips is read.
+        most = [float(np.quantile(np.abs(seek), share)) if share else 0.0 for share in _CLIPS]
         for share, (right, held) in zip(_CLIPS, clipped(fixed, seek, pairs.same, most), strict=True):
             note(f"clip_clean_{share:g}", right)
             note(f"clip_certified_{share:g}", held)
