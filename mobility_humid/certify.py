@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from mobility_humid.data.pairs import Pairs
     from mobility_humid.data.samples import Fleet
     from mobility_humid.models.certified import CertifiedSiamese, Reads
+    from mobility_humid.training.verification import Seen
+
+Found = dict[tuple[str, str, str, int | None], list]
+"""Hits, bool (n,), and drivers (n, 2) of each fold, by verifier, part, metric and eps."""
 
 # Pairs whose maps represent the fleet's, and shares of the pairs whose seek channel is clipped, for the curve.
 _MET, _CLIPS = 400, (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -35,12 +39,12 @@ class Options(SampleOptions, UnseenOptions, DeviceOptions, ScriptOptions):
     """Cells that seek points move in training, at their worst: a verifier for each."""
     eps: tuple[Count, ...] = (1, 2)
     """Cells that a point may move along each axis when verifiers are certified and attacked."""
-    epochs: Count = 6
-    """Passes over --n-train pairs."""
-    batch_size: Count = 50
+    epochs: Count = 20
+    """Passes over the --n-train pairs."""
+    batch_size: Count = 100
     """Pairs a step, over all devices."""
     n_train: Count = 2000
-    """Pairs drawn for each epoch."""
+    """Pairs to train on."""
     learning_rate: Budget = 0.03
     """Highest learning rate of Adam; it decays along a cosine."""
     weight_decay: Budget = 0.0
@@ -63,7 +67,10 @@ def refusals(options: Options) -> None:
 @script(app="mobility_humid", name="certify", refusals=refusals, needs=needs, columns=("fold", "clip"))
 def certify(options: Options, run: Run) -> None:
     """Fit each verifier on each fold; certify it exactly, attack it, and bound it by what reads no seek trip."""
-    found: dict[tuple[str, str, str, int | None], list[tuple[np.ndarray, np.ndarray]]] = {}
+    from mobility_humid.data.samples import SEEN, TRAIN, UNSEEN, VALIDATION
+    from mobility_humid.training import verification
+
+    found: Found = {}
     for fold in range(options.fold, options.fold + options.folds):
         own = replace(options, fold=fold)
         fleet = load_fleet(own, run.log, sides=2)
@@ -71,39 +78,51 @@ def certify(options: Options, run: Run) -> None:
             run.data(options.dataset, fleet.trips.sha256)
         _bounds(own, fleet, found)
         for reads in options.reads:
+            base = _untrained(own, fleet, reads)
+            drawn = {part: fleet.pairs(part, options.n_test) for part in (VALIDATION, SEEN, UNSEEN)}
+            drawn[TRAIN] = fleet.sampler(TRAIN).pairs(options.n_train, [options.seed, 96])
+            seen = {part: verification.observe(base, fleet, pairs) for part, pairs in drawn.items()}
             for train_eps in options.train_eps:
                 name = f"{reads}_{train_eps}"
-                model = _fitted(own, run, fleet, reads, train_eps)
+                model = _fitted(own, run, base, seen, name, train_eps)
                 run.save_model(model, f"{name}_fold{fold}" if options.folds > 1 else name)
-                _measure(own, run, fleet, model, name, found)
+                for part in (SEEN, UNSEEN):
+                    _measure(own, fleet, model, name, part, drawn[part], seen[part], found)
     _record(run, found)
 
 
-def _fitted(options: Options, run: Run, fleet: "Fleet", reads: "Reads", train_eps: int) -> "CertifiedSiamese":
-    """A verifier, fitted to pairs of seen drivers whose seek trips are moved as badly as can be."""
+def _untrained(options: Options, fleet: "Fleet", reads: "Reads") -> "CertifiedSiamese":
+    """A verifier that knows the fleet and weighs nothing yet."""
+    from mobility_humid.data.samples import TRAIN
+    from mobility_humid.models.certified import CertifiedSiamese
+
+    model = CertifiedSiamese(
+        reads=reads,
+        layout=fleet.layout,
+        grid=fleet.trips.grid.size,
+        encoder="places",
+        units=(),
+        place_spacing=1.0,
+        dropout=0.0,
+        profile_scale=fleet.profile_scale() if options.with_profile else (),
+        seed=options.seed,
+    )
+    model.adapt(fleet.samples(fleet.sampler(TRAIN).pairs(_MET, [options.seed, 98])))
+    return model
+
+
+def _fitted(
+    options: Options, run: Run, base: "CertifiedSiamese", seen: "dict[str, Seen]", name: str, train_eps: int
+) -> "CertifiedSiamese":
+    """A verifier like `base`, fitted to pairs of seen drivers whose seek trips are moved as badly as can be."""
     from common.training.methods import Method
     from mobility_humid.data.samples import TRAIN, VALIDATION
-    from mobility_humid.models.certified import CertifiedSiamese
     from mobility_humid.training import verification
     from mobility_humid.training.fit import TripRecipe, fit_trips
 
-    validation = fleet.pairs(VALIDATION, options.n_test)
-    x_validation = fleet.samples(validation)
-    met = fleet.samples(fleet.sampler(TRAIN).pairs(_MET, [options.seed, 98]))
-
-    def build() -> CertifiedSiamese:
-        model = CertifiedSiamese(
-            reads=reads,
-            layout=fleet.layout,
-            grid=fleet.trips.grid.size,
-            encoder="places",
-            units=(),
-            place_spacing=1.0,
-            dropout=0.0,
-            profile_scale=fleet.profile_scale() if options.with_profile else (),
-            seed=options.seed,
-        )
-        model.adapt(met)
+    def build() -> "CertifiedSiamese":
+        model = type(base).from_config(base.get_config())
+        model.set_weights(base.get_weights())
         return model
 
     names = {field.name for field in fields(TripRecipe)} & {field.name for field in fields(options)}
@@ -111,54 +130,58 @@ def _fitted(options: Options, run: Run, fleet: "Fleet", reads: "Reads", train_ep
         TripRecipe(**{name: getattr(options, name) for name in names}),
         run,
         build,
-        fleet.epochs(options.n_train, options.batch_size, lambda pairs: pairs.same),
-        Method(verification.WorstCase(train_eps)),
-        lambda model: verification.watch_worst(model, x_validation, validation.same, train_eps),
-        title=f"{reads}, trained at {train_eps} cells, fold {options.fold}",
-        checkpoints=run.checkpoints / f"{reads}_{train_eps}_{options.fold}",
+        verification.observed_epochs(seen[TRAIN], options.batch_size, options.seed),
+        Method(verification.worst_case_loss(train_eps)),
+        lambda model: verification.watch_worst(model, seen[VALIDATION], train_eps),
+        title=f"{name}, fold {options.fold}",
+        checkpoints=run.checkpoints / f"{name}_{options.fold}",
     )
-    verification.fix_worst_threshold(model, x_validation, validation.same, train_eps)
+    verification.fix_worst_threshold(model, seen[VALIDATION], train_eps)
     return model
 
 
-def _measure(options: Options, run: Run, fleet: "Fleet", model: "CertifiedSiamese", name: str, found: dict) -> None:
-    """Whose answers are right, certified, and left by ST-iFGSM, on seen and unseen drivers."""
+def _measure(
+    options: Options,
+    fleet: "Fleet",
+    model: "CertifiedSiamese",
+    name: str,
+    part: str,
+    pairs: "Pairs",
+    seen: "Seen",
+    found: "Found",
+) -> None:
+    """Whose answers are right, certified, and left by ST-iFGSM."""
     import numpy as np
 
-    from mobility_humid.data.samples import SEEN, UNSEEN
     from mobility_humid.models.certified import certified, clipped
     from mobility_humid.training import verification
-    from mobility_humid.training.tasks import SIAMESE, Samples
+    from mobility_humid.training.tasks import Samples
 
-    attacker = Attacker(_attack_options(options), model, fleet)
-    for part in (SEEN, UNSEEN):
-        pairs = fleet.pairs(part, options.n_test)
-        x = fleet.samples(pairs)
+    def note(metric: str, hits: "np.ndarray", eps: int | None = None) -> None:
+        found.setdefault((name, part, metric, eps), []).append((hits, pairs.driver[: len(hits)]))
 
-        def note(metric: str, hits: "np.ndarray", eps: int | None = None, pairs: "Pairs" = pairs, part: str = part):
-            found.setdefault((name, part, metric, eps), []).append((hits, pairs.driver[: len(hits)]))
-
-        note("clean_accuracy", certified(*verification.worst(model, x, 0), pairs.same))
-        few = Samples(x, SIAMESE.label(pairs), pairs.driver).first(options.n_attack)
-        evaluation = attacker.evaluation(few) if options.n_attack else None
-        for eps in options.eps:
-            held = certified(*verification.worst(model, x, eps), pairs.same)
-            note("certified_accuracy", held, eps)
-            if evaluation is not None:
-                robust = evaluation.run(attacker.entry(HEAD, eta=eps)).robust
-                if (held[: len(robust)] & ~robust).any():
-                    raise RuntimeError(f"{name}, {part}, {eps} cells: an attack changed an answer that was certified")
-                note("attacked_accuracy", robust, eps)
-                note("certified_accuracy_of_attacked", held[: len(robust)], eps)
-        fixed, seek = verification.channels(model, x)
-        # At 0 nothing of the seek trips is read.
-        most = [float(np.quantile(np.abs(seek), share)) if share else 0.0 for share in _CLIPS]
-        for share, (right, held) in zip(_CLIPS, clipped(fixed, seek, pairs.same, most), strict=True):
-            note(f"clip_clean_{share:g}", right)
-            note(f"clip_certified_{share:g}", held)
+    note("clean_accuracy", certified(*verification.worst(model, seen, 0), pairs.same))
+    evaluation = None
+    if options.n_attack:
+        few = type(pairs)(*(of[: options.n_attack] for of in pairs))
+        attacker = Attacker(_attack_options(options), model, fleet)
+        evaluation = attacker.evaluation(Samples(fleet.samples(few), few.same, few.driver))
+    for eps in options.eps:
+        held = certified(*verification.worst(model, seen, eps), pairs.same)
+        note("certified_accuracy", held, eps)
+        if evaluation is not None:
+            robust = evaluation.run(attacker.entry(HEAD, eta=eps)).robust
+            note("attacked_accuracy", robust, eps)
+            note("certified_accuracy_of_attacked", held[: len(robust)], eps)
+    fixed, seek = verification.channels(model, seen)
+    # At 0 nothing of the seek trips is read.
+    most = [float(np.quantile(np.abs(seek), share)) if share else 0.0 for share in _CLIPS]
+    for share, (right, held) in zip(_CLIPS, clipped(fixed, seek, pairs.same, most), strict=True):
+        note(f"clip_clean_{share:g}", right)
+        note(f"clip_certified_{share:g}", held)
 
 
-def _bounds(options: Options, fleet: "Fleet", found: dict) -> None:
+def _bounds(options: Options, fleet: "Fleet", found: "Found") -> None:
     """Of what cannot be moved: a constant answer, and the served trips alone; and of the maps of all trips, clean."""
     from common.evaluation.robustness import constant_answer
     from common.evaluation.statistics import best_threshold
@@ -187,7 +210,7 @@ def _attack_options(options: Options) -> AttackOptions:
     return AttackOptions(**own, steps=options.steps, batch_size=options.batch_size)
 
 
-def _record(run: Run, found: dict) -> None:
+def _record(run: Run, found: "Found") -> None:
     """A row for each figure, over the pairs of all folds, with intervals by driver."""
     import numpy as np
 

@@ -6,7 +6,7 @@ the table's largest, or smallest, value within eta of each point: a filter of th
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import keras
 import numpy as np
@@ -65,35 +65,44 @@ class CertifiedSiamese(TripModel):
         self.spread.assign(np.maximum(np.concatenate(found).std(axis=0), 1e-3))
 
     def call(self, x, training=False):
-        return self.answer(x[:, self.layout.moving], self.unmoved(x, training=training), x)
+        seen = self.observe(x)
+        return self.answer(x[:, self.layout.moving], self._weighed(seen, training), x)
 
-    def unmoved(self, x, training=False) -> dict[str, Any]:
+    def observe(self, x) -> "Observed":
+        """What is read of samples `x` (B, ...), before any weight is: the same for all verifiers of a fleet that read
+        the same."""
+        points, there = self._points(x)
+        return Observed(self._features(x), self._levels(x), _shares(points, there, self.grid))
+
+    def unmoved(self, x) -> dict[str, Any]:
         """What no point of the moving trips in samples `x` changes: the `fixed` logit (B,), the `table` (B, W, H)."""
-        threshold = 0.0 if training else self.threshold
-        return {"fixed": self._fixed(x, training) - threshold, "table": self._table(x)}
+        return self._weighed(self.observe(x))
 
     def answer(self, moving, unmoved: dict[str, Any], x):
         """The logit (B, 1) for trips `moving` (B, K, length, features) in the place of those that move."""
         return (unmoved["fixed"] + _mean(unmoved["table"][..., None], *_flat(moving))[:, 0])[:, None]
 
-    def bounds(self, x, eta: int, training=False):
-        """The least and the largest logit, (B,) each, of samples `x` whose moving points each go up to `eta` cells
-        along both axes, on the map: both can be had."""
-        unmoved, points = self.unmoved(x, training=training), self._points(x)
-        ends = [
-            sign * _mean(_largest_near(sign * unmoved["table"][..., None], eta), *points)[:, 0] for sign in (-1.0, 1.0)
-        ]
+    def bounds(self, seen: "Observed", eta: int, training=False):
+        """The least and the largest logit, (B,) each, of samples whose moving points each go up to `eta` cells along
+        both axes, on the map: both can be had."""
+        unmoved = self._weighed(seen, training)
+        ends = [sign * _over(_largest_near(sign * unmoved["table"], eta), seen.where) for sign in (-1.0, 1.0)]
         return tuple(unmoved["fixed"] + end for end in ends)
 
-    def channels(self, x):
+    def channels(self, seen: "Observed"):
         """The two parts of the logit, (B,) each: `fixed` and `seek`."""
-        unmoved = self.unmoved(x)
-        return unmoved["fixed"], _mean(unmoved["table"][..., None], *self._points(x))[:, 0]
+        unmoved = self._weighed(seen)
+        return unmoved["fixed"], _over(unmoved["table"], seen.where)
+
+    def _weighed(self, seen: "Observed", training=False) -> dict[str, Any]:
+        fixed = self.weigh_fixed(self.scaling(seen.features, training=training))[:, 0]
+        table = ops.sum(seen.levels * (self.weigh_tables / self.spread), axis=-1)
+        return {"fixed": fixed if training else fixed - self.threshold, "table": table}
 
     def _points(self, x):
         return _flat(x[:, self.layout.moving])
 
-    def _fixed(self, x, training):
+    def _features(self, x):
         served = self.embed_kind(x, self._served)
         found = [self.likeness[0](served[:, 0], served[:, 1])]
         if self.reads == "in_model":
@@ -103,8 +112,7 @@ class CertifiedSiamese(TripModel):
                     hours = self.embed_kind(x, place)[..., -24:]
                     found.append(alike(hours[:, 0], hours[:, 1], even))
             found.append(self._counts(x))
-        features = self.scaling(ops.concatenate(found, axis=-1), training=training)
-        return self.weigh_fixed(features)[:, 0]
+        return ops.concatenate(found, axis=-1)
 
     def _counts(self, x):
         """How many times as many trips, and points, one side has as the other: (B, 2 x kinds), 0 for as many."""
@@ -120,21 +128,21 @@ class CertifiedSiamese(TripModel):
         """Blurred shares of the cells in the first side's trips, kind by kind and width by width: (B, W, H, tables)."""
         each, maps = self.layout.per_kind, []
         for place in range(len(self.layout.kinds)):
-            points, there = _flat(x[:, 2 * place * each : (2 * place + 1) * each])
-            across, up = (
-                ops.one_hot(ops.cast(ops.round(points[..., axis]), "int32"), size)
-                for axis, size in enumerate(self.grid)
-            )
-            counts = ops.matmul(ops.transpose(across * there[..., None], (0, 2, 1)), up)
-            shares = counts / ops.maximum(ops.sum(there, axis=1), 1.0)[:, None, None]
+            shares = _shares(*_flat(x[:, 2 * place * each : (2 * place + 1) * each]), self.grid)
             maps += [ops.matmul(ops.matmul(blurs[0], shares), blurs[1].T) for blurs in self._blurs]
         return ops.stack(maps, axis=-1)
 
     def _levels(self, x):
         return ops.log((self._maps(x) + RARE) / (self.fleet + RARE))
 
-    def _table(self, x):
-        return ops.sum(self._levels(x) * (self.weigh_tables / self.spread), axis=-1)
+
+class Observed(NamedTuple):
+    """What a verifier weighs: `features` (B, F) of what cannot be moved, `levels` (B, W, H, tables) of the cells, and
+    `where` the moving points are, shares of the cells (B, W, H)."""
+
+    features: Any
+    levels: Any
+    where: Any
 
 
 def _blur(size: int, width: float) -> np.ndarray:
@@ -148,6 +156,18 @@ def _flat(trips):
     """The points of trips (B, K, length, features), (B, P, 2), and which are there, 0 or 1, (B, P)."""
     points = ops.reshape(trips, (-1, trips.shape[1] * trips.shape[2], trips.shape[3]))
     return points[..., X : Y + 1], ops.cast(points[..., SLOT] > 0, points.dtype)
+
+
+def _shares(points, there, grid: Sequence[int]):
+    """The shares of the cells, (B, W, H), in `points` (B, P, 2) that are `there`; 0 without any."""
+    across, up = (ops.one_hot(ops.cast(ops.round(points[..., axis]), "int32"), size) for axis, size in enumerate(grid))
+    counts = ops.matmul(ops.transpose(across * there[..., None], (0, 2, 1)), up)
+    return counts / ops.maximum(ops.sum(there, axis=1), 1.0)[:, None, None]
+
+
+def _over(table, where):
+    """Means of `table` (B, W, H) over shares of the cells: (B,)."""
+    return ops.sum(table * where, axis=(1, 2))
 
 
 def _mean(tables, points, there):
@@ -170,9 +190,10 @@ def _mean(tables, points, there):
     return ops.sum(value * there[..., None], axis=1) / ops.maximum(ops.sum(there, axis=1), 1.0)[:, None]
 
 
-def _largest_near(tables, eta: int):
-    """The largest of `tables` (B, W, H, D) within `eta` cells along both axes."""
-    return ops.max_pool(tables, 2 * eta + 1, strides=1, padding="same", data_format="channels_last")
+def _largest_near(table, eta: int):
+    """The largest of `table` (B, W, H) within `eta` cells along both axes."""
+    size = 2 * eta + 1
+    return ops.max_pool(table[..., None], size, strides=1, padding="same", data_format="channels_last")[..., 0]
 
 
 def certified(low: np.ndarray, high: np.ndarray, same: np.ndarray) -> np.ndarray:

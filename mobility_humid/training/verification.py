@@ -1,7 +1,7 @@
 """Loss, threshold and metrics of the driver verifier, with intervals by driver."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -18,11 +18,11 @@ from common.evaluation.statistics import (
     weighted_mean,
 )
 from common.progress import blocks
-from common.training.batches import Batch
-from common.training.loop import Terms
+from common.training.batches import Batch, assembled
+from common.training.loop import Loss, Terms
 from mobility_humid.data.pairs import Pairs
 from mobility_humid.data.samples import TRAIN, Fleet
-from mobility_humid.models.certified import CertifiedSiamese
+from mobility_humid.models.certified import CertifiedSiamese, Observed
 from mobility_humid.models.networks import Siamese
 
 # Pairs whose maps represent the fleet's.
@@ -67,54 +67,85 @@ def fix_threshold(model: Siamese, x: np.ndarray, same: np.ndarray) -> None:
     model.threshold.assign(float(model.threshold.numpy()) + best_threshold(outputs(model, x)[:, 0], same))
 
 
-@dataclass(frozen=True)
-class WorstCase:
-    """The mean binary cross-entropy of (x, y) where each moving point of a `CertifiedSiamese` is the worst within `eta`
+class Seen(NamedTuple):
+    """What was observed of pairs, in blocks, and `same` int32 (n,)."""
+
+    blocks: list[Observed]
+    same: np.ndarray
+
+
+def observe(model: CertifiedSiamese, fleet: Fleet, pairs: Pairs) -> Seen:
+    """What `model` reads of pairs, its weights apart."""
+    seen = [
+        Observed(*map(np.asarray, model.observe(fleet.samples(_some(pairs, rows)))))
+        for rows in blocks(len(pairs.same), _BLOCK, "certified verifiers", units="pairs", shown=False)
+    ]
+    return Seen(seen, pairs.same)
+
+
+def observed_epochs(seen: Seen, batch_size: int, seed: int) -> Callable[[int], tf.data.Dataset]:
+    """Batches (features, levels, where, same) of what was observed, in another order each epoch."""
+    parts = [np.concatenate(of) for of in zip(*seen.blocks, strict=True)]
+    with tf.device("CPU"):
+        tables = [tf.constant(part) for part in (*parts, seen.same.astype(np.int32))]
+
+    def epoch_batches(epoch: int) -> tf.data.Dataset:
+        order = np.random.default_rng([seed, 0, epoch]).permutation(len(seen.same))
+        rows = order[: len(order) // batch_size * batch_size].reshape(-1, batch_size)
+        return assembled(rows, assemble=lambda rows: tuple(tf.gather(table, rows) for table in tables))
+
+    return epoch_batches
+
+
+def worst_case_loss(eta: int) -> Loss:
+    """The mean binary cross-entropy of batches of `observed_epochs` where each moving point is the worst within `eta`
     cells, exactly; logs the certified accuracy on the batch."""
 
-    eta: int
-
-    def __call__(self, model: CertifiedSiamese, batch: Batch) -> tuple[Terms, Terms]:
-        x, y = batch
-        low, high = model.bounds(x, self.eta, training=True)
+    def loss(model: CertifiedSiamese, batch: Batch) -> tuple[Terms, Terms]:
+        *seen, y = batch
+        low, high = model.bounds(Observed(*seen), eta, training=True)
         z = tf.where(y == 1, low, high)
-        loss = tf.nn.sigmoid_cross_entropy_with_logits(labels=tf.cast(y, z.dtype), logits=z)
+        entropy = tf.nn.sigmoid_cross_entropy_with_logits(labels=tf.cast(y, z.dtype), logits=z)
         right = tf.cast(z > 0, y.dtype) == y
-        return {"cross_entropy": tf.reduce_mean(loss)}, {"accuracy": tf.reduce_mean(tf.cast(right, tf.float32))}
+        return {"cross_entropy": tf.reduce_mean(entropy)}, {"accuracy": tf.reduce_mean(tf.cast(right, tf.float32))}
+
+    return loss
 
 
-def worst(model: CertifiedSiamese, x: np.ndarray, eta: int) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the largest logits, float32 (n,) each, that `x` (n, ...) can have within `eta` cells."""
-    return _by_blocks(lambda part: model.bounds(part, eta), x)
+def worst(model: CertifiedSiamese, seen: Seen, eta: int) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the largest logits, float32 (n,) each, that pairs can have within `eta` cells."""
+    return _by_blocks(lambda block: model.bounds(block, eta), seen)
 
 
-def channels(model: CertifiedSiamese, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def channels(model: CertifiedSiamese, seen: Seen) -> tuple[np.ndarray, np.ndarray]:
     """What a verifier makes of what cannot be moved, and of the rest, float32 (n,) each."""
-    return _by_blocks(model.channels, x)
+    return _by_blocks(model.channels, seen)
 
 
-def _by_blocks(function: Callable, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    found = [
-        [np.asarray(end) for end in function(tf.constant(x[rows]))]
-        for rows in blocks(len(x), _BLOCK, "certifying", units="pairs", shown=False)
-    ]
+def _by_blocks(function: Callable, seen: Seen) -> tuple[np.ndarray, np.ndarray]:
+    found = [[np.asarray(end) for end in function(block)] for block in seen.blocks]
     return tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
 
 
-def watch_worst(model: CertifiedSiamese, x: np.ndarray, same: np.ndarray, eta: int) -> dict[str, float]:
+def _some(pairs: Pairs, rows: slice) -> Pairs:
+    return Pairs(*(of[rows] for of in pairs))
+
+
+def watch_worst(model: CertifiedSiamese, seen: Seen, eta: int) -> dict[str, float]:
     """Loss and accuracy on validation pairs at their worst within `eta` cells."""
-    low, high = worst(model, x, eta)
-    z = np.where(same == 1, low, high).astype(np.float64)
+    low, high = worst(model, seen, eta)
+    z = np.where(seen.same == 1, low, high).astype(np.float64)
     return {
-        "validation_loss": float(np.mean(np.logaddexp(0, z) - same * z)),
-        "validation_accuracy": float(np.mean((z > 0) == same)),
+        "validation_loss": float(np.mean(np.logaddexp(0, z) - seen.same * z)),
+        "validation_accuracy": float(np.mean((z > 0) == seen.same)),
     }
 
 
-def fix_worst_threshold(model: CertifiedSiamese, x: np.ndarray, same: np.ndarray, eta: int) -> None:
+def fix_worst_threshold(model: CertifiedSiamese, seen: Seen, eta: int) -> None:
     """Let `model` decide where most validation pairs are certified within `eta` cells."""
-    low, high = worst(model, x, eta)
-    model.threshold.assign(float(model.threshold.numpy()) + best_threshold(np.where(same == 1, low, high), same))
+    low, high = worst(model, seen, eta)
+    shift = best_threshold(np.where(seen.same == 1, low, high), seen.same)
+    model.threshold.assign(float(model.threshold.numpy()) + shift)
 
 
 def quality(scores: np.ndarray, pairs: Pairs) -> dict[str, Estimate]:

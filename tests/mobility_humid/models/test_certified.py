@@ -32,6 +32,11 @@ def verifier(reads="strict"):
     return model
 
 
+def channel(model, x):
+    """The fixed one."""
+    return np.asarray(model.channels(model.observe(x))[0])
+
+
 def moved(x, shift):
     """Samples with their moving points that are there shifted by whole cells, `shift` (n, K, length, 2), on the map."""
     out = x.copy()
@@ -48,7 +53,7 @@ def moved(x, shift):
 def test_the_bounds_are_reached_and_not_passed(reads, eta):
     """Each point where the table is largest, or smallest, found by trying all cells within eta."""
     model, x = verifier(reads), random_samples(LAYOUT, 12, 1)
-    low, high = (np.asarray(end) for end in model.bounds(x, eta))
+    low, high = (np.asarray(end) for end in model.bounds(model.observe(x), eta))
     table = np.asarray(model.unmoved(x)["table"])
     steps = np.arange(-min(eta, 14), min(eta, 14) + 1)
     for end, sign in ((low, -1.0), (high, 1.0)):
@@ -82,7 +87,7 @@ def test_no_attack_passes_the_bounds(name):
     broken = held = 0
     for cells in np.unique(taken):
         rows = taken == cells
-        low, high = (np.asarray(end) for end in model.bounds(x[rows], int(cells)))
+        low, high = (np.asarray(end) for end in model.bounds(model.observe(x[rows]), int(cells)))
         assert (z[rows] >= low - 1e-4).all() and (z[rows] <= high + 1e-4).all()
         safe = certified(low, high, y[rows])
         assert ((z[rows] > 0) == (y[rows] == 1))[safe].all()
@@ -94,7 +99,7 @@ def test_what_is_not_certified_an_attack_mostly_finds():
     """The gradient leads to the worst cells: of the distance to the bound the attack goes most."""
     model, x = verifier(), random_samples(LAYOUT, 40, 5)
     before = np.asarray(model(x))[:, 0]
-    low, high = (np.asarray(end) for end in model.bounds(x, 2))
+    low, high = (np.asarray(end) for end in model.bounds(model.observe(x), 2))
     y = (before > 0).astype(np.int32)
     settings = {"name": "apgd_linf", "layout": LAYOUT, "grid": GRID, "eta": 2, "steps": 30, "restarts": 1}
     found = np.asarray(model(np.asarray(trip_attack(model, x, y, **settings))))[:, 0]
@@ -105,7 +110,7 @@ def test_what_is_not_certified_an_attack_mostly_finds():
 
 def test_a_clipped_answer_holds_whatever_the_trips_are():
     model, x = verifier(), random_samples(LAYOUT, 40, 6)
-    fixed, seek = (np.asarray(part) for part in model.channels(x))
+    fixed, seek = (np.asarray(part) for part in model.channels(model.observe(x)))
     np.testing.assert_allclose(fixed + seek, np.asarray(model(x))[:, 0], rtol=1e-5, atol=1e-5)
     same = (fixed + seek > 0).astype(int)
     most = [0.0, float(np.median(np.abs(seek))), 1e6]
@@ -113,7 +118,7 @@ def test_a_clipped_answer_holds_whatever_the_trips_are():
     for c, (right, held) in zip(most, results, strict=True):
         assert not (held & ~right).any()
         elsewhere = moved(x, np.random.default_rng(0).integers(-14, 15, (len(x), 3, 6, 2)))
-        anything = np.clip(np.asarray(model.channels(elsewhere)[1]), -c, c)
+        anything = np.clip(np.asarray(model.channels(model.observe(elsewhere))[1]), -c, c)
         assert ((fixed + anything > 0) == (same == 1))[held].all()
     assert results[0][1].sum() == (results[0][0] & (fixed != 0)).sum() and not results[-1][1].any()
 
@@ -125,12 +130,12 @@ def test_what_is_read_besides_the_places_of_seek_trips():
     trips[..., SLOT] = np.where(trips[..., SLOT] > 0, np.clip(trips[..., SLOT] + 100, 1, 288), 0)
     places = moved(x, np.full((10, 3, 6, 2), 2))
     for reads in ("strict", "in_model"):
-        fixed, at_places, at_times = (np.asarray(verifier(reads).channels(v)[0]) for v in (x, places, later))
+        fixed, at_places, at_times = (channel(verifier(reads), v) for v in (x, places, later))
         np.testing.assert_array_equal(fixed, at_places)
         assert (fixed == at_times).all() == (reads == "strict")
     served = x.copy()
     served[:, 6:12, :, X] = np.where(served[:, 6:12, :, SLOT] > 0, 0, 0)
-    assert (np.asarray(verifier().channels(served)[0]) != np.asarray(verifier().channels(x)[0])).any()
+    assert (channel(verifier(), served) != channel(verifier(), x)).any()
 
 
 def test_a_file_answers_alike(tmp_path):
@@ -138,7 +143,7 @@ def test_a_file_answers_alike(tmp_path):
     checkpoints.save_model(model, tmp_path / "model.keras")
     again = checkpoints.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(np.asarray(model(x)), np.asarray(again(x)))
-    for one, other in zip(model.bounds(x, 1), again.bounds(x, 1), strict=True):
+    for one, other in zip(*(of.bounds(of.observe(x), 1) for of in (model, again)), strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
 
 
