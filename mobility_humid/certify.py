@@ -88,7 +88,7 @@ def certify(options: Options, run: Run) -> None:
                 run.save_model(model, f"{name}_fold{fold}" if options.folds > 1 else name)
                 for part in (SEEN, UNSEEN):
                     _measure(own, fleet, model, name, part, drawn[part], seen[part], found)
-    _record(run, found)
+    _record(run, found, options.fold)
 
 
 def _untrained(options: Options, fleet: "Fleet", reads: "Reads") -> "CertifiedSiamese":
@@ -210,22 +210,26 @@ def _attack_options(options: Options) -> AttackOptions:
     return AttackOptions(**own, steps=options.steps, batch_size=options.batch_size)
 
 
-def _record(run: Run, found: "Found") -> None:
-    """A row for each figure, over the pairs of all folds, with intervals by driver."""
+def _record(run: Run, found: "Found", first_fold: int) -> None:
+    """Rows for each figure, over the pairs of all folds and of each, with intervals by driver."""
     import numpy as np
 
     from common.evaluation import statistics
 
     headline: dict[str, Estimate] = {}
     for (name, part, metric, eps), parts in found.items():
-        hits, driver = (np.concatenate(of) for of in zip(*parts, strict=True))
-        rate = statistics.rate(hits, driver)
         clip = None
         if metric.startswith("clip_"):
             metric, _, share = metric.rpartition("_")
             clip = float(share)
-        attack = HEAD if metric == "attacked_accuracy" else None
-        run.row(model=name, split=part, metric=metric, eps=eps, attack=attack, clip=clip, **rate._asdict())
+        row = {"model": name, "split": part, "metric": metric, "eps": eps, "clip": clip}
+        row["attack"] = HEAD if metric == "attacked_accuracy" else None
+        hits, driver = (np.concatenate(of) for of in zip(*parts, strict=True))
+        rate = statistics.rate(hits, driver)
+        run.row(**row, **rate._asdict())
+        if len(parts) > 1 and clip is None:
+            for fold, own in enumerate(parts, first_fold):
+                run.row(**row, fold=fold, **statistics.rate(*own)._asdict())
         if part == "unseen" and clip is None and metric != "certified_accuracy_of_attacked":
             headline[f"{metric}_{name}" + (f"_{eps}" if eps else "")] = rate
     run.intervals(headline)

@@ -26,13 +26,17 @@ def test_each_verifier_of_each_fold_is_certified_and_attacked(tmp_path, monkeypa
     names = {"strict_0", "strict_1"}
     assert {row["model"] for row in rows} == names | {"served_trips", "heat_map", "constant"}
     value = {
-        (row["model"], row["split"], row["metric"], row["eps"]): row["value"] for row in rows if row["clip"] is None
+        (row["model"], row["split"], row["metric"], row["eps"]): row["value"]
+        for row in rows
+        if row["clip"] is None and row["fold"] is None
     }
     clip = {
         (row["model"], row["split"], row["metric"], float(row["clip"])): row["value"]
         for row in rows
         if row["clip"] is not None
     }
+    of_folds = [float(row["fold"]) for row in rows if row["fold"] is not None and row["metric"] == "clean_accuracy"]
+    assert sorted(set(of_folds)) == [0.0, 1.0] and len(of_folds) == 2 * 2 * 5
     for name in names:
         for part in ("seen", "unseen"):
             clean, near, far = (
