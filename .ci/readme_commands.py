@@ -6,6 +6,7 @@ the scripts' options are checked and nothing is run. Images that a README assume
 """
 
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -52,12 +53,18 @@ def main(readmes: list[str]) -> None:
 
 
 def _run(command: list[str], title: str) -> None:
-    started = time.monotonic()
+    started, worked = time.monotonic(), _worked()
     print(f"-- {title}", flush=True)
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{title}: status {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-    print(f"   {time.monotonic() - started:.1f} s", flush=True)
+    print(f"   {time.monotonic() - started:.1f} s, {_worked() - worked:.1f} s of processor time", flush=True)
+
+
+def _worked() -> float:
+    """Seconds of processor time that ended commands have taken."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 if __name__ == "__main__":
