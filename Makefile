@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 # Files stay whole, for toy models and their compiled functions live in one process.
-WORKERS := -n 2 --dist loadfile --durations 20
+WORKERS := --dist loadfile --durations 20
 
 .PHONY: setup demo demo-full test test-slow test-all clean
 
@@ -53,15 +53,16 @@ demo-full: setup
 	$(RUN) attention_defense/analyse.py --resume
 	$(RUN) attention_defense/explain.py --resume
 
-# The default tier on two workers; test-slow what trains, chains and kills; test-all both.
+# The default tier on three workers, for imports and files leave a core idle; test-slow what trains, chains, kills and
+# measures time, on two; test-all both.
 test: setup
-	$(RUN) -m pytest $(WORKERS)
+	$(RUN) -m pytest -n 3 $(WORKERS)
 
 test-slow: setup
-	$(RUN) -m pytest $(WORKERS) -m slow
+	$(RUN) -m pytest -n 2 $(WORKERS) -m slow
 
 test-all: setup
-	$(RUN) -m pytest $(WORKERS) -m "slow or not slow"
+	$(RUN) -m pytest -n 2 $(WORKERS) -m "slow or not slow"
 
 # Named runs and data sets are hours of work and stay.
 clean:
