@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from face_mter.attacks.features import Attacker
 
 BUDGETS = (0.1, 0.2, 0.3)
+ATTACKS = ("fgsm", "bim", "pgd40", "margin100", "autoattack_fast")
 # How many ways of attacks, and how many of their steps, are drawn into the plane.
 _WAYS, _POINTS = 5, 1000
 
@@ -62,6 +63,8 @@ class Options(RegulariserOptions, HeadOptions, FittingOptions, ExampleOptions, D
     """Weight of the regulariser relative to the mean cross-entropy; 2.25 balances as the paper's 1 does."""
     far: Budget = 1e-2
     """False accept rate of the threshold that a hit is judged by."""
+    attack: tuple[str, ...] = ATTACKS
+    """Attacks on the label; noise of the same budget always takes part."""
     n_attack: Count = 300
     """Test images to attack at their labels, and pairs of them at their embeddings; the threshold is fixed on the
     others."""
@@ -82,6 +85,9 @@ def refusals(options: Options) -> None:
     from face_mter.evaluation.verification import check_far
     from face_mter.models import networks
 
+    for name in options.attack:
+        if name not in ATTACKS:
+            raise UserError(f"--attack: {name!r} is none of {', '.join(ATTACKS)}")
     networks.check_name(options.arch)
     fit.check_momentum(options.recipe)
     check_far(options.far)
@@ -203,8 +209,8 @@ def _attack_labels(options: Options, run: Run, data: "Arrays", subject: Subject,
             "margin100": partial(pgd, model, eps=eps, alpha=eps / 16, **strongest),
             "autoattack_fast": partial(autoattacked, model, eps=eps, version="fast", stop=True, seed=seed),
         }
-        for name, attack in attacks.items():
-            evaluation.run(Entry(name=name, attack=attack, eps=eps))
+        for name in dict.fromkeys(options.attack):
+            evaluation.run(Entry(name=name, attack=attacks[name], eps=eps))
         noise = partial(random_sign_noise, model, eps=eps, seed=seed)
         evaluation.run(Entry(name="noise", attack=noise, eps=eps, control=True))
     for row in evaluation.rows():

@@ -60,6 +60,8 @@ def test_both_models_are_attacked_alike(tmp_path, monkeypatch):
     # Stronger attacks, and larger budgets, take no fewer.
     value = {(row["attack"], row["eps"]): float(row["value"]) for row in mter if row["metric"] == "hit_rate"}
     assert value["clean", "0.0"] <= value["iftgsm", "0.1"] <= value["iftgsm", "0.2"] <= value["iftgsm", "0.3"]
+    with pytest.raises(UserError, match="--attack: 'deepfool' is none of fgsm, bim, pgd40, margin100, autoattack_fast"):
+        ad_mnist.refusals(ad_mnist.Options(attack=("fgsm", "deepfool")))
     with pytest.raises(UserError, match="--n-attack: 90 of 90 test images; leave some to calibrate"):
         ad_mnist.ad_mnist(ad_mnist.Options(**SMALLEST | {"n_attack": 90}, name="too many"))
 
