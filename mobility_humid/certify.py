@@ -148,7 +148,7 @@ def _measure(
     part: str,
     pairs: "Pairs",
     seen: "Seen",
-    found: "Found",
+    found: Found,
 ) -> None:
     """Whose answers are right, certified, and left by ST-iFGSM."""
     import numpy as np
@@ -181,7 +181,7 @@ def _measure(
         note(f"clip_certified_{share:g}", held)
 
 
-def _bounds(options: Options, fleet: "Fleet", found: "Found") -> None:
+def _bounds(options: Options, fleet: "Fleet", found: Found) -> None:
     """Of what cannot be moved: a constant answer, and the served trips alone; and of the maps of all trips, clean."""
     from common.evaluation.robustness import constant_answer
     from common.evaluation.statistics import best_threshold
@@ -210,7 +210,7 @@ def _attack_options(options: Options) -> AttackOptions:
     return AttackOptions(**own, steps=options.steps, batch_size=options.batch_size)
 
 
-def _record(run: Run, found: "Found", first_fold: int) -> None:
+def _record(run: Run, found: Found, first_fold: int) -> None:
     """Rows for each figure, over the pairs of all folds and of each, with intervals by driver."""
     import numpy as np
 

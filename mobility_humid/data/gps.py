@@ -21,7 +21,6 @@ import re
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ import pandas as pd
 
 from common import progress
 from common.errors import UserError
-from common.files import check_text, sha256
+from common.files import DAMAGE, check_text, sha256
 from mobility_humid.data import forms, misreadings
 from mobility_humid.data.forms import Form, Layout
 
@@ -58,7 +57,7 @@ _QUOTED = {
 } | {" ": re.compile(rb"(?!)()()")}
 _RECORD = np.dtype([("driver", "i4"), ("time", "i8"), ("lat", "f8"), ("lon", "f8"), ("occupied", "i1")])
 # What the modules that unpack raise on bytes that are damaged or end too soon.
-_DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error, tarfile.TarError, zipfile.BadZipFile, NotImplementedError)
+_DAMAGE = (*DAMAGE, lzma.LZMAError, tarfile.TarError)
 
 
 class Track(NamedTuple):

@@ -47,7 +47,7 @@ class CertifiedSiamese(TripModel):
         tables = len(self.layout.kinds) * len(WIDTHS)
         self.fleet = self.add_weight((*self.grid, tables), initializer="ones", trainable=False, name="fleet")
         self.spread = self.add_weight((tables,), initializer="ones", trainable=False, name="spread")
-        self.likeness = [Likeness(*self.encoders[self._served].size, name="likeness")]
+        self.likeness = Likeness(*self.encoders[self._served].size, name="likeness")
         self.scaling = keras.layers.BatchNormalization(center=False, scale=False, momentum=0.95, name="scaling")
         self.weigh_fixed = keras.layers.Dense(1, kernel_initializer="zeros", name="fixed")
         self.weigh_tables = self.add_weight((tables,), initializer="zeros", name="tables")
@@ -59,7 +59,7 @@ class CertifiedSiamese(TripModel):
         one scale there."""
         blocks = [x[first : first + batch_size] for first in range(0, len(x), batch_size)]
         served = [np.asarray(self.embed_kind(block, self._served)) for block in blocks]
-        self.likeness[0].adapt(np.concatenate(served).reshape(-1, served[0].shape[-1]))
+        self.likeness.adapt(np.concatenate(served).reshape(-1, served[0].shape[-1]))
         self.fleet.assign(np.mean([np.asarray(self._maps(block)).mean(axis=0) for block in blocks], axis=0))
         found = [np.asarray(_mean(self._levels(block), *self._points(block))) for block in blocks]
         self.spread.assign(np.maximum(np.concatenate(found).std(axis=0), 1e-3))
@@ -104,7 +104,7 @@ class CertifiedSiamese(TripModel):
 
     def _features(self, x):
         served = self.embed_kind(x, self._served)
-        found = [self.likeness[0](served[:, 0], served[:, 1])]
+        found = [self.likeness(served[:, 0], served[:, 1])]
         if self.reads == "in_model":
             even = ops.full((1, 24), 1.0 / 24)
             for place in range(len(self.layout.kinds)):
