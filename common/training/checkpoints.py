@@ -19,12 +19,12 @@ from common import files
 from common.errors import UserError, one_line
 
 _NEWEST, _PREVIOUS, _DAMAGED = "checkpoint.npz", "checkpoint.previous.npz", "checkpoint.damaged.npz"
-# Keras finds a layer by its registered name alone and imports nothing: which module registers those of a package. No
+# Keras finds a layer by its registered name alone and imports nothing: with which module all of a package are. No
 # file has a say in what is imported.
 _REGISTERING = {
     "common": "common.models.imagenet",
     "face_mter": "face_mter.models.networks",
-    "mobility_humid": "mobility_humid.models.networks",
+    "mobility_humid": "mobility_humid.models.certified",
     "multimedia_recsys": "multimedia_recsys.models.recommenders",
 }
 # Small variables that a model has in addition to the weights in its file, such as the states of its random layers.
