@@ -1,4 +1,4 @@
-"""Model files outlive moves: one of each kind, kept here, opens in a process that has imported nothing but the loader."""
+"""Model files outlive moves: one of each kind opens in a process that has imported nothing but the loader."""
 
 import re
 import subprocess
