@@ -1,6 +1,6 @@
 """Fit verifiers whose accuracy under any attack within eta cells is certified, and measure how near attacks come."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 from common.errors import UserError
@@ -8,7 +8,7 @@ from common.runs.options import Budget, Count, DeviceOptions, Natural, ScriptOpt
 from common.runs.record import Run
 from common.runs.script import script
 from mobility_humid.siamese_attack import HEAD, Attacker, AttackOptions
-from mobility_humid.train import SampleOptions, UnseenOptions, check_samples, load_fleet, needs
+from mobility_humid.train import FoldsOptions, SampleOptions, check_samples, load_fleet, needs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,11 +27,9 @@ _MET, _CLIPS = 400, (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
 @dataclass(kw_only=True)
-class Options(SampleOptions, UnseenOptions, DeviceOptions, ScriptOptions):
+class Options(SampleOptions, FoldsOptions, DeviceOptions, ScriptOptions):
     """The pairs, the verifiers, and what they are certified against."""
 
-    folds: Count = 1
-    """Disjoint groups of unseen drivers, each with verifiers of its own, from --fold on."""
     reads: tuple[Literal["strict", "in_model"], ...] = ("strict", "in_model")
     """What a verifier reads besides the places of seek trips: served trips alone (strict), or the times and numbers of
     seek trips too, which an attack on places leaves as they are (in_model)."""
@@ -43,8 +41,10 @@ class Options(SampleOptions, UnseenOptions, DeviceOptions, ScriptOptions):
     """Passes over the --n-train pairs."""
     batch_size: Count = 100
     """Pairs a step, over all devices."""
+    n_fixed: Count = 6000
+    """Pairs that what cannot be moved is weighed by."""
     n_train: Count = 2000
-    """Pairs to train on."""
+    """Pairs to train on: how far to trust it, and what is read of the seek trips."""
     learning_rate: Budget = 0.03
     """Highest learning rate of Adam; it decays along a cosine."""
     weight_decay: Budget = 0.0
@@ -71,11 +71,9 @@ def certify(options: Options, run: Run) -> None:
     from mobility_humid.training import verification
 
     found: Found = {}
-    for fold in range(options.fold, options.fold + options.folds):
-        own = replace(options, fold=fold)
+    for own in options.each:
         fleet = load_fleet(own, run.log, sides=2)
-        if fold == options.fold:
-            run.data(options.dataset, fleet.trips.sha256)
+        run.data(options.dataset, fleet.trips.sha256)
         _bounds(own, fleet, found)
         for reads in options.reads:
             base = _untrained(own, fleet, reads)
@@ -85,22 +83,23 @@ def certify(options: Options, run: Run) -> None:
             for train_eps in options.train_eps:
                 name = f"{reads}_{train_eps}"
                 model = _fitted(own, run, base, seen, name, train_eps)
-                run.save_model(model, f"{name}_fold{fold}" if options.folds > 1 else name)
+                run.save_model(model, f"{name}_fold{own.fold}" if options.folds > 1 else name)
                 for part in (SEEN, UNSEEN):
                     _measure(own, fleet, model, name, part, drawn[part], seen[part], found)
     _record(run, found, options.fold)
 
 
 def _untrained(options: Options, fleet: "Fleet", reads: "Reads") -> "CertifiedSiamese":
-    """A verifier that knows the fleet and weighs nothing yet."""
+    """A verifier that knows the fleet and weighs what cannot be moved."""
     from mobility_humid.data.samples import TRAIN
     from mobility_humid.models.certified import CertifiedSiamese
+    from mobility_humid.training import verification
 
     model = CertifiedSiamese(
         reads=reads,
         layout=fleet.layout,
         grid=fleet.trips.grid.size,
-        encoder="places",
+        encoder="ways",
         units=(),
         place_spacing=1.0,
         dropout=0.0,
@@ -108,6 +107,7 @@ def _untrained(options: Options, fleet: "Fleet", reads: "Reads") -> "CertifiedSi
         seed=options.seed,
     )
     model.adapt(fleet.samples(fleet.sampler(TRAIN).pairs(_MET, [options.seed, 98])))
+    verification.fit_fixed(model, fleet, fleet.sampler(TRAIN).pairs(options.n_fixed, [options.seed, 95]))
     return model
 
 

@@ -1,9 +1,9 @@
 """Train the driver verifier ST-Siamese: do two days of trips belong to the same driver?"""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from common.errors import UserError
 from common.runs.options import Budget, Count, DataOptions, DeviceOptions, Natural, RunOptions, ScriptOptions, option
@@ -73,6 +73,19 @@ class UnseenOptions:
     """Which of them: of a quarter there are four disjoint groups, 0 to 3."""
 
 
+@dataclass(kw_only=True)
+class FoldsOptions(UnseenOptions):
+    """Several groups of drivers in turn, so that a figure is over many."""
+
+    folds: Count = 1
+    """Disjoint groups of unseen drivers, each with a model of its own, from --fold on."""
+
+    @property
+    def each(self) -> list["FoldsOptions"]:
+        """The options of each of them."""
+        return [replace(self, fold=self.fold + number) for number in range(self.folds)]
+
+
 SAMPLE_FIELDS = (
     "dataset",
     "seed",
@@ -86,13 +99,14 @@ SAMPLE_FIELDS = (
 class FittingOptions(SampleOptions, DeviceOptions, ScriptOptions):
     """How a network is trained."""
 
-    encoder: Literal["lstm", "places"] = "lstm"
-    """What reads the trips: two LSTM layers, as published, or a map of where and when time was spent, which suits many
-    trips a sample."""
+    encoder: Literal["lstm", "places", "ways"] = "lstm"
+    """What reads the trips: two LSTM layers, as published, or what suits many trips a sample, a map of where and when
+    time was spent (places), or seven maps of squares: of all points, of where trips begin, and end, and of where they
+    go east, west, north and south (ways)."""
     units: tuple[Count, ...] = (64, 48, 32)
     """Units of the encoder's LSTM, LSTM and dense layer; 200,100,48 in the paper."""
     place_spacing: Budget = 4.0
-    """Cells between two places (encoder places)."""
+    """Cells between two places (encoders places and ways)."""
     dropout: Budget = 0.0
     """Dropout in front of the head, in [0, 1)."""
     epochs: Count = 8
@@ -119,12 +133,13 @@ class FittingOptions(SampleOptions, DeviceOptions, ScriptOptions):
 
 
 @dataclass(kw_only=True)
-class Options(FittingOptions, UnseenOptions):
+class Options(FittingOptions, FoldsOptions):
     """The verifier."""
 
-    head: Literal["concat", "symmetric"] = "symmetric"
+    head: Literal["concat", "symmetric", "linear"] = "symmetric"
     """How two drivers are compared: all their trips concatenated, as published, which takes hundreds of thousands of
-    pairs to learn; or their mean trips by |a - b| and a * b, symmetric in both."""
+    pairs to learn; or, symmetric in both, by |a - b| and a * b of their mean trips, or how alike their maps are, with
+    hidden layers (symmetric) or none (linear)."""
 
 
 def check_samples(options: SampleOptions) -> None:
@@ -189,10 +204,33 @@ def network_arguments(options: FittingOptions, fleet: "Fleet") -> dict[str, Any]
     }
 
 
-@script(app="mobility_humid", name="train", refusals=refusals, needs=needs)
+class Scored(NamedTuple):
+    """Of one fold and part: the pairs' scores by model, above 0 for the same driver, float (n,) each; `same` (n,) and
+    `driver` (n, 2)."""
+
+    scores: dict[str, "np.ndarray"]
+    same: "np.ndarray"
+    driver: "np.ndarray"
+
+
+@script(app="mobility_humid", name="train", refusals=refusals, needs=needs, columns=("fold",))
 def train(options: Options, run: Run) -> None:
     """Train on pairs of seen drivers, fix the threshold on validation days, test on seen and unseen drivers."""
     from common.evaluation import plots
+
+    scored: dict[str, list[Scored]] = {}
+    for own in options.each:
+        history = _train_one(own, run, scored)
+    _record(run, scored, options.fold)
+    if options.folds == 1:
+        names = ("accuracy", "validation_accuracy", "validation_auc")
+        curves = {name: [epoch[name] for epoch in history] for name in names}
+        n = {"accuracy": options.n_train} | dict.fromkeys(names[1:], options.n_test)
+        run.figure("training", plots.accuracy_curves, curves, title="same driver or not", n=n, dependent=True)
+
+
+def _train_one(options: Options, run: Run, scored: dict[str, list[Scored]]) -> list[dict[str, float]]:
+    """Train on the seen drivers of one fold, and score the test pairs; the history."""
     from common.training.methods import Method
     from mobility_humid.data.samples import VALIDATION
     from mobility_humid.models.networks import Siamese
@@ -209,6 +247,7 @@ def train(options: Options, run: Run) -> None:
         verification.adapt_likeness(model, fleet)
         return model
 
+    of_fold = f"_fold{options.fold}" if options.folds > 1 else ""
     model, history = fit_trips(
         options.recipe,
         run,
@@ -216,38 +255,70 @@ def train(options: Options, run: Run) -> None:
         fleet.epochs(options.n_train, options.batch_size, lambda pairs: pairs.same),
         Method(verification.same_driver_loss),
         lambda model: verification.watch(model, x_validation, validation.same),
-        title=f"{options.encoder} encoders, {options.head} head",
+        title=f"{options.encoder} encoders, {options.head} head" + (f", fold {options.fold}" if of_fold else ""),
+        checkpoints=run.checkpoints / f"fold{options.fold}" if of_fold else None,
     )
     verification.fix_threshold(model, x_validation, validation.same)
-    _evaluate(options, run, fleet, model, x_validation)
-    run.save_model(model)
-    names = ("accuracy", "validation_accuracy", "validation_auc")
-    curves = {name: [epoch[name] for epoch in history] for name in names}
-    n = {"accuracy": options.n_train} | dict.fromkeys(names[1:], len(validation.same))
-    run.figure("training", plots.accuracy_curves, curves, title="same driver or not", n=n, dependent=True)
+    run.save_model(model, f"model{of_fold}")
+    _score(options, run, fleet, model, x_validation, scored)
+    return history
 
 
-def _evaluate(options: Options, run: Run, fleet: "Fleet", model: "Siamese", x_validation: "np.ndarray") -> None:
-    """Accuracy, F1 and AUC on seen and unseen drivers, of the network and of the baselines on the same pairs."""
+def _score(
+    options: Options,
+    run: Run,
+    fleet: "Fleet",
+    model: "Siamese",
+    x_validation: "np.ndarray",
+    scored: dict[str, list[Scored]],
+) -> None:
+    """Scores of pairs of seen and unseen drivers, of the network and of the baselines."""
     from common.evaluation import predictions, statistics
     from mobility_humid.data.samples import SEEN, TRAIN, UNSEEN, VALIDATION
     from mobility_humid.models import baselines
-    from mobility_humid.training import verification
 
-    validation, *tests = (fleet.pairs(part, options.n_test) for part in (VALIDATION, SEEN, UNSEEN))
-    scores = {"network": [predictions.outputs(model, x)[:, 0] for x in (x_validation, *map(fleet.samples, tests))]}
+    drawn = {part: fleet.pairs(part, options.n_test) for part in (VALIDATION, SEEN, UNSEEN)}
+    validation, *tests = drawn.values()
+    found = {"network": [predictions.outputs(model, x)[:, 0] for x in (x_validation, *map(fleet.samples, tests))]}
     run.log("baselines: heat maps with logistic regression, gradient boosting on whole days")
     fitted = fleet.sampler(TRAIN).pairs(_BASELINE_PAIRS, [options.seed, 99])
-    scores["heat_map"] = baselines.heat_map_scores(fleet.trips, fitted, [validation, *tests], progress=True)
-    scores["whole_day"] = baselines.whole_day_scores(fleet.trips, fitted, [validation, *tests], progress=True)
-    for name, (on_validation, *on_tests) in scores.items():
-        # Everyone's threshold is fixed on the same validation pairs; the network has its own inside.
-        threshold = 0.0 if name == "network" else statistics.best_threshold(on_validation, validation.same)
-        prefix = "" if name == "network" else f"{name}_"
-        for part, pairs, found in zip((SEEN, UNSEEN), tests, on_tests, strict=True):
-            for metric, measured in verification.quality(found - threshold, pairs).items():
+    found["heat_map"] = baselines.heat_map_scores(fleet.trips, fitted, [validation, *tests], progress=True)
+    found["whole_day"] = baselines.whole_day_scores(fleet.trips, fitted, [validation, *tests], progress=True)
+    # Everyone's threshold is fixed on the same validation pairs; the network has its own inside.
+    for name, scores in found.items():
+        if name != "network":
+            threshold = statistics.best_threshold(scores[0], validation.same)
+            found[name] = [of - threshold for of in scores]
+    for place, (part, pairs) in enumerate(drawn.items()):
+        if part != VALIDATION:
+            of_part = {name: scores[place] for name, scores in found.items()}
+            scored.setdefault(part, []).append(Scored(of_part, pairs.same, pairs.driver))
+
+
+def _record(run: Run, scored: dict[str, list[Scored]], first_fold: int) -> None:
+    """Accuracy, F1 and AUC, means over the folds, of all models; the network's less each baseline's, on the same
+    pairs; and of each fold alone."""
+    from mobility_humid.training import verification
+
+    for part, folds in scored.items():
+        same, drivers = [fold.same for fold in folds], [fold.driver for fold in folds]
+        network = [fold.scores["network"] for fold in folds]
+        for name in folds[0].scores:
+            own = [fold.scores[name] for fold in folds]
+            prefix = "" if name == "network" else f"{name}_"
+            for metric, measured in verification.quality(own, same, drivers).items():
                 run.row(model=name, split=part, metric=metric, **measured._asdict())
                 run.intervals({f"{prefix}{metric}_{part}": measured})
+            if name != "network":
+                for metric, measured in verification.quality(network, same, drivers, less=own).items():
+                    metric = f"{metric}_less_{name}"
+                    run.row(model="network", split=part, metric=metric, **measured._asdict())
+                    run.intervals({f"{metric}_{part}": measured})
+            for number, fold in enumerate(folds if len(folds) > 1 else []):
+                alone = verification.quality([fold.scores[name]], [fold.same], [fold.driver])
+                for metric, measured in alone.items():
+                    row = {"model": name, "split": part, "metric": metric, "fold": first_fold + number}
+                    run.row(**row, **measured._asdict())
 
 
 if __name__ == "__main__":

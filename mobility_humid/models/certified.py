@@ -13,7 +13,8 @@ import numpy as np
 from keras import ops
 
 from mobility_humid.data.trips import SERVE, SLOT, X, Y
-from mobility_humid.models.networks import Likeness, TripModel, alike
+from mobility_humid.models.maps import Likeness, alike
+from mobility_humid.models.networks import TripModel
 
 Reads = Literal["strict", "in_model"]
 # Widths of the Gaussians that maps are blurred by, in cells: a point that is moved a cell or two is hardly moved on the
@@ -32,7 +33,8 @@ class CertifiedSiamese(TripModel):
     `fixed` is linear in the likeness of both drivers' served trips (`networks.Likeness`), which the last driver's
     passengers chose; with `reads` "in_model" also in how alike the times and the numbers of their seek trips are, which
     an attack on places leaves as they are. The table of a sample is linear in the logarithms of how much more often the
-    first driver is at a cell than the fleet, blurred by `WIDTHS`, by kind of trip. `adapt` shows it the fleet.
+    first driver is at a cell than the fleet, blurred by `WIDTHS`, by kind of trip. `adapt` shows it the fleet, `weigh`
+    sets the `fixed` part, which training only scales and shifts.
     """
 
     def __init__(self, *, reads: Reads = "strict", **arguments: Any) -> None:
@@ -47,9 +49,10 @@ class CertifiedSiamese(TripModel):
         tables = len(self.layout.kinds) * len(WIDTHS)
         self.fleet = self.add_weight((*self.grid, tables), initializer="ones", trainable=False, name="fleet")
         self.spread = self.add_weight((tables,), initializer="ones", trainable=False, name="spread")
-        self.likeness = Likeness(*self.encoders[self._served].size, name="likeness")
-        self.scaling = keras.layers.BatchNormalization(center=False, scale=False, momentum=0.95, name="scaling")
-        self.weigh_fixed = keras.layers.Dense(1, kernel_initializer="zeros", name="fixed")
+        self.likeness = Likeness.of(self.encoders[self._served], "likeness")
+        self.weigh_fixed = keras.layers.Dense(1, kernel_initializer="zeros", trainable=False, name="fixed")
+        self.trust = self.add_weight((), initializer="ones", name="trust")
+        self.offset = self.add_weight((), initializer="zeros", name="offset")
         self.weigh_tables = self.add_weight((tables,), initializer="zeros", name="tables")
         self.threshold = self.add_weight((), initializer="zeros", trainable=False, name="threshold")
         self.build()
@@ -64,15 +67,18 @@ class CertifiedSiamese(TripModel):
         found = [np.asarray(_mean(self._levels(block), *self._points(block))) for block in blocks]
         self.spread.assign(np.maximum(np.concatenate(found).std(axis=0), 1e-3))
 
+    def weigh(self, weights: np.ndarray, bias: float) -> None:
+        """Let `fixed` be `bias` and the features by their `weights` (F,)."""
+        self.weigh_fixed.set_weights([weights[:, None], np.array([bias])])
+
     def call(self, x, training=False):
-        seen = self.observe(x)
-        return self.answer(x[:, self.layout.moving], self._weighed(seen, training), x)
+        return self.answer(x[:, self.layout.moving], self._weighed(self.observe(x), training), x)
 
     def observe(self, x) -> "Observed":
         """What is read of samples `x` (B, ...), before any weight is: the same for all verifiers of a fleet that read
         the same."""
         points, there = self._points(x)
-        return Observed(self._features(x), self._levels(x), _shares(points, there, self.grid))
+        return Observed(self.features(x), self._levels(x), _shares(points, there, self.grid))
 
     def unmoved(self, x) -> dict[str, Any]:
         """What no point of the moving trips in samples `x` changes: the `fixed` logit (B,), the `table` (B, W, H)."""
@@ -95,24 +101,32 @@ class CertifiedSiamese(TripModel):
         return unmoved["fixed"], _over(unmoved["table"], seen.where)
 
     def _weighed(self, seen: "Observed", training=False) -> dict[str, Any]:
-        fixed = self.weigh_fixed(self.scaling(seen.features, training=training))[:, 0]
+        fixed = self.trust * self.weigh_fixed(seen.features)[:, 0] + self.offset
         table = ops.sum(seen.levels * (self.weigh_tables / self.spread), axis=-1)
         return {"fixed": fixed if training else fixed - self.threshold, "table": table}
 
     def _points(self, x):
         return _flat(x[:, self.layout.moving])
 
-    def _features(self, x):
+    def features(self, x):
+        """What the `fixed` part weighs of samples `x`: (B, F)."""
         served = self.embed_kind(x, self._served)
         found = [self.likeness(served[:, 0], served[:, 1])]
         if self.reads == "in_model":
             even = ops.full((1, 24), 1.0 / 24)
             for place in range(len(self.layout.kinds)):
                 if place != self._served:
-                    hours = self.embed_kind(x, place)[..., -24:]
+                    hours = self._hours(x, place)
                     found.append(alike(hours[:, 0], hours[:, 1], even))
             found.append(self._counts(x))
         return ops.concatenate(found, axis=-1)
+
+    def _hours(self, x, place: int):
+        """The shares of the hours in the trips of one kind, by side: (B, 2, 24)."""
+        each, layout = self.layout.per_kind, self.layout
+        trips = x[:, 2 * place * each : 2 * (place + 1) * each]
+        hours = self.encoders[place].hours(ops.reshape(trips, (-1, each, layout.length, layout.features)))
+        return ops.reshape(hours, (-1, 2, 24))
 
     def _counts(self, x):
         """How many times as many trips, and points, one side has as the other: (B, 2 x kinds), 0 for as many."""

@@ -13,14 +13,17 @@ import numpy as np
 from keras import ops
 
 from mobility_humid.data.layout import Layout
-from mobility_humid.data.trips import PROFILE_FEATURES, SLOT, SLOTS
+from mobility_humid.data.trips import PROFILE_FEATURES, SLOTS
+from mobility_humid.models.maps import Likeness, PlaceEncoder, WayEncoder, root
 
-Encoder = Literal["lstm", "places"]
-Head = Literal["concat", "symmetric"]
+Encoder = Literal["lstm", "places", "ways"]
+Head = Literal["concat", "symmetric", "linear"]
 PAPER_UNITS = (200, 100, 48)
 _SPEED_SCALE = 100.0
+_HIDDEN = (64, 32, 8)
 _PACKAGE = "mobility_humid"
 _EMBEDDED = "embedded_{}"
+_MAPS = {"places": PlaceEncoder, "ways": WayEncoder}
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
@@ -63,113 +66,6 @@ class TripEncoder(keras.layers.Layer):
         return {**super().get_config(), "units": self.units, "scale": self.scale, "seed": self.seed}
 
 
-@keras.saving.register_keras_serializable(_PACKAGE)
-class PlaceEncoder(keras.layers.Layer):
-    """How much time was spent where and when: trips (B, n, length, features) -> (B, places + 24).
-
-    The places lie `spacing` cells apart all over the map, a point counts for those around it by a Gaussian of their
-    distance, and the hours of the day likewise: a heat map with a gradient. The places' shares of the time sum to 1,
-    and so do the hours'; without any trip all are 0. Float32 under every policy: the shares are small.
-    """
-
-    def __init__(self, grid: Sequence[int], spacing: float, **arguments: Any) -> None:
-        super().__init__(**{"dtype": "float32", **arguments})
-        self.grid, self.spacing = tuple(grid), float(spacing)
-        # Beyond the last cell too, or what is spent at the rim would count less.
-        self._lines = [np.arange(0, size - 1 + self.spacing, self.spacing, np.float32) for size in self.grid]
-        self._hours = np.arange(24, dtype=np.float32) + 0.5
-
-    def call(self, trips):
-        points = ops.reshape(trips, (-1, trips.shape[1] * trips.shape[2], trips.shape[3]))
-        there = ops.cast(points[..., SLOT : SLOT + 1] > 0, points.dtype)
-        # A Gaussian of both coordinates is a product, so that a map is one product of two thin matrices.
-        near = [_bumps(points[..., axis : axis + 1], line, self.spacing) for axis, line in enumerate(self._lines)]
-        where = ops.matmul(ops.transpose(near[0] * there, (0, 2, 1)), near[1])
-        when = ops.sum(_bumps(points[..., SLOT : SLOT + 1] * (24 / SLOTS), self._hours, 1.0) * there, axis=1)
-        return ops.concatenate([_share(ops.reshape(where, (-1, self.size[0] * self.size[1]))), _share(when)], axis=-1)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Number of places across and up."""
-        return len(self._lines[0]), len(self._lines[1])
-
-    def compute_output_shape(self, shape):
-        return (shape[0], self.size[0] * self.size[1] + len(self._hours))
-
-    def get_config(self):
-        return {**super().get_config(), "grid": self.grid, "spacing": self.spacing}
-
-
-def _bumps(values, centres: np.ndarray, spacing: float):
-    """Gaussians of `values` (..., 1) around `centres`, `spacing` apart: narrow enough to keep neighbours apart, wide
-    enough to have a slope half-way."""
-    return ops.exp(-0.5 * ops.square((values - ops.convert_to_tensor(centres, values.dtype)) / (0.5 * spacing)))
-
-
-def _share(amounts):
-    return amounts / (ops.sum(amounts, axis=-1, keepdims=True) + 1e-6)
-
-
-def _root(shares):
-    # The floor keeps the gradient of the root finite in unvisited places.
-    return ops.sqrt(shares + 1e-6)
-
-
-@keras.saving.register_keras_serializable(_PACKAGE)
-class Likeness(keras.layers.Layer):
-    """How alike two sides' maps of one kind of trip are: shares a, b (B, D) of `PlaceEncoder` -> (B, 15), the same for
-    both orders.
-
-    At four scales, each twice as coarse as the one before, and for the hours: the Bhattacharyya coefficient, sum of
-    sqrt(a b), and the cosine of what is peculiar to each side, sqrt(a) - sqrt(m) and (a - m) / sqrt(m). m, the map of
-    the mean driver, is what `adapt` was given. Float32 under every policy, as the maps are.
-    """
-
-    def __init__(self, across: int, up: int, **arguments: Any) -> None:
-        super().__init__(**{"dtype": "float32", **arguments})
-        self.across, self.up = across, up
-
-    def build(self, *shapes) -> None:
-        self.fleet = self.add_weight((self.across * self.up + 24,), initializer="ones", trainable=False, name="fleet")
-
-    def adapt(self, shares: np.ndarray) -> None:
-        """Take the mean of maps (n, D), one a driver, for that of the fleet."""
-        self.fleet.assign(shares.mean(axis=0))
-
-    def call(self, a, b):
-        places = self.across * self.up
-        maps = [ops.reshape(v[..., :places], (-1, self.across, self.up, 1)) for v in (a, b, self.fleet[None])]
-        found = [alike(*(v[..., places:] for v in (a, b, self.fleet[None])))]
-        for scale in range(4):
-            found.append(alike(*(ops.reshape(v, (-1, v.shape[1] * v.shape[2])) for v in maps)))
-            if scale < 3:
-                # Means over squares, times four: sums, also at the rim.
-                maps = [4.0 * ops.average_pool(_even(v), 2, 2) for v in maps]
-        return ops.concatenate(found, axis=-1)
-
-    def compute_output_shape(self, shape, _):
-        return (shape[0], 15)
-
-    def get_config(self):
-        return {**super().get_config(), "across": self.across, "up": self.up}
-
-
-def _even(maps):
-    return ops.pad(maps, ((0, 0), (0, maps.shape[1] % 2), (0, maps.shape[2] % 2), (0, 0)))
-
-
-def alike(a, b, middle):
-    """(B, 3) from shares a, b (B, D) and those of the fleet (1, D)."""
-    roots = [_root(v) for v in (a, b, middle)]
-    rarity = 1.0 / ops.sqrt(middle + 1e-5)
-    found = [ops.sum(roots[0] * roots[1], axis=-1)]
-    for x, y, m in (roots, [v * rarity for v in (a, b, middle)]):
-        x, y = x - m, y - m
-        lengths = ops.sum(ops.square(x), axis=-1) * ops.sum(ops.square(y), axis=-1)
-        found.append(ops.sum(x * y, axis=-1) / ops.sqrt(lengths + 1e-9))
-    return ops.stack(found, axis=-1)
-
-
 class TripModel(keras.Model):
     """What both networks share: encoders, and one vector for each side of a sample.
 
@@ -202,12 +98,12 @@ class TripModel(keras.Model):
             "profile_scale": [list(map(float, row)) for row in profile_scale],
             "seed": seed,
         }
-        self._seeds, self.on_map = _seeds(seed), encoder == "places"
+        self._seeds, self.on_map = _seeds(seed), encoder != "lstm"
         scale = (max(grid[0] - 1, 1), max(grid[1] - 1, 1), SLOTS, _SPEED_SCALE)[: self.layout.features]
         self.encoders = [
-            TripEncoder(units, scale, next(self._seeds), name=f"encoder_{place}")
-            if encoder == "lstm"
-            else PlaceEncoder(grid, place_spacing, name=f"encoder_{place}")
+            _MAPS[encoder](grid, place_spacing, name=f"encoder_{place}")
+            if self.on_map
+            else TripEncoder(units, scale, next(self._seeds), name=f"encoder_{place}")
             for place in range(encoders)
         ]
         self.drop = keras.layers.Dropout(dropout, seed=next(self._seeds))
@@ -240,7 +136,7 @@ class TripModel(keras.Model):
 
     def sides_of(self, embedded: list, profiles):
         """One vector for each side, (B, sides, D): its trips, and its profile if there is one."""
-        parts = [_root(e) if self.on_map else e for e in embedded]
+        parts = [root(e) if self.on_map else e for e in embedded]
         if profiles is not None:
             parts.append(self.profile_vector(profiles))
         return ops.concatenate(parts, axis=-1)
@@ -284,7 +180,7 @@ class Siamese(TripModel):
 
     `head` "concat" joins the two sides as published, so that the answer depends on their order: it is trained in one
     order and answers with the mean of both. "symmetric" sees |a - b| and a * b of the mean trips,
-    or of maps their `Likeness`. Outside of training `threshold`, set
+    or of maps their `Likeness`, and so does "linear", a single layer. Outside of training `threshold`, set
     once on validation pairs, is taken off the logit: above 0 means the same driver.
     """
 
@@ -293,21 +189,20 @@ class Siamese(TripModel):
         super().__init__(encoders=len(kinds), **arguments)
         self._arguments["head"] = self.head = head
         self.head_layers = [
-            *(_dense(size, next(self._seeds), "relu", f"head_{size}") for size in (64, 32, 8)),
+            *(_dense(size, next(self._seeds), "relu", f"head_{size}") for size in _HIDDEN if head != "linear"),
             _dense(1, next(self._seeds), None, "logit"),
         ]
         self.threshold = self.add_weight((), initializer="zeros", trainable=False, name="threshold")
-        if head == "symmetric":
+        if head != "concat":
             # What the comparison sees, brought to one scale.
             self.scaling = keras.layers.BatchNormalization(center=False, scale=False, momentum=0.95, name="scaling")
             if self.on_map:
-                size = self.encoders[0].size
-                self.likeness = [Likeness(*size, name=f"likeness_{place}") for place in range(len(kinds))]
+                self.likeness = [Likeness.of(self.encoders[0], f"likeness_{place}") for place in range(len(kinds))]
         self.build()
 
     def judge(self, embedded: list, profiles, training=False):
         """The logit (B, 1) from what `embed_all` made of the trips."""
-        if self.head == "symmetric":
+        if self.head != "concat":
             features = self.scaling(self._symmetric(embedded, profiles), training=training)
             z = self._compare(self.drop(features, training=training))
             return z if training else z - self.threshold

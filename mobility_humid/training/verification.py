@@ -1,15 +1,18 @@
 """Loss, threshold and metrics of the driver verifier, with intervals by driver."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
 from common.evaluation.predictions import outputs
 from common.evaluation.statistics import (
     Estimate,
+    Statistic,
     auc,
     best_threshold,
     bootstrap,
@@ -29,11 +32,13 @@ from mobility_humid.models.networks import Siamese
 _MET = 400
 # Pairs whose tables are held at a time.
 _BLOCK = 100
+# Of the weights of what cannot be moved.
+_INVERSE_PENALTY = 0.03
 
 
 def adapt_likeness(model: Siamese, fleet: Fleet) -> None:
     """Show a network that compares maps those of the seen drivers on the training days."""
-    if not (model.on_map and model.head == "symmetric"):
+    if not (model.on_map and model.head != "concat"):
         return
     drawn = fleet.sampler(TRAIN).pairs(_MET, [fleet.sampling.seed, 98])
     x = fleet.samples(drawn)
@@ -65,6 +70,21 @@ def fix_threshold(model: Siamese, x: np.ndarray, same: np.ndarray) -> None:
     """Let `model` decide where it is most often right on validation pairs `x` (n, ...), `same` (n,)."""
     # The logits have the threshold of before taken off already.
     model.threshold.assign(float(model.threshold.numpy()) + best_threshold(outputs(model, x)[:, 0], same))
+
+
+def fit_fixed(model: CertifiedSiamese, fleet: Fleet, pairs: Pairs) -> None:
+    """Weigh what no attack moves by logistic regression on `pairs`: it takes many more than the rest, which is a few
+    numbers, and needs less of each."""
+    features = np.concatenate(
+        [
+            np.asarray(model.features(fleet.samples(_some(pairs, rows))))
+            for rows in blocks(len(pairs.same), _BLOCK, "what cannot be moved", units="pairs")
+        ]
+    )
+    scale = StandardScaler().fit(features)
+    found = LogisticRegression(C=_INVERSE_PENALTY, max_iter=3000).fit(scale.transform(features), pairs.same)
+    weights = found.coef_[0] / scale.scale_
+    model.weigh(weights, float(found.intercept_[0] - weights @ scale.mean_))
 
 
 class Seen(NamedTuple):
@@ -148,16 +168,38 @@ def fix_worst_threshold(model: CertifiedSiamese, seen: Seen, eta: int) -> None:
     model.threshold.assign(float(model.threshold.numpy()) + shift)
 
 
-def quality(scores: np.ndarray, pairs: Pairs) -> dict[str, Estimate]:
-    """Accuracy, F1 (of the same driver) and AUC of `scores` (n,), above 0 for the same driver."""
-    answer, same = scores > 0, pairs.same.astype(bool)
-    statistics = {
-        "accuracy": weighted_mean(answer == same),
-        "f1": weighted_f1(answer, same),
-        "auc": weighted_auc(scores, pairs.same),
-    }
-    everyone = np.ones((1, len(scores)))
-    return {
-        metric: Estimate(float(statistic(everyone)[0]), len(scores), *bootstrap(statistic, pairs.driver))
-        for metric, statistic in statistics.items()
-    }
+def quality(
+    scores: Sequence[np.ndarray],
+    same: Sequence[np.ndarray],
+    drivers: Sequence[np.ndarray],
+    *,
+    less: Sequence[np.ndarray] | None = None,
+) -> dict[str, Estimate]:
+    """Accuracy, F1 (of the same driver) and AUC of `scores` (n,) of each fold, above 0 for the same driver: means over
+    the folds, with intervals by driver; with `less`, how much higher they are than those of other scores of the same
+    pairs.
+
+    No two folds share a pair; thresholds and scales are each fold's own, so that AUC compares pairs of one fold alone.
+    """
+    ends = np.cumsum([len(of) for of in same])
+    folds = [slice(end - len(of), end) for end, of in zip(ends, same, strict=True)]
+
+    def of_folds(scores: Sequence[np.ndarray], make: Callable) -> Statistic:
+        each = [make(own, y) for own, y in zip(scores, same, strict=True)]
+        return lambda weights: np.mean([of(weights[:, rows]) for of, rows in zip(each, folds, strict=True)], axis=0)
+
+    found = {}
+    for metric, make in _QUALITY.items():
+        of_ours = of_folds(scores, make)
+        of_theirs = None if less is None else of_folds(less, make)
+        statistic = of_ours if of_theirs is None else lambda w, a=of_ours, b=of_theirs: a(w) - b(w)
+        value = float(statistic(np.ones((1, ends[-1])))[0])
+        found[metric] = Estimate(value, int(ends[-1]), *bootstrap(statistic, np.concatenate(drivers)))
+    return found
+
+
+_QUALITY = {
+    "accuracy": lambda scores, same: weighted_mean((scores > 0) == (same == 1)),
+    "f1": lambda scores, same: weighted_f1(scores > 0, same == 1),
+    "auc": weighted_auc,
+}

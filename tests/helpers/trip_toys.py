@@ -72,7 +72,7 @@ def tiny_model(name, seed=1):
     else:
         model = Siamese(head=name.split("_")[1], **common)
         last = model.head_layers[-1]
-        if model.on_map and model.head == "symmetric":
+        if model.on_map and model.head != "concat":
             for likeness, maps in zip(model.likeness, model.embed_all(x), strict=True):
                 likeness.adapt(np.asarray(maps).reshape(-1, maps.shape[-1]))
     last.kernel.assign(last.kernel * 2 / np.std(model(x, training=False)))

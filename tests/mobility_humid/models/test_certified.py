@@ -29,8 +29,9 @@ def verifier(reads="strict"):
     model.adapt(x)
     rng = np.random.default_rng(3)
     model.weigh_tables.assign(rng.normal(size=model.weigh_tables.shape))
-    model.weigh_fixed.kernel.assign(rng.normal(size=model.weigh_fixed.kernel.shape))
-    model.weigh_fixed.bias.assign([-float(np.median(model(x)))])
+    weights = rng.normal(size=len(model.weigh_fixed.kernel))
+    model.weigh(weights, 0.0)
+    model.weigh(weights, -float(np.median(model(x))))
     return model
 
 

@@ -18,7 +18,8 @@ from mobility_humid.data import layout as layout_module
 from mobility_humid.data.layout import Layout
 from mobility_humid.data.trips import PROFILE_FEATURES, SEEK, SERVE, SLOT, SPEED, UNTYPED, X, Y
 from mobility_humid.models import networks
-from mobility_humid.models.networks import PAPER_UNITS, Classifier, Likeness, PlaceEncoder, Siamese, TripEncoder
+from mobility_humid.models.maps import Likeness, PlaceEncoder, WayEncoder
+from mobility_humid.models.networks import PAPER_UNITS, Classifier, Siamese, TripEncoder
 from tests.helpers.trip_toys import GRID, MODELS, random_samples, swapped, tiny_model
 
 NETWORKS = [name for name, (network, _) in MODELS.items() if network != "dense"]
