@@ -17,6 +17,7 @@ MODELS = {
     "places_concat": ("siamese", Layout((SEEK, SERVE), 2, 2, 12, 4, profile=True)),
     "places_symmetric": ("siamese", Layout((UNTYPED,), 3, 2, 6, 3)),
     "places_symmetric_profile": ("siamese", Layout((SEEK, SERVE), 2, 2, 12, 3, profile=True)),
+    "ways_linear": ("siamese", Layout((SEEK, SERVE), 2, 2, 12, 3)),
     "lstm_classes": ("classifier", Layout((SEEK, SERVE), 2, 1, 12, 3, profile=True)),
     "places_classes": ("classifier", Layout((UNTYPED,), 3, 1, 6, 4)),
 }

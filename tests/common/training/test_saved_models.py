@@ -45,8 +45,8 @@ def test_a_file_of_every_registered_kind_is_kept():
         with zipfile.ZipFile(file) as archive:
             kept |= set(re.findall(r'"registered_name": "(\w+>\w+)"', archive.read("config.json").decode()))
     # A model of a class of its own makes its layers itself, and its config does not name them.
-    inside = {f"mobility_humid>{name}" for name in ("TripEncoder", "PlaceEncoder", "Likeness")}
-    assert len(registered) == 9 and registered == kept | inside
+    inside = {f"mobility_humid>{name}" for name in ("TripEncoder", "PlaceEncoder", "WayEncoder", "Likeness")}
+    assert len(registered) == 10 and registered == kept | inside
 
 
 def test_no_file_says_what_is_imported(tmp_path):

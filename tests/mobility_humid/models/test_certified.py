@@ -16,7 +16,7 @@ LAYOUT = Layout((SEEK, SERVE), 3, 2, 6, 4)
 # Steps, constants, ever fewer points and random starts; what else there is differs in its norm.
 OTHERS = ("st_fgsm_l2", "st_ifgsm_l1", "st_ifgsm_l0", "cw_l2", "strong", "apgd_l2", "noise")
 ARGUMENTS = {
-    **{"layout": LAYOUT, "grid": GRID, "encoder": "places", "units": (), "place_spacing": 1.0, "dropout": 0.0},
+    **{"layout": LAYOUT, "grid": GRID, "encoder": "ways", "units": (), "place_spacing": 1.0, "dropout": 0.0},
     **{"profile_scale": (), "seed": 0},
 }
 
@@ -29,7 +29,7 @@ def verifier(reads="strict"):
     model.adapt(x)
     rng = np.random.default_rng(3)
     model.weigh_tables.assign(rng.normal(size=model.weigh_tables.shape))
-    weights = rng.normal(size=len(model.weigh_fixed.kernel))
+    weights = rng.normal(size=model.weigh_fixed.kernel.shape[0])
     model.weigh(weights, 0.0)
     model.weigh(weights, -float(np.median(model(x))))
     return model
