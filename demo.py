@@ -29,7 +29,7 @@ from mobility_humid.siamese_attack import siamese_attack
 from mobility_humid.train import train as train_verifier
 from multimedia_recsys.run_all import run_all as attack_recommender
 
-MINUTES = 5
+MINUTES = 10
 """How long it takes on two cores, see the README."""
 # What a figure would be if nothing had happened; a rate by itself is no effect.
 NO_EFFECT = {"difference": 0.0, "share": 1.0}
