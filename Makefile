@@ -36,6 +36,7 @@ demo-full: setup
 	$(RUN) mobility_humid/classification.py --resume
 	$(RUN) mobility_humid/classification_attack.py --resume
 	$(RUN) mobility_humid/certify.py --resume
+	$(RUN) mobility_humid/identify.py --resume
 	$(RUN) face_mter/train.py --resume
 	$(RUN) face_mter/ad_face.py --resume
 	$(RUN) face_mter/attack.py --resume

@@ -70,7 +70,7 @@ SMALLEST |= {
     f"mobility_humid/{name}.py": ["--config", TRIPS]
     for name in (
         *("prepare", "train", "siamese_attack", "fast_adversarial_train"),
-        *("classification", "classification_attack", "certify"),
+        *("classification", "classification_attack", "certify", "identify"),
     )
 }
 FACES = str(ROOT / ".ci/smallest_faces.yaml")

@@ -92,6 +92,7 @@ def certify(options: Options, run: Run) -> None:
 def _untrained(options: Options, fleet: "Fleet", reads: "Reads") -> "CertifiedSiamese":
     """A verifier that knows the fleet and weighs what cannot be moved."""
     from mobility_humid.data.samples import TRAIN
+    from mobility_humid.data.trips import world_of
     from mobility_humid.models.certified import CertifiedSiamese
     from mobility_humid.training import verification
 
@@ -105,6 +106,7 @@ def _untrained(options: Options, fleet: "Fleet", reads: "Reads") -> "CertifiedSi
         dropout=0.0,
         profile_scale=fleet.profile_scale() if options.with_profile else (),
         seed=options.seed,
+        world=world_of(fleet.trips),
     )
     model.adapt(fleet.samples(fleet.sampler(TRAIN).pairs(_MET, [options.seed, 98])))
     verification.fit_fixed(model, fleet, fleet.sampler(TRAIN).pairs(options.n_fixed, [options.seed, 95]))

@@ -70,7 +70,7 @@ class Options(SeedsOptions, RunOptions):
 def refusals(options: Options) -> None:
     """What is refused before points are read."""
     _rules(options)
-    _columns(options.columns)
+    columns_of(options.columns)
     if options.dataset == "city" and options.columns is not None:
         raise UserError("--columns: is for CSV or Parquet files; the city has its own")
 
@@ -160,11 +160,12 @@ def _source(options: Options, run: Run) -> "Iterable[Track]":
     from mobility_humid.data.gps import Reader
     from mobility_humid.data.preparation import find_zone
 
-    columns = _columns(options.columns)
+    columns = columns_of(options.columns)
     return Reader(options.dataset, columns=columns, zone=find_zone(options.time_zone), spool=run.folder, progress=True)
 
 
-def _columns(text: str | None) -> dict[str, str]:
+def columns_of(text: str | None) -> dict[str, str]:
+    """What --columns names, by field. Errors: `UserError` for what is no such list."""
     columns: dict[str, str] = {}
     for part in (text or "").split(",") if text else ():
         field, equals, name = (piece.strip() for piece in part.partition("="))

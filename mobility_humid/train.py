@@ -191,6 +191,8 @@ def load_fleet(options: SampleOptions, log: Callable[[str], None], *, sides: int
 
 def network_arguments(options: FittingOptions, fleet: "Fleet") -> dict[str, Any]:
     """Arguments that both networks take. Errors: `UserError` for a network that cannot be."""
+    from mobility_humid.data.trips import world_of
+
     _check_network(options)
     return {
         "layout": fleet.layout,
@@ -201,6 +203,7 @@ def network_arguments(options: FittingOptions, fleet: "Fleet") -> dict[str, Any]
         "dropout": options.dropout,
         "profile_scale": fleet.profile_scale() if options.with_profile else (),
         "seed": options.seed,
+        "world": world_of(fleet.trips),
     }
 
 

@@ -116,25 +116,28 @@ def find_zone(name: str) -> datetime.tzinfo:
         ) from None
 
 
-def prepare_trips(tracks: Iterable[Track], rules: Rules, counts: Counter[str]) -> TripSet:
-    """The trips of all `tracks` in memory; what was cleaned away is added to `counts`.
+def prepare_trips(tracks: Iterable[Track], rules: Rules, counts: Counter[str], *, grid: Grid | None = None) -> TripSet:
+    """The trips of all `tracks` in memory, on the map `grid`, by default that of `rules`; what was cleaned away is
+    added to `counts`.
 
     Errors: `UserError` for an unknown time zone, a box or cell size that makes no map, and when no trip is left.
     """
-    fleet = prepare_fleet(tracks, rules, counts, io.BytesIO())
+    fleet = prepare_fleet(tracks, rules, counts, io.BytesIO(), grid=grid)
     return fleet.trips(fleet.drivers)
 
 
-def prepare_fleet(tracks: Iterable[Track], rules: Rules, counts: Counter[str], spool: IO[bytes]) -> "Fleet":
-    """The trips of all `tracks`, their points in the file `spool`.
+def prepare_fleet(
+    tracks: Iterable[Track], rules: Rules, counts: Counter[str], spool: IO[bytes], *, grid: Grid | None = None
+) -> "Fleet":
+    """The trips of all `tracks`, their points in the file `spool`, on the map `grid`, by default that of `rules`.
 
     Errors: as `prepare_trips`.
     """
     clock = Clock(find_zone(rules.time_zone))
     counts.update(dict.fromkeys(COUNTED, 0))
     remaining = iter(tracks)
-    first = list(_first(remaining, MAP_POINTS)) if rules.bbox is None else []
-    fleet = Fleet(make_grid(rules, first), rules, counts, spool)
+    first = list(_first(remaining, MAP_POINTS)) if rules.bbox is None and grid is None else []
+    fleet = Fleet(grid or make_grid(rules, first), rules, counts, spool)
     # `first` is emptied on the way, so that no more than two drivers' raw points are held from there on.
     work = functools.partial(_prepare_driver, grid=fleet.grid, rules=rules, clock=clock, counts=counts)
     for name, driver in _in_turn(itertools.chain(_emptied(first), remaining), work):

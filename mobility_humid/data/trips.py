@@ -103,6 +103,12 @@ def heading(
     }
 
 
+def world_of(trips: TripSet) -> dict[str, Any]:
+    """The map of `trips` and the rules by which points became trips: what it takes to make others alike."""
+    rules = {name: value for name, value in trips.filters.items() if name != "counts"}
+    return {"grid": dataclasses.asdict(trips.grid), "rules": rules}
+
+
 def load_trips(path: Path | str) -> TripSet:
     """The trips in a file that `save_trips` wrote.
 

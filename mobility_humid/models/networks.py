@@ -69,7 +69,8 @@ class TripEncoder(keras.layers.Layer):
 class TripModel(keras.Model):
     """What both networks share: encoders, and one vector for each side of a sample.
 
-    Weights are float32, and a file opens in the precision that is set when it is opened.
+    Weights are float32, and a file opens in the precision that is set when it is opened. `world`: the map of the trips
+    and how they were cut, as `trips.world_of` has it, for trips to come.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class TripModel(keras.Model):
         profile_scale: Sequence[Sequence[float]],
         encoders: int,
         seed: int,
+        world: dict[str, Any] | None = None,
         **arguments: Any,
     ) -> None:
         super().__init__(autocast=False, **arguments)
@@ -97,7 +99,9 @@ class TripModel(keras.Model):
             "dropout": dropout,
             "profile_scale": [list(map(float, row)) for row in profile_scale],
             "seed": seed,
+            "world": world,
         }
+        self.world = world
         self._seeds, self.on_map = _seeds(seed), encoder != "lstm"
         scale = (max(grid[0] - 1, 1), max(grid[1] - 1, 1), SLOTS, _SPEED_SCALE)[: self.layout.features]
         self.encoders = [
@@ -129,6 +133,12 @@ class TripModel(keras.Model):
     def embed_all(self, x) -> list:
         """The trips of samples `x`, kind by kind: (B, sides, D) each."""
         return [self.embed_kind(x, place) for place in range(len(self.layout.kinds))]
+
+    @property
+    def mean_profile(self) -> list[float]:
+        """The mean profile (11,) of the drivers that it was trained on; zeros for a network that reads none."""
+        scale = self._arguments["profile_scale"]
+        return scale[0] if scale else [0.0] * len(PROFILE_FEATURES)
 
     def profiles(self, x):
         """The profiles (B, sides, 11) in samples `x`; None when the layout has none."""
