@@ -29,6 +29,7 @@ demo-full: setup
 	$(RUN) adv_lock/lock.py --resume
 	$(RUN) adv_lock/train.py --resume
 	$(RUN) adv_lock/unlock.py --resume
+	$(RUN) adv_lock/audit.py --resume
 	$(RUN) mobility_humid/prepare.py --resume
 	$(RUN) mobility_humid/train.py --resume
 	$(RUN) mobility_humid/siamese_attack.py --resume

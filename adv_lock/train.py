@@ -16,11 +16,6 @@ if TYPE_CHECKING:
     from adv_lock.data.locked import LockedData
 
 
-# The owner's and the unauthorised trainer's networks must not start from the same weights: with one architecture, seed
-# and recipe they would be the same network, and the lock would look stronger than it is against others.
-_TRAINER_SEED = 1_000_000
-
-
 @dataclass(kw_only=True)
 class Options(FittingOptions):
     """The unauthorised trainer's network and recipe; and the owner's key, for the measurement."""
@@ -54,6 +49,7 @@ def train(options: Options, run: Run) -> None:
     """Train a fresh network on locked (or original) images with their true labels."""
     from adv_lock.data.locked import read_locked
     from adv_lock.models.networks import NETWORKS
+    from adv_lock.training import trainers
     from common.evaluation import plots, predictions, statistics
     from common.training import fit
 
@@ -79,7 +75,7 @@ def train(options: Options, run: Run) -> None:
         len(data.class_names),
         evaluate,
         title=title,
-        seed=_TRAINER_SEED + options.seed,
+        seed=trainers.SEED + options.seed,
         networks=NETWORKS,
     )
     run.save_model(model)

@@ -30,11 +30,14 @@ def fit(
     seed: int,
     method: Method | None = None,
     networks: Mapping[str, Builder] | None = None,
+    further: augmentation.Augment | None = None,
+    checkpoints: Path | None = None,
 ) -> tuple[keras.Model, list[dict[str, float]]]:
     """A network `recipe.arch` trained on uint8 `x` (N, H, W, C), labels `y` (N,), and its history.
 
     `seed` draws initial weights, order and augmentation. `method` is the kind of training, plain unless given;
-    `networks` those to choose from, by default `common.models.NETWORKS`.
+    `networks` those to choose from, by default `common.models.NETWORKS`; `further` changes batches after the recipe's
+    own augmentation. `checkpoints` as in `fit_network`.
 
     After every epoch `evaluate(model)` is measured and written to `metrics.csv` and TensorBoard. An interrupted
     training in the same folder is resumed.
@@ -44,11 +47,9 @@ def fit(
     batch_size = min(recipe.batch_size, max(len(x) - len(x) % replicas, replicas))
     mean, std = channel_statistics(x)
     crop = augmentation.crop_and_flip()
-    augment = {
-        "none": None,
-        "crop_flip": crop,
-        "crop_flip_jitter": augmentation.chain(crop, augmentation.jitter_and_rotate()),
-    }[recipe.augment]
+    parts = {"none": (), "crop_flip": (crop,), "crop_flip_jitter": (crop, augmentation.jitter_and_rotate())}
+    changes = [*parts[recipe.augment], *([] if further is None else [further])]
+    augment = augmentation.chain(*changes) if len(changes) > 1 else next(iter(changes), None)
     return fit_network(
         recipe,
         journal,
@@ -61,6 +62,7 @@ def fit(
         seed=seed,
         method=method,
         optimizer=nesterov(recipe),
+        checkpoints=checkpoints,
     )
 
 

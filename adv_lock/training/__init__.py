@@ -1,0 +1,1 @@
+"""What an unauthorised trainer does about a lock."""

@@ -1,0 +1,114 @@
+"""audit.py: who sees which images, controls by the same recipe, and what is kept on the way."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from adv_lock.attacks.locking import KEY, LOCKED
+from adv_lock.audit import audit
+from adv_lock.data.locked import read_locked
+from adv_lock.training.trainers import QUICK, SEED, TRAINERS
+from common.models import build
+from common.runs.record import read_table
+from common.training import fit
+
+FITTED = {"epochs": 2, "batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def source(lock_scenes, tmp_path_factory):
+    """The folder of a lock on the scenes."""
+    folder = tmp_path_factory.mktemp("lock")
+    lock_scenes("basic", folder, folder / "store")
+    assert (folder / LOCKED).is_dir() and (folder / KEY).is_file()
+    return folder
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Trainings without their work: what each was given, in their order."""
+    found = []
+
+    def trained(recipe, run, x, y, classes, evaluate, *, title, seed, **settings):
+        found.append(SimpleNamespace(title=title, recipe=recipe, x=x, y=y, seed=seed, **settings))
+        return build("small_cnn", x.shape[1:], classes, seed=len(found)), []
+
+    monkeypatch.setattr(fit, "fit", trained)
+    return found
+
+
+def test_no_trainer_sees_a_clean_image_that_is_not_its_own(workplace, source, trainings):
+    """Whoever has none learns from locked images alone, changed or not; controls have the same recipe and seed."""
+    audit(audit.options(lock_data=source, panel="full", n_clean=20, **FITTED))
+    data = read_locked(source, 32)
+    originals, y = data.original_train(), data.y_train
+    by_title = {training.title: training for training in trainings}
+    assert len(by_title) == len(trainings)
+    for name, trainer in TRAINERS.items():
+        if trainer.of_plain:
+            continue
+        learnt = by_title[f"{name.replace('_', ' ')} locked"]
+        change = (lambda x: x) if trainer.change is None else trainer.change(data.locked_train, y)
+        own = (learnt.x == originals).all(axis=(1, 2, 3)) if trainer.clean else np.zeros(len(y), bool)
+        assert own.sum() == round(trainer.clean * len(y))
+        np.testing.assert_array_equal(learnt.x[~own], change(data.locked_train)[~own])
+        np.testing.assert_array_equal(learnt.y, y)
+        assert learnt.seed == SEED and learnt.recipe.epochs == FITTED["epochs"]
+        if trainer.clean:
+            without = by_title[f"{name.replace('_', ' ')} without"]
+            assert sorted(map(bytes, without.x)) == sorted(map(bytes, originals[own]))
+            # As many steps.
+            assert without.recipe.epochs == FITTED["epochs"] * 2
+        else:
+            control = by_title[f"{name} clean".replace("_", " ")]
+            change = (lambda x: x) if trainer.change is None else trainer.change(originals, y)
+            np.testing.assert_array_equal(control.x, change(originals))
+            assert control.recipe == learnt.recipe and control.seed == learnt.seed
+            assert (control.method is None) == (learnt.method is None) == (trainer.method is None)
+            assert control.further is learnt.further is trainer.augment
+    few = by_title["probe without"]
+    assert len(few.x) == 20 and {bytes(image) for image in few.x} <= {bytes(image) for image in originals}
+    assert few.recipe.epochs == FITTED["epochs"] * 3
+
+
+def test_the_figures_are_those_of_the_answers(workplace, source, trainings):
+    results = audit(audit.options(lock_data=source, **FITTED))
+    assert [training.title for training in trainings] == [
+        f"{name} {source}" for name in ("plain", "jpeg10", "grey") for source in ("locked", "clean")
+    ]
+    (folder,) = (workplace / "runs/adv_lock/audit").iterdir()
+    rows = read_table(folder)
+    value = {(row["trainer"], row["metric"]): row["value"] for row in rows}
+    best = max(value[name, "accuracy_clean"] for name in QUICK)
+    metrics = results["metrics"]
+    assert metrics["best_clean_accuracy"] == pytest.approx(best)
+    learnt = {}
+    for name in QUICK:
+        locked, without = value[name, "accuracy_locked"], value[name, "accuracy_without"]
+        if (name, "learnt") in value:
+            learnt[name] = value[name, "learnt"]
+            assert learnt[name] == pytest.approx((locked - without) / (best - without))
+        assert value[name, "minutes"] >= 0
+    assert metrics["learnt_by_the_best"] == pytest.approx(max(learnt.values()))
+    assert value["class_map", "accuracy_clean"] == value["plain", "accuracy_clean"]
+
+
+def test_a_stopped_audit_goes_on_with_the_next_trainer(workplace, source, trainings, monkeypatch):
+    options = audit.options(lock_data=source, **FITTED)
+    whole = audit(audit.options(lock_data=source, **FITTED, name="whole"))
+    done, so_far = len(trainings), fit.fit
+    trainings.clear()
+
+    def stopping(*arguments, **settings):
+        if len(trainings) == 3:
+            raise KeyboardInterrupt
+        return so_far(*arguments, **settings)
+
+    monkeypatch.setattr(fit, "fit", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        audit(options)
+    monkeypatch.setattr(fit, "fit", so_far)
+    resumed = audit(audit.options(lock_data=source, **FITTED, resume=True))
+    assert len(trainings) == done and len({training.title for training in trainings}) == done
+    assert {k: v for k, v in resumed["metrics"].items() if "minutes" not in k} == whole["metrics"]
