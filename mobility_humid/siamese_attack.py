@@ -229,6 +229,7 @@ def attack_task(options: SavingOptions, run: Run, task: "Task", producer: Script
             run.metrics(**{f"auc{ending}": task.auc(model, parts[part])})
     heads = [evaluation.outcome(HEAD, options.eps) for evaluation in evaluations.values()]
     run.metrics(**sizes(join(heads), fleet.layout))
+    _record_speed(options, run, fleet, model, dict(zip(evaluations, heads, strict=True)), parts)
     if options.save:
         _save(options, run, fleet, task, dict(zip(evaluations, heads, strict=True)))
     _draw(options, run, fleet, evaluations)
@@ -266,6 +267,31 @@ def record_bounds(options: AttackOptions, run: Run, fleet: "Fleet", task: "Task"
     for part in task.parts:
         for name, found in bounds(fleet, task, part, options.n_test).items():
             run.row(model=name, split=part, metric="accuracy", **found._asdict())
+
+
+def _record_speed(
+    options: AttackOptions,
+    run: Run,
+    fleet: "Fleet",
+    model: "keras.Model",
+    heads: "Mapping[str, Outcome]",
+    parts: "Mapping[str, Samples]",
+) -> None:
+    """What is left of ST-iFGSM for who may not break the speed limit that the trips were cleaned by."""
+    from common.evaluation.predictions import predict
+    from mobility_humid.data.trips import fastest_step
+    from mobility_humid.evaluation.outcomes import within_speed
+
+    fastest = fastest_step(fleet.trips)
+    if fastest is None:
+        return
+    for part, head in heads.items():
+        y = parts[part].y
+        found = within_speed(head, fleet.layout, fastest, lambda x, y=y: predict(model, x) == y)
+        columns = {"split": part, "attack": HEAD, "norm": "linf", "eps": options.eps}
+        run.row(**columns, metric="attacked_accuracy_within_speed", **head.rate(found.robust)._asdict())
+        for when in ("before", "after"):
+            run.row(**columns, metric=f"too_fast_trips_{when}", value=getattr(found, when))
 
 
 def _save(options: SavingOptions, run: Run, fleet: "Fleet", task: "Task", heads: "Mapping[str, Outcome]") -> None:

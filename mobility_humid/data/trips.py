@@ -109,6 +109,13 @@ def world_of(trips: TripSet) -> dict[str, Any]:
     return {"grid": dataclasses.asdict(trips.grid), "rules": rules}
 
 
+def fastest_step(trips: TripSet) -> float | None:
+    """How many cells two consecutive points may be apart by the speed limit that `trips` were cleaned by; None where
+    they do not say, or do not come at regular intervals."""
+    speed, interval = (float(trips.filters.get(name) or 0.0) for name in ("max_speed", "interval"))
+    return speed / 3.6 * interval / trips.grid.cell_size if speed and interval else None
+
+
 def load_trips(path: Path | str) -> TripSet:
     """The trips in a file that `save_trips` wrote.
 

@@ -1,6 +1,7 @@
 """What an attack on trips did: who is still answered rightly, what moved, and what no attack can change."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from common.evaluation.robustness import Outcome, constant_answer
 from common.evaluation.statistics import Estimate
 from mobility_humid.data.layout import Layout
 from mobility_humid.data.samples import TRAIN, VALIDATION, Fleet
-from mobility_humid.data.trips import SERVE
+from mobility_humid.data.trips import SERVE, SLOT
 from mobility_humid.evaluation import trip_metrics
 from mobility_humid.models import baselines
 from mobility_humid.training.tasks import Task
@@ -50,6 +51,29 @@ def sizes(outcome: Outcome, layout: Layout) -> dict[str, float]:
         "largest_jump_before": float(trip_metrics.largest_jump(before[:, layout.moving]).max()),
         "largest_jump_after": float(trip_metrics.largest_jump(after[:, layout.moving]).max()),
     }
+
+
+class WithinSpeed(NamedTuple):
+    """An attack that keeps to a speed limit: shares of the trips that break it `before` and `after`, of those that may
+    move, and who is answered rightly, bool (n,), when the trips that break it `after` stay as they were."""
+
+    before: float
+    after: float
+    robust: np.ndarray
+
+
+def within_speed(
+    outcome: Outcome, layout: Layout, fastest: float, right: Callable[[np.ndarray], np.ndarray]
+) -> WithinSpeed:
+    """What is left of an attack where no trip may have a step longer than `fastest` cells that it did not have;
+    `right`: samples (n, ...) -> who of them is answered rightly, bool (n,)."""
+    before, after = outcome.examples.x[:, layout.moving], outcome.x[:, layout.moving]
+    there = (before[..., SLOT] > 0).any(axis=2)
+    fast = [trip_metrics.too_fast(trips, fastest) for trips in (before, after)]
+    x = outcome.x.copy()
+    x[:, layout.moving] = np.where(fast[1][:, :, None, None], before, after)
+    shares = (float((of & there).sum() / max(there.sum(), 1)) for of in fast)
+    return WithinSpeed(*shares, outcome.clean & right(x))
 
 
 def directions(outcome: Outcome) -> dict[str, np.ndarray]:

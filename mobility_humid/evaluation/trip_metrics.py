@@ -25,6 +25,17 @@ def largest_jump(x: np.ndarray) -> np.ndarray:
     return out
 
 
+def too_fast(x: np.ndarray, fastest: float) -> np.ndarray:
+    """Which trips have two consecutive points further apart than `fastest` cells, as the crow flies: bool (n, trips);
+    shapes as above."""
+    out = np.zeros(x.shape[:2], bool)
+    for rows in _blocks(len(x)):
+        there = x[rows, :, :, SLOT] > 0
+        step = np.square(np.diff(x[rows][..., [X, Y]].astype(np.float64), axis=2)).sum(axis=3)
+        out[rows] = ((step > fastest**2) & there[:, :, 1:] & there[:, :, :-1]).any(axis=2)
+    return out
+
+
 def changed_points(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """How many points lie in another cell `after` than `before`, both int (n, trips, time, 3 or 4): int32 (n,)."""
     out = np.zeros(len(before), np.int32)
