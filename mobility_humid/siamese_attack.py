@@ -1,6 +1,6 @@
 """Attack ST-Siamese: perturb one driver's seek trips for impersonation (two drivers accepted as one) or dodging."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -328,9 +328,30 @@ def _draw(options: AttackOptions, run: Run, fleet: "Fleet", evaluations: "dict[s
     points = {part: _by_points(found) for part, found in l0.items() if found.clean.any()}
     if points:
         figures.success_against_points(points, drawn["success_points"])
+    _write_map(run, fleet, evaluations, chosen)
     for name, path in drawn.items():
         if path.is_file():
             run.artifact(name, path)
+
+
+def _write_map(run: Run, fleet: "Fleet", evaluations: "dict[str, Evaluation]", chosen: "Sequence[int]") -> None:
+    """The samples `chosen` of the first part, as ST-iFGSM leaves them for each eta, on a page with a map."""
+    from mobility_humid.evaluation.trip_page import Drawn, write_page
+
+    part, evaluation = next(iter(evaluations.items()))
+    by_eta = {int(eta): evaluation.outcome(HEAD, eta) for eta in evaluation.curve(HEAD) if eta}
+    head = next(iter(by_eta.values()))
+    names = fleet.trips.drivers
+    samples = []
+    for row in chosen:
+        one, *other = (names[number] for number in head.examples.identity[row].reshape(-1))
+        drivers = " and ".join((one, *("itself" if name == one else name for name in other)))
+        after = {eta: found.x[row] for eta, found in by_eta.items()}
+        turned = {eta: bool(found.success[row]) for eta, found in by_eta.items()}
+        samples.append(Drawn(f"{part}: {drivers}", head.examples.x[row], after, turned))
+    path = run.folder / "trips.html"
+    write_page(samples, fleet.layout, fleet.trips.grid, path, title="Trips before and after ST-iFGSM")
+    run.artifact("map", path)
 
 
 def _by_points(outcome: "Outcome") -> "dict[int, Estimate]":

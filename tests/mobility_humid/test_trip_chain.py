@@ -61,7 +61,7 @@ def test_siamese_attack_from_the_trips_to_the_figures(chain):
         assert metrics[f"attacked_accuracy_{part}"] <= metrics[f"clean_accuracy_{part}"]
         assert metrics[f"clean_accuracy_{part}_n"] == 24
     place = folder / RUNS / "siamese_attack/tiny"
-    assert {"trips", "success_eta", "success_points"} == set(results["artifacts"])
+    assert {"trips", "map", "success_eta", "success_points"} == set(results["artifacts"])
     assert all((place / file).is_file() for file in results["artifacts"].values())
     table = read_table(place)
     assert {(row["attack"], row["eps"]) for row in table} == {
