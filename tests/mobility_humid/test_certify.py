@@ -12,7 +12,7 @@ from mobility_humid.train import Options as TrainOptions
 from mobility_humid.train import load_fleet
 from tests.helpers.trip_toys import SMALLEST
 
-FITTED = {"n_train": 60, "epochs": 2, "batch_size": 20, "steps": 3, "n_attack": 10}
+FITTED = {"n_train": 60, "n_fixed": 60, "epochs": 2, "batch_size": 20, "steps": 3, "n_attack": 10}
 
 
 @pytest.mark.slow
