@@ -27,6 +27,8 @@ class Options(FittingOptions):
 
     lock_data: Path | None = None
     """Run folder of lock.py, with `locked/` and `key.npz`; by default the one of the same name, made if need be."""
+    epochs: Count = 6
+    """Passes over the training images, of each trainer."""
     panel: Literal["quick", "full"] = "quick"
     """Trainers: plain, class_map, jpeg10 and grey, or six more, which take five times as long."""
     eps: LinfBudget = 4 / 255
