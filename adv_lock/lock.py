@@ -50,6 +50,9 @@ class Options(InputOptions, ExampleOptions, DataOptions, ScriptOptions):
     """Share of the columns that come from the left image (horiz, mixandcat), in [0, 1]."""
     lambd: Budget = 0.5
     """Weight of the first image of a mixture (mixup, mixandcat), in [0, 1]."""
+    robust_to: tuple[Literal["jpeg", "grey", "blur", "resize"], ...] = ()
+    """What the base classifier must see the wrong class through as well: JPEG of quality 10, no colour, a Gaussian of
+    0.8 pixels, half the size and back; each costs as much time as the attack without any."""
     class_maps: Literal["seeded", "paper"] = "seeded"
     """Permutations of the classes: disjoint ones without fixed points, or the paper's four for CIFAR-10."""
     image_size: Literal["keep"] | Count = "keep"
@@ -275,7 +278,8 @@ def _recipe(
     model = load_classifier(
         path, seen, labels[: len(seen)], classes=classes, remedy="give another --model", **arguments
     )
-    attack = targeted_attack(model, eps=options.eps, alpha=options.attack_lr, steps=options.steps)
+    settings = {"eps": options.eps, "alpha": options.attack_lr, "steps": options.steps}
+    attack = targeted_attack(model, **settings, views=options.robust_to)
     return Recipe(options.lock_method, options.alpha, options.lambd, maps, options.eps, options.seed, attack)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from adv_lock.attacks.mixing import budget
+from adv_lock.attacks.views import VIEWS
 from common import attacks, files
 from common.arrays import as_float, to_labels
 from common.attacks.compile import compiled
@@ -54,24 +55,38 @@ class Resized:
 
 @dataclass(frozen=True)
 class Towards:
-    """Minus the cross-entropy of the `target`."""
+    """Minus the cross-entropy of the `target`: of the image as it is, or the mean over that and its `views`."""
 
     logits: Resized
+    views: tuple[str, ...] = ()
 
     def __call__(self, model: keras.Model, inputs: attacks.Inputs) -> attacks.Objective:
-        return attacks.targeted_ce(partial(self.logits, model), inputs)
+        seen = [partial(self.logits, model), *(partial(self._through, model, VIEWS[name]) for name in self.views)]
+        each = [attacks.targeted_ce(logits, inputs) for logits in seen]
+        if len(each) == 1:
+            return each[0]
+
+        def objective(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            values, successes = zip(*(of(x) for of in each), strict=True)
+            return tf.reduce_mean(tf.stack(values), axis=0), tf.reduce_all(tf.stack(successes), axis=0)
+
+        return objective
+
+    def _through(self, model: keras.Model, view: Callable, x: tf.Tensor) -> tf.Tensor:
+        return self.logits(model, view(x))
 
 
 TARGETED = attacks.in_ball(attacks.targeted_ce, "l2", classes=False, selection=attacks.best_loss)
 """A(x, c) on images of the classifier's own size."""
 
 
-def targeted_attack(base: keras.Model, *, eps: float, alpha: float, steps: int) -> Attack:
+def targeted_attack(base: keras.Model, *, eps: float, alpha: float, steps: int, views: Sequence[str] = ()) -> Attack:
     """A(x, c) of the paper: `steps` of length `alpha` along the unit gradient of -cross-entropy(F(x), c), inside the L2
     ball of radius `eps`, from the image itself, keeping the iterate of least cross-entropy.
 
     `eps` and `alpha` hold at 32 x 32 x 3 and grow with the square root of the number of values. Images of another
-    size than the base classifier's are resized inside the graph, so the gradient reaches their own pixels.
+    size than the base classifier's are resized inside the graph, so the gradient reaches their own pixels. `views`, of
+    `views.VIEWS`: what else the images must look like their targets through, all weighing the same.
     """
     size, channels = tuple(base.input_shape[1:3]), base.input_shape[3]
     logits = Resized(size, channels)
@@ -85,7 +100,7 @@ def targeted_attack(base: keras.Model, *, eps: float, alpha: float, steps: int) 
 
     def perturb(images: np.ndarray, target: np.ndarray, steps: int = steps) -> np.ndarray:
         fixed, shape = check_channels(images), images.shape[1:]
-        attack = replace(TARGETED, objective=Towards(logits), fixed_size=fixed)
+        attack = replace(TARGETED, objective=Towards(logits, tuple(views)), fixed_size=fixed)
         x = as_float(tf.constant(images))
         inputs = {"x": x, "target": to_labels(target, len(images)), "steps": steps}
         best = attacks.run(attack, base, {**inputs, "eps": budget(eps, shape), "alpha": budget(alpha, shape)})
@@ -99,7 +114,8 @@ def targeted_attack(base: keras.Model, *, eps: float, alpha: float, steps: int) 
 
     def fingerprint() -> str:
         # The weights alone do not tell how they are used, nor in which range the network takes its images.
-        digest = hashlib.sha256(repr((eps, alpha, steps)).encode())
+        settings = (eps, alpha, steps, *([tuple(views)] if views else []))
+        digest = hashlib.sha256(repr(settings).encode())
         digest.update(json.dumps(base.get_config(), sort_keys=True, default=repr).encode())
         for weight in base.get_weights():
             digest.update(np.ascontiguousarray(weight).tobytes())

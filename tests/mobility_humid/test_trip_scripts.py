@@ -69,7 +69,7 @@ def test_b13_rates_are_those_of_a_count_by_hand(workplace, stand_ins, monkeypatc
     monkeypatch.setattr("mobility_humid.evaluation.outcomes._FITTED_PAIRS", 60)
     results = siamese_attack(siamese_attack.options(**shared, **attacks, model=path))
     metrics, table = results["metrics"], read_table(workplace / RUNS / "siamese_attack/tiny")
-    assert set(results["artifacts"]) == {"trips", "success_eta", "success_points"}
+    assert set(results["artifacts"]) == {"trips", "map", "success_eta", "success_points"}
     cells = {
         (row["attack"], row["eps"], row["split"], row["metric"]): (row["value"], row["n"])
         for row in table

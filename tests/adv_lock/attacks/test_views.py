@@ -8,6 +8,8 @@ import tensorflow as tf
 from PIL import Image
 
 from adv_lock.attacks import views
+from adv_lock.attacks.targeted import targeted_attack
+from common.models import build
 
 
 def pictures(side=(32, 32), count=6, channels=3, seed=0):
@@ -70,3 +72,27 @@ def test_grey_blur_and_resize():
     rough = [float(tf.reduce_mean(tf.image.total_variation(tf.constant(found[name])))) for name in ("blur", "resize")]
     assert max(rough) < 0.9 * float(tf.reduce_mean(tf.image.total_variation(images)))
     np.testing.assert_array_equal(views.grey(images[..., :1]), images[..., :1])
+
+
+def test_a_lock_crafted_through_views_is_seen_through_them():
+    """The loss through JPEG and grey together is lower than without; within the same ball, with another fingerprint."""
+    rng = np.random.default_rng(0)
+    base = build("small_cnn", (32, 32, 3), 4, seed=1)
+    images, target = pictures(count=8), np.arange(8) % 4
+    # Untrained normalisation makes such a network nearly linear; some noise in its weights does not.
+    base.set_weights([w + rng.normal(0, 0.1, w.shape) * (w.ndim > 1) for w in base.get_weights()])
+    settings = {"eps": 1.5, "alpha": 0.3, "steps": 10}
+    attacks = {names: targeted_attack(base, **settings, views=names) for names in ((), ("jpeg", "grey"))}
+    x = tf.constant(images / 255.0, tf.float32)
+    through = {}
+    for names, attack in attacks.items():
+        shift = attack.perturb(images, target).astype(np.float32)
+        assert (np.sqrt(np.square(shift).sum(axis=(1, 2, 3))) < 1.501).all()
+        through[names] = [
+            tf.nn.sparse_softmax_cross_entropy_with_logits(target, base(view(x + shift), training=False)).numpy()
+            for view in (tf.identity, views.jpeg, views.grey)
+        ]
+    # On the mean of what it was crafted through, image by image.
+    gain = np.mean(through[()], axis=0) - np.mean(through["jpeg", "grey"], axis=0)
+    assert (gain > 0).all()
+    assert attacks[()].fingerprint() != attacks["jpeg", "grey"].fingerprint()
