@@ -191,17 +191,18 @@ def _record(options: Options, run: Run, data: "LockedData", panel, answers, minu
             less = without.astype(float)
             shares[name] = statistics.relative(hits[name, LOCKED] - less, best - less, rows)
             run.row(**columns, trainer=name, metric="learnt", **shares[name]._asdict())
-    worst = max(shares, key=lambda name: shares[name].value)
-    run.log(f"the best trainer of {len(panel)}: {worst}")
-    run.intervals(
-        {
-            "learnt_by_the_best": shares[worst],
-            "learnt_by_plain": shares["plain"],
-            "accuracy_of_the_best": statistics.rate(hits[worst, LOCKED], None),
-            "accuracy_of_plain": statistics.rate(hits["plain", LOCKED], None),
-            "best_clean_accuracy": statistics.rate(best, None),
-        }
-    )
+    headline = {
+        "accuracy_of_plain": statistics.rate(hits["plain", LOCKED], None),
+        "best_clean_accuracy": statistics.rate(best, None),
+    }
+    if "plain" in shares:
+        worst = max(shares, key=lambda name: shares[name].value)
+        run.log(f"the best trainer of {len(panel)}: {worst}")
+        headline |= {"learnt_by_the_best": shares[worst], "learnt_by_plain": shares["plain"]}
+        headline["accuracy_of_the_best"] = statistics.rate(hits[worst, LOCKED], None)
+    else:
+        run.log("nobody learns more from the originals than a constant answer: there is nothing to share out")
+    run.intervals(headline)
     title = f"what {len(panel)} trainers learn from {data.method}-locked images"
     run.figure("audit", plots.grouped_bars, panel, bars, title=title)
 

@@ -74,14 +74,13 @@ def identify(options: Options, run: Run) -> None:
     from common import files
     from common.evaluation import classifiers, statistics
     from mobility_humid.data import questions as asking
+    from mobility_humid.data.trips import KINDS
 
     path = classifiers.model_file(run.require(train, options.model, options, ["seed"], dataset="city"))
     model = _checked(classifiers.load_network(path, input_scale=1.0)[0], path)
     trips = _trips(options, run, model)
     run.data(options.dataset, trips.sha256)
     if missing := set(model.layout.kinds) - set(trips.kinds):
-        from mobility_humid.data.trips import KINDS
-
         names = " and ".join(KINDS[kind] for kind in sorted(missing))
         raise UserError(f"{options.dataset}: has no {names} trips, which {path} compares")
     known = options.pairs is None
@@ -124,8 +123,6 @@ def _checked(model, path: Path | None) -> "TripModel":
 
 def _trips(options: Options, run: Run, model: "TripModel") -> "TripSet":
     """The trips to ask about, on the map of `model`, cut as those that it was trained on."""
-    from collections import Counter
-
     from mobility_humid.data.gps import Reader
     from mobility_humid.data.preparation import Rules, find_zone, prepare_trips
     from mobility_humid.data.trips import Grid, load_trips
@@ -145,8 +142,8 @@ def _trips(options: Options, run: Run, model: "TripModel") -> "TripSet":
         ) from error
     zone = find_zone(grid.time_zone)
     reader = Reader(options.dataset, columns=columns_of(options.columns), zone=zone, spool=run.folder, progress=True)
-    trips = prepare_trips(reader, rules, reader.counts, grid=grid)
-    counts: Counter[str] = reader.counts
+    counts = reader.counts
+    trips = prepare_trips(reader, rules, counts, grid=grid)
     if counts["out_of_map"] * 2 > counts["points"]:
         run.log(f"{counts['out_of_map']:,} of {counts['points']:,} points lie off the verifier's map")
     return trips

@@ -32,6 +32,7 @@ _COLOUR = (
 )
 # JFIF: brightness, and blue and red less brightness, of red, green and blue.
 _TO_YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]], np.float32)
+LUMA = _TO_YCC[0]
 _TO_RGB = np.array([[1, 0, 1.402], [1, -0.344136, -0.714136], [1, 1.772, 0]], np.float32)
 _BLOCK = 8
 _BLUR = 0.8
@@ -44,7 +45,7 @@ def jpeg(images: Tensor, quality: int = QUALITY, *, rounded: bool = True) -> Ten
     height, width = tf.shape(images)[1], tf.shape(images)[2]
     x = tf.cast(images, tf.float32) * 255.0
     if colours == 1:
-        (stored,) = (_stored(_padded(x[..., 0], _BLOCK) - 128.0, _BRIGHTNESS, quality, rounded),)
+        stored = _stored(_padded(x[..., 0], _BLOCK) - 128.0, _BRIGHTNESS, quality, rounded)
         return _clipped(stored[:, :height, :width, None] + 128.0, rounded) / 255.0
     # Rounded wherever an encoder holds whole numbers.
     whole_numbers = _straight if rounded else tf.identity
@@ -70,7 +71,7 @@ def grey(images: Tensor) -> Tensor:
     """Images without colour, as many channels."""
     if images.shape[-1] == 1:
         return images
-    return tf.repeat(tf.reduce_sum(images * _TO_YCC[0], axis=-1, keepdims=True), images.shape[-1], axis=-1)
+    return tf.repeat(tf.reduce_sum(images * LUMA, axis=-1, keepdims=True), images.shape[-1], axis=-1)
 
 
 def blur(images: Tensor) -> Tensor:

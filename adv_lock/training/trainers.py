@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from adv_lock.attacks import views
 from common.attacks import logits_of
 from common.evaluation import predictions
 from common.progress import track
@@ -31,8 +32,6 @@ Change = Callable[[np.ndarray], np.ndarray]
 SEED = 1_000_000
 """Added to the owner's seed: her network and the trainer's must not start from the same weights. With one architecture,
 seed and recipe they would be one network, and the lock would look stronger than it is against others."""
-_QUALITY = 10
-_LUMA = (0.299, 0.587, 0.114)
 _DRAWS, _SHIFT = 5, 2.0
 _ADVERSARY_STEPS = 3
 # Of an unlearnable set's linear classifier; large enough not to fit noise.
@@ -52,7 +51,7 @@ class Trainer(NamedTuple):
     of_plain: bool = False
 
 
-def jpeg(images: np.ndarray, quality: int = _QUALITY) -> np.ndarray:
+def jpeg(images: np.ndarray, quality: int = views.QUALITY) -> np.ndarray:
     """Images uint8 (N, H, W, C), C 1 or 3, stored as JPEG and read back."""
 
     def stored(image: np.ndarray) -> np.ndarray:
@@ -67,7 +66,7 @@ def grey(images: np.ndarray) -> np.ndarray:
     """Images uint8 (N, H, W, C) without colour, of the same shape."""
     if images.shape[-1] == 1:
         return images
-    luma = np.rint(images @ np.array(_LUMA, np.float32)).astype(np.uint8)
+    luma = np.rint(images @ views.LUMA).astype(np.uint8)
     return np.repeat(luma[..., None], images.shape[-1], axis=-1)
 
 

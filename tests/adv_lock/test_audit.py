@@ -9,6 +9,7 @@ from adv_lock.attacks.locking import KEY, LOCKED
 from adv_lock.audit import audit
 from adv_lock.data.locked import read_locked
 from adv_lock.training.trainers import QUICK, SEED, TRAINERS
+from common.evaluation import predictions
 from common.models import build
 from common.runs.record import read_table
 from common.training import fit
@@ -112,3 +113,14 @@ def test_a_stopped_audit_goes_on_with_the_next_trainer(workplace, source, traini
     resumed = audit(audit.options(lock_data=source, **FITTED, resume=True))
     assert len(trainings) == done and len({training.title for training in trainings}) == done
     assert {k: v for k, v in resumed["metrics"].items() if "minutes" not in k} == whole["metrics"]
+
+
+def test_where_nothing_is_learnt_from_originals_there_is_nothing_to_share_out(
+    workplace, source, trainings, monkeypatch
+):
+    """As after a step or two: the figures are there, and the shares are not."""
+    monkeypatch.setattr(predictions, "predict", lambda model, x: np.full(len(x), -1, np.int32))
+    results = audit(audit.options(lock_data=source, **FITTED))
+    assert results["metrics"]["best_clean_accuracy"] == 0 and "learnt_by_plain" not in results["metrics"]
+    (folder,) = (workplace / "runs/adv_lock/audit").iterdir()
+    assert "learnt" not in {row["metric"] for row in read_table(folder)}
