@@ -23,7 +23,7 @@ class FittingOptions(training_options.FittingOptions, ExampleOptions, DataOption
 
     arch: str = "small_cnn"
     """Network: small_cnn, resnet20..110, resnet18, resnet50, preresnet20..110, densenet100bc, densenet190bc,
-    vgg11, vgg13, vgg16, vgg19 or alexnet."""
+    vgg11, vgg13, vgg16, vgg19, alexnet, or efficientnet_lite0, which begins with ImageNet weights."""
     image_size: Count | None = None
     """Side, in pixels, to which the images of a folder are scaled for training; by default 32."""
 

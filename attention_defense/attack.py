@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 from attention_defense.attacks.names import AttackName
 from attention_defense.train import IMAGE_FIELDS, ImageOptions, load, train
 from common.errors import UserError
-from common.runs.model_input import InputOptions, check_input, is_run, look_at, reading
+from common.runs.model_input import IMAGENET_NAMES, InputOptions, check_input, is_run, look_at, reading
 from common.runs.options import Budget, Count, LinfBudget, ScriptOptions, option
 from common.runs.record import Run, read_config, read_owner
 from common.runs.script import script
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from common.evaluation.robustness import Entry, Evaluation
     from common.evaluation.statistics import Estimate
 
-IMAGENET_NAMES = ("inception_v3", "resnet50")
-"""Networks with published weights, as `common.models.IMAGENET` has them."""
 # Of the others only rows are written; these are also the headline.
 HEADLINE = ("fgsm", "step_ll", "pgd20", "attention")
 
@@ -34,8 +32,8 @@ class VictimOptions(InputOptions, ImageOptions, ScriptOptions):
     """Model under attack and test images; see also --n-test."""
 
     model: Path | None = option(None, known=IMAGENET_NAMES)
-    """Classifier: a .keras file, a run of train.py, inception_v3 or resnet50 (ImageNet weights, downloaded once); by
-    default that of train.py, trained if need be."""
+    """Classifier: a .keras file, a run of train.py, inception_v3 or resnet50 (ImageNet weights, downloaded once) or
+    efficientnet_lite0 (installed); by default that of train.py, trained if need be."""
     class_list: Path | None = None
     """Text file with the classes of --model in its order, one folder name (ImageNet: wnid) a line; by default the
     folders of the data set, sorted."""

@@ -48,7 +48,8 @@ class Options(ImageOptions, FittingOptions, ExampleOptions, ScriptOptions):
     """The network and how it is defended."""
 
     arch: str = "small_cnn"
-    """Network: small_cnn, cifarnet, cifarnet_bn, resnet18, resnet20, resnet50, ..."""
+    """Network: small_cnn, cifarnet, cifarnet_bn, resnet18, resnet20, resnet50, ..., or
+    efficientnet_lite0, which begins with ImageNet weights."""
     method: MethodName = "aad"
     """Standard training; on Step-LL, fast FGSM or PGD examples; TRADES; AAD, with a second step, or attacking while the
     attention overlaps."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.runs.model_input import InputOptions, check_input, look_at, reading
+from common.runs.model_input import IMAGENET_NAMES, InputOptions, check_input, look_at, reading
 from common.runs.options import DeviceOptions, ExampleOptions, ScriptOptions, option
 from common.runs.record import Run
 from common.runs.script import script
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from multimedia_recsys.data.catalog import Catalog
 
 
-RESNET50 = "resnet50"
 # Images that a network of others is tried on.
 _TRIED = 128
 
@@ -25,9 +24,9 @@ _TRIED = 128
 class ClassifierOptions(InputOptions, CatalogOptions):
     """Which network extracts classes and features."""
 
-    model: Path | None = option(None, known=(RESNET50,))
-    """Classifier: a .keras file, a run of train_cnn.py, or resnet50 (ImageNet weights, downloaded once); by default
-    that of train_cnn.py, trained if need be."""
+    model: Path | None = option(None, known=IMAGENET_NAMES)
+    """Classifier: a .keras file, a run of train_cnn.py, inception_v3 or resnet50 (ImageNet weights, downloaded
+    once) or efficientnet_lite0 (installed); by default that of train_cnn.py, trained if need be."""
 
 
 @dataclass(kw_only=True)
@@ -39,14 +38,14 @@ def check_classifier(options: ClassifierOptions) -> None:
     """Refuse what can be refused before an image is read. Errors: as `classifier`."""
     from common.evaluation.classifiers import load_classifier
 
-    check_input(options, [options.model], [RESNET50])
-    if options.model not in (None, Path(RESNET50)):
+    check_input(options, [options.model], IMAGENET_NAMES)
+    if options.model is not None and str(options.model) not in IMAGENET_NAMES:
         look_at(options.model, lambda: load_classifier(options.model, **reading(options, options.model)))
 
 
 def classifier_needs(options: ClassifierOptions) -> None:
     """What train_cnn.py would refuse, where it is to be run."""
-    if options.model != Path(RESNET50):
+    if str(options.model) not in IMAGENET_NAMES:
         train_cnn.expect(*_needed(options))
 
 
@@ -60,8 +59,8 @@ def classifier(options: ClassifierOptions, catalog: "Catalog", run: Run) -> "tup
     from common.evaluation.classifiers import class_count, load_classifier
     from common.models import imagenet_classifier, imagenet_names
 
-    if options.model == Path(RESNET50):
-        return imagenet_classifier(RESNET50, size=catalog.images.shape[0]), imagenet_names()
+    if str(options.model) in IMAGENET_NAMES:
+        return imagenet_classifier(str(options.model), size=catalog.images.shape[0]), imagenet_names()
     path = run.require(train_cnn, *_needed(options))
     arguments = {**reading(options, path), "log": run.log}
     classes = class_count(load_classifier(path, **arguments))

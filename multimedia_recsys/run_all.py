@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from common.errors import UserError
-from common.runs.model_input import InputOptions, check_input, is_run
+from common.runs.model_input import IMAGENET_NAMES, InputOptions, check_input, is_run
 from common.runs.options import Count, LinfBudget, ScriptOptions, option
 from common.runs.record import Run, read_results, read_table
 from common.runs.script import Script, script
 from common.runs.sub_runs import SubRuns, part_options
 from multimedia_recsys import rec_generator
-from multimedia_recsys.classify_extract import RESNET50, classify_extract
+from multimedia_recsys.classify_extract import classify_extract
 from multimedia_recsys.classify_extract_attack import classify_extract_attack
 from multimedia_recsys.evaluate_visual_images import evaluate_visual_images
 from multimedia_recsys.models.settings import VISUAL
@@ -110,11 +110,12 @@ def refusals(options: Options) -> None:
         producer.check(wanted, alone=True)
         return wanted
 
-    files = [Path(cnn) for cnn in options.cnns if cnn not in (*TRAINED, RESNET50)]
+    files = [Path(cnn) for cnn in options.cnns if cnn not in (*TRAINED, *IMAGENET_NAMES)]
     check_input(options, files)
     for path in files:
         if not path.exists():
-            raise UserError(f"--cnns: {path}: no such file; choose {', '.join((*TRAINED, RESNET50))} or a .keras file")
+            names = ", ".join((*TRAINED, *IMAGENET_NAMES))
+            raise UserError(f"--cnns: {path}: no such file; choose {names} or a .keras file")
         part(classify_extract, model=path, **_reading(options, path))
     for cnn in TRAINED:
         if cnn in options.cnns:
@@ -183,7 +184,7 @@ def _stage(cnn: str, catalog: "Catalog", part: SubRuns, run: Run) -> Stage:
         model = None if cnn == STANDARD else trained
     else:
         model = Path(cnn)
-        how = {} if cnn == RESNET50 else _reading(part.options, model)
+        how = {} if cnn in IMAGENET_NAMES else _reading(part.options, model)
     features = part(classify_extract, *place, model=model, **how)
     lists = part(generator, *place, features=None if cnn == STANDARD else features)
     _copy(run, lists, name)

@@ -44,7 +44,8 @@ class Options(CatalogOptions, FittingOptions, ExampleOptions, ScriptOptions):
     """The classifier of the shop's categories."""
 
     arch: str = "product_cnn"
-    """Network: product_cnn (a small_cnn of four blocks, 128 features), small_cnn, resnet18, resnet20, resnet50, ..."""
+    """Network: product_cnn (a small_cnn of four blocks, 128 features), small_cnn, resnet18, resnet20,
+    resnet50, ..., or efficientnet_lite0, which begins with ImageNet weights."""
     method: Literal["standard", "pgd"] = "standard"
     """Plain training, or on PGD examples alone."""
     eps: LinfBudget = 4 / 255

@@ -15,7 +15,7 @@ MORE = "give the model's list of classes by --class-list"
 
 def load_classifier(path: Path, test_set: TestSet, **reading: Any) -> keras.Model:
     """The classifier in `path`: a .keras file, a run that holds `model.keras`, or the name of a network with ImageNet
-    weights, which Keras downloads once. `reading`: as `common.evaluation.classifiers.load_classifier`.
+    weights. `reading`: as `common.evaluation.classifiers.load_classifier`.
 
     Errors: `UserError` for one that is not there, takes other images, or has other classes.
     """
@@ -23,8 +23,8 @@ def load_classifier(path: Path, test_set: TestSet, **reading: Any) -> keras.Mode
     if str(path) in IMAGENET:
         # Before anything is downloaded.
         classifiers.check_classes(path, 1000, classes, MORE)
-        if shape[0] != shape[1] or shape[2] != 3 or shape[0] < 75:
-            raise UserError(f"{path}: takes square colour images of 75 pixels or more; give --image-size, such as 299")
+        if shape[0] != shape[1] or shape[2] != 3:
+            raise UserError(f"{path}: takes square colour images; give --image-size, such as 224")
         return imagenet_classifier(str(path), size=shape[0])
     told = classifiers.class_count(classifiers.load_classifier(path, **reading))
     if told != classes:

@@ -2,6 +2,7 @@
 
 from common.models.backbones import cifar_resnet, imagenet_resnet, preactivation_block, small_cnn
 from common.models.builder import Assembly, Setup
+from common.models.efficientnet import efficientnet_lite0, efficientnet_lite0_tuned
 from common.models.graph import flat, has_graph, places, rewired
 from common.models.imagenet import IMAGENET, imagenet_classifier, imagenet_names
 from common.models.registry import NETWORKS, Builder, build, check_name
@@ -16,6 +17,8 @@ __all__ = [
     "build",
     "check_name",
     "cifar_resnet",
+    "efficientnet_lite0",
+    "efficientnet_lite0_tuned",
     "flat",
     "has_graph",
     "imagenet_classifier",

@@ -1,13 +1,15 @@
-"""Keras's networks with ImageNet weights, their preprocessing inside: images in [0, 1] -> 1000 logits."""
+"""Networks with ImageNet weights, their preprocessing inside: images in [0, 1] -> 1000 logits."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
 from common.errors import UserError, one_line
+from common.models import efficientnet
 from common.progress import log
 
 _PACKAGE = "common"
@@ -25,23 +27,41 @@ class CaffePreprocessing(keras.layers.Layer):
         return shape
 
 
+class Published(NamedTuple):
+    """A network with published weights: how Keras makes it, the layer that prepares images for it, the least side of an
+    image in pixels."""
+
+    application: Callable[..., keras.Model]
+    layer: type[keras.layers.Layer]
+    arguments: dict[str, Any]
+    smallest: int = 32
+
+
 IMAGENET = {
-    "resnet50": (keras.applications.ResNet50, CaffePreprocessing, {}),
-    "inception_v3": (keras.applications.InceptionV3, keras.layers.Rescaling, {"scale": 2.0, "offset": -1.0}),
+    "resnet50": Published(keras.applications.ResNet50, CaffePreprocessing, {}),
+    "inception_v3": Published(
+        keras.applications.InceptionV3, keras.layers.Rescaling, {"scale": 2.0, "offset": -1.0}, 75
+    ),
+    efficientnet.NAME: Published(
+        efficientnet.efficientnet_lite0, keras.layers.Rescaling, efficientnet.PREPROCESSING, efficientnet.SMALLEST
+    ),
 }
-"""By name: the network, and the layer that prepares images for it."""
+"""By name."""
 
 
 def imagenet_classifier(name: str, *, size: int, weights: Path | str | None = "imagenet") -> keras.Model:
     """The network `name` of `IMAGENET`: images (B, size, size, 3), RGB in [0, 1] -> 1000 logits.
 
-    `weights`: "imagenet", which Keras downloads once, or a file of weights, or None.
+    `weights`: "imagenet", which Keras downloads once and a package has for EfficientNet-Lite0; or a file of weights; or
+    None.
 
-    Errors: `UserError` when weights cannot be had.
+    Errors: `UserError` when weights cannot be had, and for images that are too small.
     """
-    application, layer, arguments = IMAGENET[name]
+    application, layer, arguments, smallest = IMAGENET[name]
+    if size < smallest:
+        raise UserError(f"{name}: takes images of {smallest} pixels or more, these have {size}; give --image-size")
     images = keras.Input((size, size, 3), name="images")
-    if weights == "imagenet":
+    if weights == "imagenet" and name != efficientnet.NAME:
         log(f"{name}: ImageNet weights, which Keras downloads unless it has them (about 100 MB)")
     try:
         with _without_bar():
@@ -50,6 +70,8 @@ def imagenet_classifier(name: str, *, size: int, weights: Path | str | None = "i
                 input_tensor=layer(**arguments, name="preprocessing")(images),
                 classifier_activation=None,
             )
+    except UserError:
+        raise
     except Exception as error:  # a bare one for a download that failed, ValueError for a file that does not do
         raise UserError(
             f"{name}: weights {weights} cannot be downloaded ({one_line(error)}); download them where there is a"

@@ -9,6 +9,9 @@ from common.errors import UserError
 from common.runs.options import Budget
 from common.runs.record import read_owner
 
+IMAGENET_NAMES = ("efficientnet_lite0", "inception_v3", "resnet50")
+"""Networks with ImageNet weights, as `common.models.IMAGENET` has them, which takes longer to import."""
+
 
 @dataclass(kw_only=True)
 class InputOptions:

@@ -12,7 +12,8 @@ class FittingOptions(DeviceOptions):
     """How a network is trained."""
 
     arch: str = "small_cnn"
-    """Network: small_cnn, resnet20, resnet32, resnet44, resnet56, resnet110, resnet18 or resnet50."""
+    """Network: small_cnn, resnet20, resnet32, resnet44, resnet56, resnet110, resnet18, resnet50, or efficientnet_lite0,
+    which begins with ImageNet weights."""
     epochs: Count = 20
     """Passes over the training images."""
     batch_size: Count = 128
