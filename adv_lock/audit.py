@@ -1,16 +1,20 @@
 """Audit a lock: what can the best of several unauthorised trainers still learn from what is shared?"""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from adv_lock.lock import expected, required
-from adv_lock.train_base import FOLDER_SIZE, FittingOptions
+from adv_lock.train_base import FOLDER_SIZE, FittingOptions, is_folder
+from common.errors import UserError
 from common.runs.options import Count, LinfBudget
 from common.runs.record import Run
 from common.runs.script import script
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
 
     from adv_lock.data.locked import LockedData
@@ -29,8 +33,9 @@ class Options(FittingOptions):
     """Run folder of lock.py, with `locked/` and `key.npz`; by default the one of the same name, made if need be."""
     epochs: Count = 6
     """Passes over the training images, of each trainer."""
-    panel: Literal["quick", "full"] = "quick"
-    """Trainers: plain, class_map, jpeg10 and grey, or six more, which take five times as long."""
+    panel: Literal["quick", "full", "photos"] = "quick"
+    """Trainers: plain, class_map, jpeg10 and grey; with seven more, which take six times as long; or nine for a folder
+    of photographs, at several sizes, one network begun with ImageNet weights."""
     eps: LinfBudget = 4 / 255
     """L-inf radius of the trainer who trains adversarially."""
     n_clean: Count = 500
@@ -39,10 +44,20 @@ class Options(FittingOptions):
 
 def refusals(options: Options) -> None:
     """What is refused before anything is read, locked or trained."""
+    from adv_lock.data.locked import holds_arrays
     from adv_lock.models.networks import NETWORKS
+    from common.models import check_name, efficientnet
     from common.training import fit
 
     fit.check(options.recipe, NETWORKS)
+    if options.panel != "quick":
+        check_name(efficientnet.NAME)
+    given = options.lock_data
+    arrays = not is_folder(options.dataset) if given is None else given.is_dir() and holds_arrays(given)
+    if options.panel == "photos" and arrays:
+        raise UserError("--panel: photos is for a folder of images, these are arrays of one size; choose full")
+    if options.panel == "photos" and options.image_size is not None:
+        raise UserError("--image-size: each trainer of --panel photos has its own; leave it out")
 
 
 def needs(options: Options) -> None:
@@ -54,31 +69,32 @@ def needs(options: Options) -> None:
 def audit(options: Options, run: Run) -> None:
     """Train each of the panel on locked images and by the same recipe on originals; how much of it is learnt."""
     from adv_lock.data.locked import read_locked
-    from adv_lock.training.trainers import QUICK, TRAINERS
+    from adv_lock.training.trainers import PHOTOS, QUICK, TRAINERS
 
-    data = read_locked(required(options.lock_data, options, run), options.image_size or FOLDER_SIZE)
+    locked = required(options.lock_data, options, run)
+    data = read_locked(locked, options.image_size or FOLDER_SIZE)
     run.data(data.name, data.sha256)
-    panel = QUICK if options.panel == "quick" else tuple(TRAINERS)
-    bench = _Bench(options, run, data)
+    panel = {"quick": {name: TRAINERS[name] for name in QUICK}, "full": TRAINERS, "photos": PHOTOS}[options.panel]
+    bench = _Bench(options, run, locked, data)
     answers = {}
-    for name in panel:
-        trainer = TRAINERS[name]
+    for name, trainer in panel.items():
         run.log(f"-- {name}: {trainer.does}")
         for source in (LOCKED, CLEAN, *([WITHOUT] if trainer.clean or name == "probe" else [])):
             # On clean images alone more clean ones change nothing.
             who, same = ("plain", TRAINERS["plain"]) if trainer.clean and source == CLEAN else (name, trainer)
             answers[name, source] = bench.answers(who, same, source)
-    _record(options, run, data, panel, answers, bench.minutes)
+    _record(options, run, data, tuple(panel), answers, bench.minutes)
 
 
 class _Bench:
     """Trainings of a panel, each kept once it is done, so that --resume goes on with the next."""
 
-    def __init__(self, options: Options, run: Run, data: "LockedData") -> None:
+    def __init__(self, options: Options, run: Run, locked: Path, data: "LockedData") -> None:
         import numpy as np
 
-        self.options, self.run, self.data = options, run, data
-        self.originals = data.original_train()
+        self.options, self.run, self.locked = options, run, locked
+        self.seen: tuple[int, object] = options.image_size or FOLDER_SIZE, None
+        self.data, self.originals = data, data.original_train()
         self.minutes: dict[str, float] = {}
         rng = np.random.default_rng([options.seed, 0xA0D17])
         self.order = rng.permutation(len(data.y_train))
@@ -94,6 +110,7 @@ class _Bench:
         kept = self.run.checkpoints / f"{name}_{source}.npz"
         if not kept.is_file():
             begun = time.monotonic()
+            self._read(trainer)
             found = self._of_plain(name, source) if trainer.of_plain else self._train(name, trainer, source)
             if not self.run.chief:
                 return found
@@ -105,7 +122,18 @@ class _Bench:
             self.minutes[name] = float(stored["minutes"])
         return stored["answers"]
 
+    def _read(self, trainer: "Trainer") -> None:
+        """Have the images as `trainer` sees them, where it has a size of its own; arrays have one size."""
+        from adv_lock.data.locked import holds_arrays, read_locked
+
+        seen = trainer.size or self.options.image_size or FOLDER_SIZE, trainer.upload
+        if seen != self.seen and not holds_arrays(self.locked):
+            self.data = read_locked(self.locked, *seen)
+            self.originals = self.data.original_train()
+        self.seen = seen
+
     def _train(self, name: str, trainer: "Trainer", source: str) -> "np.ndarray":
+        from adv_lock.training import trainers
         from common.evaluation import predictions
 
         data, rows = self.data, slice(None)
@@ -117,11 +145,16 @@ class _Bench:
             rows = own if source == WITHOUT else rows
         images, y = images[rows], data.y_train[rows]
         change = (lambda x: x) if trainer.change is None else trainer.change(images, y)
+        test = change(data.original_test)
+        if trainer.pretrained:
+            return trainers.probe(trainers.imagenet_features, change(images), y, test)
         method = None if trainer.method is None else trainer.method(self.options.eps)
-        model = self._fitted(f"{name}_{source}", change(images), y, method=method, further=trainer.augment)
+        model = self._fitted(
+            f"{name}_{source}", change(images), y, own=trainer.recipe, method=method, further=trainer.augment
+        )
         if name == "plain":
             self.run.save_model(model, f"plain_{source}")
-        return predictions.predict(model, change(data.original_test))
+        return predictions.predict(model, test, batch_size=trainers.AT_ONCE)
 
     def _of_plain(self, name: str, source: str) -> "np.ndarray":
         """What is made of the plain network alone, which the panel has trained before."""
@@ -138,19 +171,22 @@ class _Bench:
             return predictions.predict(model, data.original_test)
         model = checkpoints.load_model(self.run.folder / f"plain_{source}.keras")
         if name == "probe":
-            return trainers.probe(model, images, y, data.original_test)
+            return trainers.probe(partial(trainers.features, model), images, y, data.original_test)
         answers = predictions.predict(model, data.original_test)
         # An image of class c answers to what a lock writes on the class that is turned into c. Who trained on originals
         # has nothing to turn back.
         return np.asarray(data.class_maps[0][answers] if source == LOCKED else answers, np.int32)
 
-    def _fitted(self, key: str, images: "np.ndarray", y: "np.ndarray", **settings):
-        """The network of the recipe; fewer images are seen as many times more often, for as many steps."""
+    def _fitted(
+        self, key: str, images: "np.ndarray", y: "np.ndarray", own: "Mapping[str, Any] | None" = None, **settings
+    ):
+        """The network of the recipe, in which `own` is the trainer's; fewer images are seen as many times more often,
+        for as many steps."""
         from adv_lock.models.networks import NETWORKS
         from adv_lock.training.trainers import SEED
         from common.training import fit
 
-        recipe = self.options.recipe
+        recipe = replace(self.options.recipe, **(own or {}))
         recipe = replace(recipe, epochs=max(1, round(recipe.epochs * len(self.data.y_train) / len(y))))
         model, _ = fit.fit(
             recipe,
@@ -191,14 +227,15 @@ def _record(options: Options, run: Run, data: "LockedData", panel, answers, minu
             less = without.astype(float)
             shares[name] = statistics.relative(hits[name, LOCKED] - less, best - less, rows)
             run.row(**columns, trainer=name, metric="learnt", **shares[name]._asdict())
+    first = panel[0]
     headline = {
-        "accuracy_of_plain": statistics.rate(hits["plain", LOCKED], None),
+        f"accuracy_of_{first}": statistics.rate(hits[first, LOCKED], None),
         "best_clean_accuracy": statistics.rate(best, None),
     }
-    if "plain" in shares:
+    if shares:
         worst = max(shares, key=lambda name: shares[name].value)
         run.log(f"the best trainer of {len(panel)}: {worst}")
-        headline |= {"learnt_by_the_best": shares[worst], "learnt_by_plain": shares["plain"]}
+        headline |= {"learnt_by_the_best": shares[worst], f"learnt_by_{first}": shares[first]}
         headline["accuracy_of_the_best"] = statistics.rate(hits[worst, LOCKED], None)
     else:
         run.log("nobody learns more from the originals than a constant answer: there is nothing to share out")

@@ -1,7 +1,7 @@
 """Reading a lock run back: what is shared, and, with the key, what it hides."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,8 +104,9 @@ def original_blocks(locked: Path, key: Key, split: str) -> Iterator[tuple[np.nda
         yield rows, mixing.restore(rows, shift)
 
 
-def read_locked(run: Path, image_size: int) -> LockedData:
-    """The locked data of a lock run and their originals; images of a folder are brought to `image_size` pixels.
+def read_locked(run: Path, image_size: int, upload: Callable[[np.ndarray], np.ndarray] | None = None) -> LockedData:
+    """The locked data of a lock run and their originals; images of a folder are brought to `image_size` pixels, after
+    `upload`, at full size, if there is one: uint8 (H, W, 3) -> such an image of any size.
 
     Errors: `UserError` for a folder that is no lock run, is not whole, or whose key is elsewhere.
     """
@@ -115,8 +116,10 @@ def read_locked(run: Path, image_size: int) -> LockedData:
     if not (run / KEY).is_file():
         raise UserError(f"{run / KEY}: not there; without the key the clean images to measure on cannot be restored")
     key = read_key(run / KEY)
-    read = _read_arrays if (locked / ARRAYS).is_file() else _read_images
-    content = read(locked, key, manifest, image_size)
+    if holds_arrays(run):
+        content = _read_arrays(locked, key, manifest)
+    else:
+        content = _read_images(locked, key, manifest, image_size, upload)
     results = json.loads((run / "results.json").read_text()) if (run / "results.json").is_file() else {}
     return LockedData(
         name=results.get("dataset") or run.name,
@@ -130,7 +133,12 @@ def read_locked(run: Path, image_size: int) -> LockedData:
     )
 
 
-def _read_arrays(locked: Path, key: Key, manifest: dict, image_size: int) -> dict[str, Any]:
+def holds_arrays(run: Path) -> bool:
+    """Whether a lock run is one of arrays, not of a folder of images."""
+    return ((run if run.name == LOCKED else run / LOCKED) / ARRAYS).is_file()
+
+
+def _read_arrays(locked: Path, key: Key, manifest: dict) -> dict[str, Any]:
     def both(split: str) -> tuple[np.ndarray, np.ndarray]:
         blocks = list(original_blocks(locked, key, split))
         return np.concatenate([rows for rows, _ in blocks]), np.concatenate([original for _, original in blocks])
@@ -152,7 +160,9 @@ def _read_arrays(locked: Path, key: Key, manifest: dict, image_size: int) -> dic
     }
 
 
-def _read_images(locked: Path, key: Key, manifest: dict, image_size: int) -> dict[str, Any]:
+def _read_images(
+    locked: Path, key: Key, manifest: dict, image_size: int, upload: Callable[[np.ndarray], np.ndarray] | None
+) -> dict[str, Any]:
     groups = {split: [entry for entry in manifest["files"] if entry["split"] == split] for split in SPLITS}
     if not groups["test"]:
         raise UserError(f"{locked}: no image was held out for testing; lock classes of two or more images")
@@ -163,7 +173,7 @@ def _read_images(locked: Path, key: Key, manifest: dict, image_size: int) -> dic
             pixels = read_image(files.inside(locked, entry["file"])).rgb
             if original:
                 pixels = mixing.restore(pixels, key.residual(entry["file"]))
-            small.append(scaled(pixels, image_size))
+            small.append(scaled(pixels if upload is None else upload(pixels), image_size))
         return np.stack(small)
 
     labels = {split: np.array([entry["label"] for entry in groups[split]], np.int32) for split in SPLITS}

@@ -5,8 +5,9 @@ images of the trainer's own. All have the same network and recipe, so that a cle
 """
 
 import io
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -19,6 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from adv_lock.attacks import views
 from common.attacks import logits_of
 from common.evaluation import predictions
+from common.models import efficientnet, imagenet_classifier
 from common.progress import track
 from common.training.augmentation import Augment, jitter_and_rotate
 from common.training.batches import Batch
@@ -33,7 +35,10 @@ SEED = 1_000_000
 """Added to the owner's seed: her network and the trainer's must not start from the same weights. With one architecture,
 seed and recipe they would be one network, and the lock would look stronger than it is against others."""
 _DRAWS, _SHIFT = 5, 2.0
+_UPLOAD_QUALITY = 75
 _ADVERSARY_STEPS = 3
+# Pixels at which the network with ImageNet weights knows objects, and how many images it sees at once.
+_IMAGENET_SIZE, AT_ONCE = 224, 32
 # Of an unlearnable set's linear classifier; large enough not to fit noise.
 _INVERSE_PENALTY = 1e-3
 
@@ -41,7 +46,9 @@ _INVERSE_PENALTY = 1e-3
 class Trainer(NamedTuple):
     """What a trainer does. `change` learns from the training images, and their labels, how images are changed;
     `augment` changes each batch; `method` makes the kind of training for an L-inf budget; `clean`: the share of clean
-    images that the trainer has beside the locked ones; `of_plain`: it trains nothing but uses the plain network."""
+    images that the trainer has beside the locked ones; `of_plain`: it trains nothing but uses the plain network;
+    `pretrained`: nor that, but uses a network of ImageNet. Of photographs: `size` in pixels at which they are learnt
+    from, and `upload`, what happens to each on its way, at full size. `recipe`: what differs in the recipe."""
 
     does: str
     change: Callable[[np.ndarray, np.ndarray], Change] | None = None
@@ -49,6 +56,21 @@ class Trainer(NamedTuple):
     method: Callable[[float], Method] | None = None
     clean: float = 0.0
     of_plain: bool = False
+    pretrained: bool = False
+    size: int | None = None
+    upload: Callable[[np.ndarray], np.ndarray] | None = None
+    recipe: Mapping[str, Any] = MappingProxyType({})
+
+
+def reuploaded(image: np.ndarray) -> np.ndarray:
+    """An image uint8 (H, W, C) as a site for photographs gives it back: as JPEG of quality 75."""
+    return jpeg(image[None], _UPLOAD_QUALITY)[0]
+
+
+def halved(image: np.ndarray) -> np.ndarray:
+    """An image uint8 (H, W, C) at half the size."""
+    height, width = image.shape[:2]
+    return np.asarray(Image.fromarray(image).resize((-(-width // 2), -(-height // 2)), Image.Resampling.LANCZOS))
 
 
 def jpeg(images: np.ndarray, quality: int = views.QUALITY) -> np.ndarray:
@@ -59,7 +81,8 @@ def jpeg(images: np.ndarray, quality: int = views.QUALITY) -> np.ndarray:
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(file, "JPEG", quality=quality)
         return np.asarray(Image.open(file)).reshape(image.shape)
 
-    return np.stack([stored(image) for image in track(images, f"JPEG {quality}")])
+    many = track(images, f"JPEG {quality}") if len(images) > 1 else images
+    return np.stack([stored(image) for image in many])
 
 
 def grey(images: np.ndarray) -> np.ndarray:
@@ -149,6 +172,9 @@ def adversarial(eps: float) -> Method:
     return pgd_training(eps=eps, alpha=eps / 2, steps=_ADVERSARY_STEPS)
 
 
+PRETRAINED = Trainer(
+    "a linear layer on what a network of ImageNet reads of the locked images", pretrained=True, size=_IMAGENET_SIZE
+)
 TRAINERS = {
     "plain": Trainer("nothing against the lock"),
     "class_map": Trainer("plain, and knows the owner's class map: turns each answer back by it", of_plain=True),
@@ -162,7 +188,25 @@ TRAINERS = {
     "projection": Trainer("takes out what a linear classifier reads of the locked images", change=projection),
     "half_clean": Trainer("has clean images for half of the locked ones", clean=0.5),
     "probe": Trainer("has a few clean images: a linear layer on what the plain network has learnt", of_plain=True),
+    "pretrained": PRETRAINED,
 }
+_TUNED = {"arch": efficientnet.NAME, "epochs": 3, "learning_rate": 0.01}
+PHOTOS = {
+    **{f"scratch_{size}": Trainer(f"learns from scratch at {size} pixels", size=size) for size in (32, 64, 128)},
+    "scratch_64_jpeg75": Trainer(
+        "the same at 64, from images stored as JPEG of quality 75", size=64, upload=reuploaded
+    ),
+    "scratch_64_jpeg10": Trainer(
+        "the same at 64, which it stores as JPEG of quality 10", size=64, change=lambda x, y: jpeg
+    ),
+    "pretrained": PRETRAINED,
+    "pretrained_jpeg75": PRETRAINED._replace(
+        does="the same, from images stored as JPEG of quality 75", upload=reuploaded
+    ),
+    "pretrained_half": PRETRAINED._replace(does="the same, from images of half the size", upload=halved),
+    "tuned": Trainer("trains all of that network on", size=_IMAGENET_SIZE, recipe=_TUNED),
+}
+"""Trainers on a folder of photographs."""
 QUICK = ("plain", "class_map", "jpeg10", "grey")
 
 
@@ -172,7 +216,24 @@ def features(model: keras.Model, images: np.ndarray) -> np.ndarray:
     return predictions.outputs(inner, images).reshape(len(images), -1)
 
 
-def probe(model: keras.Model, images: np.ndarray, y: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Answers int32 to images `test` of a linear layer on what `model` reads, fitted to `images` with labels `y`."""
+def imagenet_features(images: np.ndarray) -> np.ndarray:
+    """What EfficientNet-Lite0 with ImageNet weights reads of images uint8 (N, H, W, C), enlarged to 224 pixels: float32
+    (N, 1280).
+
+    Errors: `UserError` when its weights are not installed.
+    """
+    whole = imagenet_classifier(efficientnet.NAME, size=_IMAGENET_SIZE)
+    inner = keras.Model(whole.input, whole.get_layer("features").output)
+    x = seen = keras.Input(images.shape[1:])
+    if images.shape[-1] == 1:
+        seen = keras.layers.Concatenate()([x] * 3)
+    if images.shape[1:3] != (_IMAGENET_SIZE, _IMAGENET_SIZE):
+        seen = keras.layers.Resizing(_IMAGENET_SIZE, _IMAGENET_SIZE, interpolation="bicubic", antialias=True)(seen)
+    return predictions.outputs(keras.Model(x, inner(seen)), images, batch_size=AT_ONCE, progress=True)
+
+
+def probe(read: Callable[[np.ndarray], np.ndarray], images: np.ndarray, y: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Answers int32 to images `test` of a linear layer on what `read` makes of images, fitted to `images` with labels
+    `y`."""
     linear = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
-    return linear.fit(features(model, images), y).predict(features(model, test)).astype(np.int32)
+    return linear.fit(read(images), y).predict(read(test)).astype(np.int32)

@@ -4,11 +4,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from adv_lock.attacks.locking import KEY, LOCKED
 from adv_lock.audit import audit
 from adv_lock.data.locked import read_locked
-from adv_lock.training.trainers import QUICK, SEED, TRAINERS
+from adv_lock.lock import lock
+from adv_lock.training import trainers
+from adv_lock.training.trainers import PHOTOS, QUICK, SEED, TRAINERS
+from common.datasets import scaled
+from common.datasets.images import read_image
+from common.errors import UserError
 from common.evaluation import predictions
 from common.models import build
 from common.runs.record import read_table
@@ -36,6 +42,8 @@ def trainings(monkeypatch):
         return build("small_cnn", x.shape[1:], classes, seed=len(found)), []
 
     monkeypatch.setattr(fit, "fit", trained)
+    # The network of ImageNet takes as long to build as all else here.
+    monkeypatch.setattr(trainers, "imagenet_features", lambda images: images.mean(axis=(1, 2)))
     return found
 
 
@@ -47,7 +55,7 @@ def test_no_trainer_sees_a_clean_image_that_is_not_its_own(workplace, source, tr
     by_title = {training.title: training for training in trainings}
     assert len(by_title) == len(trainings)
     for name, trainer in TRAINERS.items():
-        if trainer.of_plain:
+        if trainer.of_plain or trainer.pretrained:
             continue
         learnt = by_title[f"{name.replace('_', ' ')} locked"]
         change = (lambda x: x) if trainer.change is None else trainer.change(data.locked_train, y)
@@ -119,8 +127,60 @@ def test_where_nothing_is_learnt_from_originals_there_is_nothing_to_share_out(
     workplace, source, trainings, monkeypatch
 ):
     """As after a step or two: the figures are there, and the shares are not."""
-    monkeypatch.setattr(predictions, "predict", lambda model, x: np.full(len(x), -1, np.int32))
+    monkeypatch.setattr(predictions, "predict", lambda model, x, **how: np.full(len(x), -1, np.int32))
     results = audit(audit.options(lock_data=source, **FITTED))
     assert results["metrics"]["best_clean_accuracy"] == 0 and "learnt_by_plain" not in results["metrics"]
     (folder,) = (workplace / "runs/adv_lock/audit").iterdir()
     assert "learnt" not in {row["metric"] for row in read_table(folder)}
+
+
+@pytest.fixture
+def photographs(workplace, base_model_of_two):
+    """The run of a lock on two classes of six photographs each."""
+    for name, level in (("dark", 60), ("light", 180)):
+        (workplace / "photos" / name).mkdir(parents=True)
+        for i in range(6):
+            noise = np.random.default_rng([level, i]).integers(-50, 50, (72, 80, 3))
+            Image.fromarray((level + noise).astype(np.uint8)).save(workplace / "photos" / name / f"{i}.png")
+    lock(lock.options(dataset="photos", model=base_model_of_two, steps=1))
+    (run,) = (workplace / "runs/adv_lock/lock").iterdir()
+    return run
+
+
+def test_each_trainer_on_photographs_sees_its_own_size_of_what_was_uploaded(photographs, trainings, monkeypatch):
+    looks = []
+    monkeypatch.setattr(trainers, "imagenet_features", lambda x: looks.append(x) or x.mean(axis=(1, 2)))
+    results = audit(audit.options(lock_data=photographs, panel="photos", **FITTED))
+    by_title = {training.title: training for training in trainings}
+    (first, *_), labels = trainings, read_locked(photographs, 32).y_train
+    for name, trainer in PHOTOS.items():
+        plain = read_locked(photographs, trainer.size, trainer.upload)
+        change = (lambda x: x) if trainer.change is None else trainer.change(plain.locked_train, labels)
+        images = {"locked": change(plain.locked_train), "clean": change(plain.original_train())}
+        assert images["locked"].shape[1:] == (trainer.size, trainer.size, 3)
+        for source, expected in images.items():
+            if trainer.pretrained:
+                assert any(np.array_equal(seen, expected) for seen in looks)
+            else:
+                training = by_title[f"{name} {source}".replace("_", " ")]
+                np.testing.assert_array_equal(training.x, expected)
+                np.testing.assert_array_equal(training.y, labels)
+                assert training.recipe.arch == ("efficientnet_lite0" if name == "tuned" else first.recipe.arch)
+    assert {"learnt_by_the_best", "learnt_by_scratch_32", "accuracy_of_scratch_32"} <= set(results["metrics"])
+
+
+def test_an_upload_is_of_the_full_size(photographs):
+    seen = read_locked(photographs, 32, trainers.halved).locked_train
+    files = sorted(path for path in (photographs / LOCKED).rglob("*.png"))
+    expected = [scaled(trainers.halved(read_image(file).rgb), 32) for file in files]
+    assert trainers.halved(read_image(files[0]).rgb).shape == (36, 40, 3)
+    assert all(any(np.array_equal(image, other) for other in expected) for image in seen)
+
+
+def test_photographs_are_not_arrays(workplace, source):
+    for settings in ({"lock_data": source}, {}):
+        with pytest.raises(UserError, match="--panel: photos is for a folder of images"):
+            audit(audit.options(panel="photos", **settings, **FITTED))
+    with pytest.raises(UserError, match="--image-size: each trainer of --panel photos has its own"):
+        (workplace / "photos" / "a").mkdir(parents=True)
+        audit(audit.options(panel="photos", dataset="photos", image_size=32, **FITTED))

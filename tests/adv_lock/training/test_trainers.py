@@ -1,14 +1,16 @@
 """What unauthorised trainers do to images."""
 
 import io
+from functools import partial
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
 from adv_lock.training import trainers
-from common.models import build
+from common.models import build, imagenet_classifier
 
 
 @pytest.fixture(scope="module")
@@ -88,4 +90,25 @@ def test_the_probe_reads_what_the_last_layer_reads(images):
         read @ last.kernel.numpy() + last.bias.numpy(), np.asarray(model(images / 255.0)), rtol=1e-3, atol=1e-3
     )
     y = np.arange(12) % 3
-    np.testing.assert_array_equal(trainers.probe(model, images, y, images), y)
+    np.testing.assert_array_equal(trainers.probe(partial(trainers.features, model), images, y, images), y)
+
+
+def test_imagenet_features_are_those_of_the_enlarged_image():
+    """Colour or grey, 8 bit, of any size; what the network reads of 224 pixels."""
+    grey = np.random.default_rng(2).integers(0, 256, (2, 16, 16, 1), np.uint8)
+    enlarged = keras.ops.image.resize(
+        np.repeat(grey, 3, axis=-1) / np.float32(255), (224, 224), "bicubic", antialias=True
+    )
+    whole = imagenet_classifier("efficientnet_lite0", size=224)
+    expected = keras.Model(whole.input, whole.get_layer("features").output)(enlarged)
+    found = trainers.imagenet_features(grey)
+    assert found.shape == (2, 1280)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_a_photograph_comes_back_from_an_upload_as_jpeg_and_smaller():
+    image = np.asarray(Image.fromarray(np.random.default_rng(3).integers(0, 256, (5, 6, 3), np.uint8)).resize((41, 30)))
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=75)
+    np.testing.assert_array_equal(trainers.reuploaded(image), np.asarray(Image.open(file)))
+    assert trainers.halved(image).shape == (15, 21, 3)
