@@ -119,7 +119,9 @@ def _block(x: Any, name: str, expansion: int, kernel: int, strides: int, filters
 
 
 def _normalised(x: Any, name: str, *, rectified: bool = True) -> Any:
-    x = keras.layers.BatchNormalization(epsilon=1e-3, name=f"{name}_bn")(x)
+    # With Keras's own momentum of 0.99 the averages of a network that is tuned for a few hundred steps would still be
+    # those of ImageNet.
+    x = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-3, name=f"{name}_bn")(x)
     return keras.layers.ReLU(6.0, name=f"{name}_relu")(x) if rectified else x
 
 
