@@ -334,6 +334,7 @@ def _finished(folder: Path, parts: Path, name: str, source: Path) -> bool:
 
 def _write_key(key: NpzWriter, recipe: Recipe, originals: dict[str, str], report: Report) -> None:
     about = {name: getattr(recipe, name) for name in ("method", "alpha", "lambd", "eps", "seed")}
+    about["robust_to"] = recipe.attack.views
     for name, array in {
         "class_maps": recipe.class_maps,
         # Labels do not tell it: test images are locked by what the base classifier answers.

@@ -27,13 +27,14 @@ class Attack(NamedTuple):
     `perturb`: uint8 images (B, H, W, C) of one size, classes (B,), optionally another number of steps -> the
     perturbation float16 (B, H, W, C) in [0, 1] units. `answers`: uint8 images -> the classes the base classifier
     sees, int32 (B,). `fingerprint`: hex digest of all that a perturbation depends on besides images and classes, with
-    the weights as they are when it is called.
+    the weights as they are when it is called. `views`: what else the images look like their targets through.
     """
 
     perturb: Callable[..., np.ndarray]
     answers: Callable[[np.ndarray], np.ndarray]
     steps: int
     fingerprint: Callable[[], str]
+    views: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def targeted_attack(base: keras.Model, *, eps: float, alpha: float, steps: int, 
             digest.update(np.ascontiguousarray(weight).tobytes())
         return digest.hexdigest()
 
-    return Attack(perturb, answers, steps, fingerprint)
+    return Attack(perturb, answers, steps, fingerprint, tuple(views))
 
 
 def at_size(images: Iterable[np.ndarray], base: keras.Model) -> np.ndarray:

@@ -41,7 +41,8 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class LockedData:
-    """A locked set for training: uint8 (N, H, W, C), labels int32 (N,); the originals are those before the lock."""
+    """A locked set for training: uint8 (N, H, W, C), labels int32 (N,); the originals are those before the lock.
+    `method` also names what the lock was crafted to hold through."""
 
     name: str
     sha256: str
@@ -120,11 +121,13 @@ def read_locked(run: Path, image_size: int, upload: Callable[[np.ndarray], np.nd
         content = _read_arrays(locked, key, manifest)
     else:
         content = _read_images(locked, key, manifest, image_size, upload)
+    # Keys of before do not say.
+    views = key.about.get("robust_to", ())
     results = json.loads((run / "results.json").read_text()) if (run / "results.json").is_file() else {}
     return LockedData(
         name=results.get("dataset") or run.name,
         sha256=results.get("data_sha256") or files.sha256(locked / MANIFEST),
-        method=manifest["method"],
+        method=manifest["method"] + (f" through {', '.join(views)}" if views else ""),
         eps=key.about["eps"],
         class_names=tuple(manifest["classes"]),
         class_maps=key.class_maps,

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from adv_lock.attacks.locking import KEY, LOCKED
+from adv_lock.attacks.targeted import targeted_attack
 from adv_lock.audit import audit
 from adv_lock.data.locked import read_locked
 from adv_lock.lock import lock
@@ -184,3 +185,11 @@ def test_photographs_are_not_arrays(workplace, source):
     with pytest.raises(UserError, match="--image-size: each trainer of --panel photos has its own"):
         (workplace / "photos" / "a").mkdir(parents=True)
         audit(audit.options(panel="photos", dataset="photos", image_size=32, **FITTED))
+
+
+def test_rows_say_what_a_lock_was_crafted_to_hold_through(lock_scenes, classifier, source, tmp_path):
+    attack = targeted_attack(classifier, eps=1.0, alpha=0.4, steps=1, views=("grey",))
+    lock_scenes("basic", tmp_path, tmp_path / "store", attack=attack)
+    assert read_locked(tmp_path, 32).method == "basic through grey"
+    assert read_locked(source, 32).method == "basic"
+    assert b"grey" not in (tmp_path / LOCKED / "manifest.json").read_bytes()
