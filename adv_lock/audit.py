@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from adv_lock.data.locked import LockedData
     from adv_lock.training.trainers import Trainer
 
+WITH_FEW_CLEAN, FEW_CLEAN = ("probe", "searcher"), "few_clean"
+"""Trainers who have --n-clean images of their own, and who has these alone."""
 LOCKED, CLEAN, WITHOUT = "locked", "clean", "without"
 """What a trainer learns from: the locked images, with clean ones of the trainer's own if there are any; the originals;
 or the trainer's own clean images alone."""
@@ -34,12 +36,15 @@ class Options(FittingOptions):
     epochs: Count = 6
     """Passes over the training images, of each trainer."""
     panel: Literal["quick", "full", "photos"] = "quick"
-    """Trainers: plain, class_map, jpeg10 and grey; with seven more, which take six times as long; or nine for a folder
-    of photographs, at several sizes, one network begun with ImageNet weights."""
+    """Trainers: plain, class_map, jpeg10 and grey; with eight more, which take fifteen times as long; or nine for a
+    folder of photographs, at several sizes, one network begun with ImageNet weights."""
+    trainers: tuple[str, ...] = ()
+    """Of the panel, these alone beside its first; by default all."""
     eps: LinfBudget = 4 / 255
     """L-inf radius of the trainer who trains adversarially."""
     n_clean: Count = 500
-    """Clean images, with labels, of the trainer who fits a linear layer to what the plain network has learnt."""
+    """Clean images, with labels, of the trainers who fit a linear layer to what the plain network has learnt, and who
+    choose by them what to do to images."""
 
 
 def refusals(options: Options) -> None:
@@ -50,7 +55,7 @@ def refusals(options: Options) -> None:
     from common.training import fit
 
     fit.check(options.recipe, NETWORKS)
-    if options.panel != "quick":
+    if any(trainer.uses == "imagenet" or trainer.recipe for trainer in _panel(options).values()):
         check_name(efficientnet.NAME)
     given = options.lock_data
     arrays = not is_folder(options.dataset) if given is None else given.is_dir() and holds_arrays(given)
@@ -69,21 +74,38 @@ def needs(options: Options) -> None:
 def audit(options: Options, run: Run) -> None:
     """Train each of the panel on locked images and by the same recipe on originals; how much of it is learnt."""
     from adv_lock.data.locked import read_locked
-    from adv_lock.training.trainers import PHOTOS, QUICK, TRAINERS
 
     locked = required(options.lock_data, options, run)
     data = read_locked(locked, options.image_size or FOLDER_SIZE)
     run.data(data.name, data.sha256)
-    panel = {"quick": {name: TRAINERS[name] for name in QUICK}, "full": TRAINERS, "photos": PHOTOS}[options.panel]
+    panel = _panel(options)
     bench = _Bench(options, run, locked, data)
     answers = {}
     for name, trainer in panel.items():
         run.log(f"-- {name}: {trainer.does}")
-        for source in (LOCKED, CLEAN, *([WITHOUT] if trainer.clean or name == "probe" else [])):
+        for source in (LOCKED, CLEAN, *([WITHOUT] if trainer.clean or name in WITH_FEW_CLEAN else [])):
             # On clean images alone more clean ones change nothing.
-            who, same = ("plain", TRAINERS["plain"]) if trainer.clean and source == CLEAN else (name, trainer)
+            who, same = ("plain", panel["plain"]) if trainer.clean and source == CLEAN else (name, trainer)
+            if source == WITHOUT and name in WITH_FEW_CLEAN:
+                who = FEW_CLEAN
             answers[name, source] = bench.answers(who, same, source)
+    if "searcher" in panel:
+        found, right = bench.search()
+        run.log(f"the searcher found: {found}")
+        run.row(trainer=f"searcher: {found}", metric="accuracy_on_its_clean_images", value=right, n=bench.n_own)
     _record(options, run, data, tuple(panel), answers, bench.minutes)
+
+
+def _panel(options: Options) -> "dict[str, Trainer]":
+    """The trainers that `options` ask for, by name. Errors: `UserError` for one that is not in the panel."""
+    from adv_lock.training.trainers import PANELS
+
+    panel = PANELS[options.panel]
+    if unknown := [name for name in options.trainers if name not in panel]:
+        raise UserError(f"--trainers: {unknown[0]}: not in --panel {options.panel}; choose {', '.join(panel)}")
+    # The first is what the others are measured by, and what some of them use.
+    wanted = {next(iter(panel)), *options.trainers} if options.trainers else panel
+    return {name: trainer for name, trainer in panel.items() if name in wanted}
 
 
 class _Bench:
@@ -98,6 +120,7 @@ class _Bench:
         self.minutes: dict[str, float] = {}
         rng = np.random.default_rng([options.seed, 0xA0D17])
         self.order = rng.permutation(len(data.y_train))
+        self.n_own = min(options.n_clean, len(data.y_train))
 
     def answers(self, name: str, trainer: "Trainer", source: str) -> "np.ndarray":
         """Answers int32 (n,) to the clean test images, of `trainer`, who learns from `source`."""
@@ -111,7 +134,13 @@ class _Bench:
         if not kept.is_file():
             begun = time.monotonic()
             self._read(trainer)
-            found = self._of_plain(name, source) if trainer.of_plain else self._train(name, trainer, source)
+            if name == FEW_CLEAN:
+                found = self._own_alone()
+            else:
+                makers = {"plain": self._of_plain, "search": self._searched}
+                found = (
+                    makers[trainer.uses](name, source) if trainer.uses in makers else self._train(name, trainer, source)
+                )
             if not self.run.chief:
                 return found
             minutes = np.float64((time.monotonic() - begun) / 60)
@@ -146,7 +175,7 @@ class _Bench:
         images, y = images[rows], data.y_train[rows]
         change = (lambda x: x) if trainer.change is None else trainer.change(images, y)
         test = change(data.original_test)
-        if trainer.pretrained:
+        if trainer.uses == "imagenet":
             return trainers.probe(trainers.imagenet_features, change(images), y, test)
         method = None if trainer.method is None else trainer.method(self.options.eps)
         model = self._fitted(
@@ -164,11 +193,7 @@ class _Bench:
         from common.evaluation import predictions
         from common.training import checkpoints
 
-        data, own = self.data, self.order[: self.options.n_clean]
-        images, y = self.originals[own], data.y_train[own]
-        if source == WITHOUT:
-            model = self._fitted(f"{name}_{source}", images, y)
-            return predictions.predict(model, data.original_test)
+        data, (images, y) = self.data, self._own()
         model = checkpoints.load_model(self.run.folder / f"plain_{source}.keras")
         if name == "probe":
             return trainers.probe(partial(trainers.features, model), images, y, data.original_test)
@@ -176,6 +201,52 @@ class _Bench:
         # An image of class c answers to what a lock writes on the class that is turned into c. Who trained on originals
         # has nothing to turn back.
         return np.asarray(data.class_maps[0][answers] if source == LOCKED else answers, np.int32)
+
+    def _own(self) -> "tuple[np.ndarray, np.ndarray]":
+        """The few clean images, and labels, of a trainer."""
+        own = self.order[: self.n_own]
+        return self.originals[own], self.data.y_train[own]
+
+    def _own_alone(self) -> "np.ndarray":
+        """What the few clean images teach by themselves."""
+        from common.evaluation import predictions
+
+        return predictions.predict(self._fitted(FEW_CLEAN, *self._own()), self.data.original_test)
+
+    def search(self) -> tuple[str, float]:
+        """The best way to change locked images, by the trainer's own clean ones, and its accuracy on these."""
+        import numpy as np
+
+        from adv_lock.training import trainers
+        from common import files
+        from common.evaluation import predictions
+
+        images, y = self._own()
+
+        def score(name: str, epochs: int) -> float:
+            key, pipeline = f"search_{name.replace(', ', '_')}_{epochs}", trainers.PIPELINES[name]
+            kept = self.run.checkpoints / f"{key}.npz"
+            if kept.is_file():
+                return float(files.read_npz(kept)["right"])
+            locked, labels = pipeline(self.data.locked_train), self.data.y_train
+            model = self._fitted(key, locked, labels, own={"epochs": epochs}, further=pipeline.augment)
+            right = np.mean(predictions.predict(model, pipeline(images)) == y)
+            if self.run.chief:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                files.write_npz(kept, {"right": right})
+            return float(right)
+
+        return trainers.successive_halving(trainers.PIPELINES, score)
+
+    def _searched(self, name: str, source: str) -> "np.ndarray":
+        """By the whole recipe, what the search on locked images has found."""
+        from adv_lock.training import trainers
+        from common.evaluation import predictions
+
+        pipeline = trainers.PIPELINES[self.search()[0]]
+        images = pipeline(self.originals if source == CLEAN else self.data.locked_train)
+        model = self._fitted(f"{name}_{source}", images, self.data.y_train, further=pipeline.augment)
+        return predictions.predict(model, pipeline(self.data.original_test))
 
     def _fitted(
         self, key: str, images: "np.ndarray", y: "np.ndarray", own: "Mapping[str, Any] | None" = None, **settings

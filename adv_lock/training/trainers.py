@@ -5,9 +5,10 @@ images of the trainer's own. All have the same network and recipe, so that a cle
 """
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import keras
 import numpy as np
@@ -36,6 +37,7 @@ SEED = 1_000_000
 seed and recipe they would be one network, and the lock would look stronger than it is against others."""
 _DRAWS, _SHIFT = 5, 2.0
 _UPLOAD_QUALITY = 75
+_BLOCK = 500
 _ADVERSARY_STEPS = 3
 # Pixels at which the network with ImageNet weights knows objects, and how many images it sees at once.
 _IMAGENET_SIZE, AT_ONCE = 224, 32
@@ -46,17 +48,16 @@ _INVERSE_PENALTY = 1e-3
 class Trainer(NamedTuple):
     """What a trainer does. `change` learns from the training images, and their labels, how images are changed;
     `augment` changes each batch; `method` makes the kind of training for an L-inf budget; `clean`: the share of clean
-    images that the trainer has beside the locked ones; `of_plain`: it trains nothing but uses the plain network;
-    `pretrained`: nor that, but uses a network of ImageNet. Of photographs: `size` in pixels at which they are learnt
-    from, and `upload`, what happens to each on its way, at full size. `recipe`: what differs in the recipe."""
+    images that the trainer has beside the locked ones; `uses`: a network of its own, or the plain one, or that of
+    ImageNet, which is not trained; or it searches among `PIPELINES`. Of photographs: `size` in pixels at which they are
+    learnt from, and `upload`, what happens to each on its way, at full size. `recipe`: what differs in the recipe."""
 
     does: str
     change: Callable[[np.ndarray, np.ndarray], Change] | None = None
     augment: Augment | None = None
     method: Callable[[float], Method] | None = None
     clean: float = 0.0
-    of_plain: bool = False
-    pretrained: bool = False
+    uses: Literal["own", "plain", "imagenet", "search"] = "own"
     size: int | None = None
     upload: Callable[[np.ndarray], np.ndarray] | None = None
     recipe: Mapping[str, Any] = MappingProxyType({})
@@ -91,6 +92,18 @@ def grey(images: np.ndarray) -> np.ndarray:
         return images
     luma = np.rint(images @ views.LUMA).astype(np.uint8)
     return np.repeat(luma[..., None], images.shape[-1], axis=-1)
+
+
+def through(images: np.ndarray, view: str) -> np.ndarray:
+    """Images uint8 (N, H, W, C) as one of `views.VIEWS` shows them."""
+    blocks = (images[first : first + _BLOCK] for first in range(0, len(images), _BLOCK))
+    seen = [views.VIEWS[view](tf.cast(block, tf.float32) / 255) for block in blocks]
+    return np.concatenate([np.rint(np.clip(block, 0, 1) * 255).astype(np.uint8) for block in seen])
+
+
+def eight_levels(images: np.ndarray) -> np.ndarray:
+    """Images uint8 (N, H, W, C) with 3 bits a value, each at the middle of its level."""
+    return (images & 0b11100000) | 0b00010000
 
 
 def projection(images: np.ndarray, y: np.ndarray) -> Change:
@@ -173,11 +186,11 @@ def adversarial(eps: float) -> Method:
 
 
 PRETRAINED = Trainer(
-    "a linear layer on what a network of ImageNet reads of the locked images", pretrained=True, size=_IMAGENET_SIZE
+    "a linear layer on what a network of ImageNet reads of the locked images", uses="imagenet", size=_IMAGENET_SIZE
 )
 TRAINERS = {
     "plain": Trainer("nothing against the lock"),
-    "class_map": Trainer("plain, and knows the owner's class map: turns each answer back by it", of_plain=True),
+    "class_map": Trainer("plain, and knows the owner's class map: turns each answer back by it", uses="plain"),
     "jpeg10": Trainer("stores all images as JPEG of quality 10", change=lambda x, y: jpeg),
     "grey": Trainer("takes the colour out of all images", change=lambda x, y: grey),
     "pixel_shift": Trainer(
@@ -187,8 +200,9 @@ TRAINERS = {
     "adversarial": Trainer("adversarial training, PGD within the L-inf budget", method=adversarial),
     "projection": Trainer("takes out what a linear classifier reads of the locked images", change=projection),
     "half_clean": Trainer("has clean images for half of the locked ones", clean=0.5),
-    "probe": Trainer("has a few clean images: a linear layer on what the plain network has learnt", of_plain=True),
+    "probe": Trainer("has a few clean images: a linear layer on what the plain network has learnt", uses="plain"),
     "pretrained": PRETRAINED,
+    "searcher": Trainer("tries 28 ways to change images, and has a few clean ones to choose by", uses="search"),
 }
 _TUNED = {"arch": efficientnet.NAME, "epochs": 3, "learning_rate": 0.01}
 PHOTOS = {
@@ -207,7 +221,54 @@ PHOTOS = {
     "tuned": Trainer("trains all of that network on", size=_IMAGENET_SIZE, recipe=_TUNED),
 }
 """Trainers on a folder of photographs."""
-QUICK = ("plain", "class_map", "jpeg10", "grey")
+_STORED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "jpeg10": jpeg,
+    "jpeg30": partial(jpeg, quality=30),
+    "jpeg50": partial(jpeg, quality=50),
+    "blur": partial(through, view="blur"),
+    "resize": partial(through, view="resize"),
+    "3 bits": eight_levels,
+}
+
+
+class Pipeline(NamedTuple):
+    """What is done to all images, one after the other, and to each batch."""
+
+    changes: tuple[Callable[[np.ndarray], np.ndarray], ...]
+    augment: Augment | None
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        for change in self.changes:
+            images = change(images)
+        return images
+
+
+PIPELINES = {
+    ", ".join((*stored, *colour, *shift)) or "nothing": Pipeline(
+        (*(_STORED[name] for name in stored), *(grey for _ in colour)), shift_pixels if shift else None
+    )
+    for stored in ((), *((name,) for name in _STORED))
+    for colour in ((), ("grey",))
+    for shift in ((), ("pixel shift",))
+}
+"""Ways to change images, by what they do."""
+RUNGS = ((1, 7), (2, 3), (4, 1))
+"""Of the search: for how many epochs each contender is trained, and how many of them go on: 54 epochs."""
+
+
+def successive_halving(contenders: Iterable[str], score: Callable[[str, int], float]) -> tuple[str, float]:
+    """The best of `contenders` and its last score: all are scored after few epochs, the better ones after more
+    (Jamieson and Talwalkar 2016). `score`: contender, epochs -> what is to be large."""
+    scores = dict.fromkeys(contenders, 0.0)
+    for epochs, kept in RUNGS:
+        scores = {contender: score(contender, epochs) for contender in scores}
+        best = sorted(scores, key=scores.__getitem__, reverse=True)[:kept]
+        scores = {contender: scores[contender] for contender in best}
+    return next(iter(scores.items()))
+
+
+QUICK = {name: TRAINERS[name] for name in ("plain", "class_map", "jpeg10", "grey")}
+PANELS: Mapping[str, Mapping[str, Trainer]] = {"quick": QUICK, "full": TRAINERS, "photos": PHOTOS}
 
 
 def features(model: keras.Model, images: np.ndarray) -> np.ndarray:

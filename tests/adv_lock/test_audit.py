@@ -12,7 +12,7 @@ from adv_lock.audit import audit
 from adv_lock.data.locked import read_locked
 from adv_lock.lock import lock
 from adv_lock.training import trainers
-from adv_lock.training.trainers import PHOTOS, QUICK, SEED, TRAINERS
+from adv_lock.training.trainers import PHOTOS, PIPELINES, QUICK, SEED, TRAINERS
 from common.datasets import scaled
 from common.datasets.images import read_image
 from common.errors import UserError
@@ -48,15 +48,18 @@ def trainings(monkeypatch):
     return found
 
 
-def test_no_trainer_sees_a_clean_image_that_is_not_its_own(workplace, source, trainings):
+def test_no_trainer_sees_a_clean_image_that_is_not_its_own(workplace, source, trainings, monkeypatch):
     """Whoever has none learns from locked images alone, changed or not; controls have the same recipe and seed."""
+    few = {name: PIPELINES[name] for name in ("nothing", "jpeg30, grey")}
+    monkeypatch.setattr(trainers, "PIPELINES", few)
+    monkeypatch.setattr(trainers, "RUNGS", ((1, 1), (2, 1)))
     audit(audit.options(lock_data=source, panel="full", n_clean=20, **FITTED))
     data = read_locked(source, 32)
     originals, y = data.original_train(), data.y_train
     by_title = {training.title: training for training in trainings}
     assert len(by_title) == len(trainings)
     for name, trainer in TRAINERS.items():
-        if trainer.of_plain or trainer.pretrained:
+        if trainer.uses != "own":
             continue
         learnt = by_title[f"{name.replace('_', ' ')} locked"]
         change = (lambda x: x) if trainer.change is None else trainer.change(data.locked_train, y)
@@ -77,7 +80,11 @@ def test_no_trainer_sees_a_clean_image_that_is_not_its_own(workplace, source, tr
             assert control.recipe == learnt.recipe and control.seed == learnt.seed
             assert (control.method is None) == (learnt.method is None) == (trainer.method is None)
             assert control.further is learnt.further is trainer.augment
-    few = by_title["probe without"]
+    searched = [by_title[title] for title in by_title if title.startswith("search ")]
+    assert [training.recipe.epochs for training in searched] == [1, 1, 2]
+    for training, change in zip(searched, few.values(), strict=False):
+        np.testing.assert_array_equal(training.x, change(data.locked_train))
+    few = by_title["few clean"]
     assert len(few.x) == 20 and {bytes(image) for image in few.x} <= {bytes(image) for image in originals}
     assert few.recipe.epochs == FITTED["epochs"] * 3
 
@@ -160,7 +167,7 @@ def test_each_trainer_on_photographs_sees_its_own_size_of_what_was_uploaded(phot
         images = {"locked": change(plain.locked_train), "clean": change(plain.original_train())}
         assert images["locked"].shape[1:] == (trainer.size, trainer.size, 3)
         for source, expected in images.items():
-            if trainer.pretrained:
+            if trainer.uses == "imagenet":
                 assert any(np.array_equal(seen, expected) for seen in looks)
             else:
                 training = by_title[f"{name} {source}".replace("_", " ")]
@@ -193,3 +200,14 @@ def test_rows_say_what_a_lock_was_crafted_to_hold_through(lock_scenes, classifie
     assert read_locked(tmp_path, 32).method == "basic through grey"
     assert read_locked(source, 32).method == "basic"
     assert b"grey" not in (tmp_path / LOCKED / "manifest.json").read_bytes()
+
+
+def test_some_trainers_of_a_panel(workplace, source, trainings):
+    """The first goes before them, for it is what they are measured by."""
+    results = audit(audit.options(lock_data=source, trainers=("grey", "class_map"), **FITTED))
+    assert [training.title for training in trainings] == ["plain locked", "plain clean", "grey locked", "grey clean"]
+    (folder,) = (workplace / "runs/adv_lock/audit").iterdir()
+    assert {row["trainer"] for row in read_table(folder)} == {"plain", "class_map", "grey"}
+    assert results["metrics"]["best_clean_accuracy_n"] == len(read_locked(source, 32).y_test)
+    with pytest.raises(UserError, match="--trainers: projection: not in --panel quick; choose plain, class_map,"):
+        audit(audit.options(lock_data=source, trainers=("projection",), name="other", **FITTED))

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from adv_lock.attacks import views
 from adv_lock.training import trainers
 from common.models import build, imagenet_classifier
 
@@ -112,3 +113,31 @@ def test_a_photograph_comes_back_from_an_upload_as_jpeg_and_smaller():
     Image.fromarray(image).save(file, "JPEG", quality=75)
     np.testing.assert_array_equal(trainers.reuploaded(image), np.asarray(Image.open(file)))
     assert trainers.halved(image).shape == (15, 21, 3)
+
+
+def test_the_search_goes_on_with_the_better_ones_for_longer():
+    asked = []
+
+    def score(name, epochs):
+        asked.append((name, epochs))
+        # The best after two epochs is not the best after four.
+        return -abs(int(name) - (5 if epochs < 4 else 7))
+
+    assert trainers.successive_halving(map(str, range(20)), score) == ("6", -1)
+    assert [sum(epochs == rung for _, epochs in asked) for rung, _ in trainers.RUNGS] == [20, 7, 3]
+
+
+def test_pipelines_do_what_they_are_called(images):
+    assert len(trainers.PIPELINES) == 28 and trainers.PIPELINES["nothing"](images) is images
+    np.testing.assert_array_equal(trainers.PIPELINES["jpeg30, grey"](images), trainers.grey(trainers.jpeg(images, 30)))
+    assert {name for name, pipeline in trainers.PIPELINES.items() if pipeline.augment is not None} == {
+        name for name in trainers.PIPELINES if "pixel shift" in name
+    }
+    assert len(np.unique(trainers.eight_levels(images))) <= 8
+    blurred = trainers.PIPELINES["blur"](images)
+    assert (
+        blurred.dtype == np.uint8
+        and np.abs(np.diff(blurred.astype(int), axis=1)).mean() < np.abs(np.diff(images.astype(int), axis=1)).mean()
+    )
+    seen = trainers.through(images, "resize")
+    np.testing.assert_allclose(seen, views.VIEWS["resize"](images / np.float32(255)) * 255, atol=0.51)
