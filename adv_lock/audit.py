@@ -36,7 +36,7 @@ class Options(FittingOptions):
     epochs: Count = 6
     """Passes over the training images, of each trainer."""
     panel: Literal["quick", "full", "photos"] = "quick"
-    """Trainers: plain, class_map, jpeg10 and grey; with eight more, which take fifteen times as long; or nine for a
+    """Trainers: plain, class_map, jpeg10 and grey; with eight more, which take fifteen times as long; or ten for a
     folder of photographs, at several sizes, one network begun with ImageNet weights."""
     trainers: tuple[str, ...] = ()
     """Of the panel, these alone beside its first; by default all."""

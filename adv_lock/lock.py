@@ -1,6 +1,7 @@
 """Lock images with a small wrong-class signal: a model trained on them learns the signal, not the content."""
 
 import itertools
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -92,6 +93,11 @@ def lock(options: Options, run: Run) -> None:
     run.artifact("key", key)
     run.figure("examples", plots.image_rows, examples, title=f"{options.lock_method}, L2 {options.eps:g}")
     _record(options, run, report, key.stat().st_size / sum(f.stat().st_size for f in locked.rglob("*") if f.is_file()))
+    panel = " --panel photos" if is_folder(options.dataset) else ""
+    run.log(
+        "what trainers can still learn from it is measured by python adv_lock/audit.py --lock-data"
+        f" {shlex.quote(str(run.folder))}{panel}"
+    )
 
 
 def _lock_arrays(options: Options, run: Run) -> "tuple[Report, dict]":

@@ -213,6 +213,7 @@ PHOTOS = {
     "scratch_64_jpeg10": Trainer(
         "the same at 64, which it stores as JPEG of quality 10", size=64, change=lambda x, y: jpeg
     ),
+    "scratch_64_grey": Trainer("the same at 64, without colour", size=64, change=lambda x, y: grey),
     "pretrained": PRETRAINED,
     "pretrained_jpeg75": PRETRAINED._replace(
         does="the same, from images stored as JPEG of quality 75", upload=reuploaded

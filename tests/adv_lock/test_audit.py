@@ -1,5 +1,7 @@
 """audit.py: who sees which images, controls by the same recipe, and what is kept on the way."""
 
+import functools
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,6 +35,12 @@ def source(lock_scenes, tmp_path_factory):
     return folder
 
 
+@functools.cache
+def network(shape, classes):
+    """One for all trainings: its answers are taken before the next one, and it is compiled once."""
+    return build("small_cnn", shape, classes)
+
+
 @pytest.fixture
 def trainings(monkeypatch):
     """Trainings without their work: what each was given, in their order."""
@@ -40,7 +48,9 @@ def trainings(monkeypatch):
 
     def trained(recipe, run, x, y, classes, evaluate, *, title, seed, **settings):
         found.append(SimpleNamespace(title=title, recipe=recipe, x=x, y=y, seed=seed, **settings))
-        return build("small_cnn", x.shape[1:], classes, seed=len(found)), []
+        model = network(x.shape[1:], classes)
+        model.layers[-1].kernel.assign(np.random.default_rng(len(found)).normal(size=model.layers[-1].kernel.shape))
+        return model, []
 
     monkeypatch.setattr(fit, "fit", trained)
     # The network of ImageNet takes as long to build as all else here.
@@ -175,6 +185,12 @@ def test_each_trainer_on_photographs_sees_its_own_size_of_what_was_uploaded(phot
                 np.testing.assert_array_equal(training.y, labels)
                 assert training.recipe.arch == ("efficientnet_lite0" if name == "tuned" else first.recipe.arch)
     assert {"learnt_by_the_best", "learnt_by_scratch_32", "accuracy_of_scratch_32"} <= set(results["metrics"])
+
+
+def test_a_lock_says_how_it_is_audited(photographs):
+    assert f"audit.py --lock-data {photographs.relative_to(Path.cwd())} --panel photos" in (
+        photographs / "log.txt"
+    ).read_text("utf-8")
 
 
 def test_an_upload_is_of_the_full_size(photographs):
