@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from adv_lock.lock import expected, required
-from adv_lock.train_base import FOLDER_SIZE, FittingOptions, is_folder
+from adv_lock.train_base import FOLDER_SIZE, FittingOptions
 from common.errors import UserError
 from common.runs.options import Count, LinfBudget
 from common.runs.record import Run
@@ -51,6 +51,7 @@ def refusals(options: Options) -> None:
     """What is refused before anything is read, locked or trained."""
     from adv_lock.data.locked import holds_arrays
     from adv_lock.models.networks import NETWORKS
+    from common import datasets
     from common.models import check_name, efficientnet
     from common.training import fit
 
@@ -58,7 +59,9 @@ def refusals(options: Options) -> None:
     if any(trainer.uses == "imagenet" or trainer.recipe for trainer in _panel(options).values()):
         check_name(efficientnet.NAME)
     given = options.lock_data
-    arrays = not is_folder(options.dataset) if given is None else given.is_dir() and holds_arrays(given)
+    # What is not there is refused elsewhere.
+    named = options.dataset in datasets.NAMES or Path(options.dataset).is_file()
+    arrays = named if given is None else given.is_dir() and holds_arrays(given)
     if options.panel == "photos" and arrays:
         raise UserError("--panel: photos is for a folder of images, these are arrays of one size; choose full")
     if options.panel == "photos" and options.image_size is not None:
