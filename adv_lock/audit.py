@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from adv_lock.data.locked import LockedData
     from adv_lock.training.trainers import Trainer
 
-WITH_FEW_CLEAN, FEW_CLEAN = ("probe", "searcher"), "few_clean"
-"""Trainers who have --n-clean images of their own, and who has these alone."""
+FEW_CLEAN = "few_clean"
+"""Who has --n-clean images, and learns from these alone."""
 LOCKED, CLEAN, WITHOUT = "locked", "clean", "without"
 """What a trainer learns from: the locked images, with clean ones of the trainer's own if there are any; the originals;
 or the trainer's own clean images alone."""
@@ -36,7 +36,7 @@ class Options(FittingOptions):
     epochs: Count = 6
     """Passes over the training images, of each trainer."""
     panel: Literal["quick", "full", "photos"] = "quick"
-    """Trainers: plain, class_map, jpeg10 and grey; with eight more, which take fifteen times as long; or ten for a
+    """Trainers: plain, class_map, jpeg10 and grey; with eight more, one of which searches for 54 epochs; or ten for a
     folder of photographs, at several sizes, one network begun with ImageNet weights."""
     trainers: tuple[str, ...] = ()
     """Of the panel, these alone beside its first; by default all."""
@@ -86,10 +86,10 @@ def audit(options: Options, run: Run) -> None:
     answers = {}
     for name, trainer in panel.items():
         run.log(f"-- {name}: {trainer.does}")
-        for source in (LOCKED, CLEAN, *([WITHOUT] if trainer.clean or name in WITH_FEW_CLEAN else [])):
+        for source in (LOCKED, CLEAN, *([WITHOUT] if trainer.clean or trainer.few else [])):
             # On clean images alone more clean ones change nothing.
             who, same = ("plain", panel["plain"]) if trainer.clean and source == CLEAN else (name, trainer)
-            if source == WITHOUT and name in WITH_FEW_CLEAN:
+            if source == WITHOUT and trainer.few:
                 who = FEW_CLEAN
             answers[name, source] = bench.answers(who, same, source)
     if "searcher" in panel:

@@ -6,7 +6,7 @@ images of the trainer's own. All have the same network and recipe, so that a cle
 
 import io
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -48,15 +48,17 @@ _INVERSE_PENALTY = 1e-3
 class Trainer(NamedTuple):
     """What a trainer does. `change` learns from the training images, and their labels, how images are changed;
     `augment` changes each batch; `method` makes the kind of training for an L-inf budget; `clean`: the share of clean
-    images that the trainer has beside the locked ones; `uses`: a network of its own, or the plain one, or that of
-    ImageNet, which is not trained; or it searches among `PIPELINES`. Of photographs: `size` in pixels at which they are
-    learnt from, and `upload`, what happens to each on its way, at full size. `recipe`: what differs in the recipe."""
+    images that the trainer has beside the locked ones, `few`: or only a few; `uses`: a network of its own, or the plain
+    one, or that of ImageNet, which is not trained; or it searches among `PIPELINES`. Of photographs: `size` in pixels at
+    which they are learnt from, and `upload`, what happens to each on its way, at full size. `recipe`: what differs in
+    the recipe."""
 
     does: str
     change: Callable[[np.ndarray, np.ndarray], Change] | None = None
     augment: Augment | None = None
     method: Callable[[float], Method] | None = None
     clean: float = 0.0
+    few: bool = False
     uses: Literal["own", "plain", "imagenet", "search"] = "own"
     size: int | None = None
     upload: Callable[[np.ndarray], np.ndarray] | None = None
@@ -200,9 +202,13 @@ TRAINERS = {
     "adversarial": Trainer("adversarial training, PGD within the L-inf budget", method=adversarial),
     "projection": Trainer("takes out what a linear classifier reads of the locked images", change=projection),
     "half_clean": Trainer("has clean images for half of the locked ones", clean=0.5),
-    "probe": Trainer("has a few clean images: a linear layer on what the plain network has learnt", uses="plain"),
+    "probe": Trainer(
+        "has a few clean images: a linear layer on what the plain network has learnt", uses="plain", few=True
+    ),
     "pretrained": PRETRAINED,
-    "searcher": Trainer("tries 28 ways to change images, and has a few clean ones to choose by", uses="search"),
+    "searcher": Trainer(
+        "tries 28 ways to change images, and has a few clean ones to choose by", uses="search", few=True
+    ),
 }
 _TUNED = {"arch": efficientnet.NAME, "epochs": 3, "learning_rate": 0.01}
 PHOTOS = {
@@ -284,14 +290,20 @@ def imagenet_features(images: np.ndarray) -> np.ndarray:
 
     Errors: `UserError` when its weights are not installed.
     """
+    return predictions.outputs(_imagenet_reader(images.shape[1:]), images, batch_size=AT_ONCE, progress=True)
+
+
+@lru_cache(1)
+def _imagenet_reader(shape: tuple[int, int, int]) -> keras.Model:
+    """The network of `imagenet_features` for images of one `shape`: trainers read four sets with it."""
     whole = imagenet_classifier(efficientnet.NAME, size=_IMAGENET_SIZE)
     inner = keras.Model(whole.input, whole.get_layer("features").output)
-    x = seen = keras.Input(images.shape[1:])
-    if images.shape[-1] == 1:
+    x = seen = keras.Input(shape)
+    if shape[-1] == 1:
         seen = keras.layers.Concatenate()([x] * 3)
-    if images.shape[1:3] != (_IMAGENET_SIZE, _IMAGENET_SIZE):
+    if shape[:2] != (_IMAGENET_SIZE, _IMAGENET_SIZE):
         seen = keras.layers.Resizing(_IMAGENET_SIZE, _IMAGENET_SIZE, interpolation="bicubic", antialias=True)(seen)
-    return predictions.outputs(keras.Model(x, inner(seen)), images, batch_size=AT_ONCE, progress=True)
+    return keras.Model(x, inner(seen))
 
 
 def probe(read: Callable[[np.ndarray], np.ndarray], images: np.ndarray, y: np.ndarray, test: np.ndarray) -> np.ndarray:

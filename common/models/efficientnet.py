@@ -44,7 +44,8 @@ def efficientnet_lite0(
 
     Errors: `UserError` when the package is not installed, and for another file.
     """
-    logits = keras.layers.Dense(_CLASSES, activation=classifier_activation, name="logits")(_features(input_tensor))
+    features = keras.layers.GlobalAveragePooling2D(name="features")(_features(input_tensor))
+    logits = keras.layers.Dense(_CLASSES, activation=classifier_activation, name="logits")(features)
     model = keras.Model(keras.utils.get_source_inputs(input_tensor)[0], logits, name=NAME)
     if weights is not None:
         _load(model, _weights(weights_file() if weights == "imagenet" else Path(weights)))
@@ -64,8 +65,7 @@ def efficientnet_lite0_tuned(input_shape: Sequence[int], classes: int, **setup: 
     if channels not in (1, 3):
         raise UserError(f"input_shape: {NAME} takes grey or colour images; received {channels} channels")
     x = net.start if channels == 3 else keras.layers.Concatenate(name="colour")([net.start] * 3)
-    x = _features(keras.layers.Rescaling(**PREPROCESSING, name="preprocessing")(x), pooled=False)
-    model = net.classify(x)
+    model = net.classify(_features(keras.layers.Rescaling(**PREPROCESSING, name="preprocessing")(x)))
     _load(model, _weights(weights_file()))
     return model
 
@@ -91,16 +91,15 @@ def _weights(path: Path) -> dict[str, np.ndarray]:
     return read_torch_file(path)
 
 
-def _features(x: Any, *, pooled: bool = True) -> Any:
-    """Prepared images (batch, height, width, 3) -> (batch, height / 32, width / 32, 1280), or their mean."""
+def _features(x: Any) -> Any:
+    """Prepared images (batch, height, width, 3) -> (batch, height / 32, width / 32, 1280)."""
     x = _normalised(keras.layers.Conv2D(32, 3, strides=2, padding="same", use_bias=False, name="stem_conv")(x), "stem")
     number = 0
     for expansion, kernel, strides, filters, blocks in _STAGES:
         for block in range(blocks):
             x = _block(x, f"block{number}", expansion, kernel, strides if block == 0 else 1, filters)
             number += 1
-    x = _normalised(keras.layers.Conv2D(1280, 1, use_bias=False, name="head_conv")(x), "head")
-    return keras.layers.GlobalAveragePooling2D(name="features")(x) if pooled else x
+    return _normalised(keras.layers.Conv2D(1280, 1, use_bias=False, name="head_conv")(x), "head")
 
 
 def _block(x: Any, name: str, expansion: int, kernel: int, strides: int, filters: int) -> Any:

@@ -28,13 +28,14 @@ class CaffePreprocessing(keras.layers.Layer):
 
 
 class Published(NamedTuple):
-    """A network with published weights: how Keras makes it, the layer that prepares images for it, the least side of an
-    image in pixels."""
+    """A network with published weights: how it is made, the layer that prepares images for it, the least side of an
+    image in pixels, and whether Keras downloads its weights."""
 
     application: Callable[..., keras.Model]
     layer: type[keras.layers.Layer]
     arguments: dict[str, Any]
     smallest: int = 32
+    downloaded: bool = True
 
 
 IMAGENET = {
@@ -43,7 +44,11 @@ IMAGENET = {
         keras.applications.InceptionV3, keras.layers.Rescaling, {"scale": 2.0, "offset": -1.0}, 75
     ),
     efficientnet.NAME: Published(
-        efficientnet.efficientnet_lite0, keras.layers.Rescaling, efficientnet.PREPROCESSING, efficientnet.SMALLEST
+        efficientnet.efficientnet_lite0,
+        keras.layers.Rescaling,
+        efficientnet.PREPROCESSING,
+        efficientnet.SMALLEST,
+        downloaded=False,
     ),
 }
 """By name."""
@@ -57,11 +62,11 @@ def imagenet_classifier(name: str, *, size: int, weights: Path | str | None = "i
 
     Errors: `UserError` when weights cannot be had, and for images that are too small.
     """
-    application, layer, arguments, smallest = IMAGENET[name]
+    application, layer, arguments, smallest, downloaded = IMAGENET[name]
     if size < smallest:
         raise UserError(f"{name}: takes images of {smallest} pixels or more, these have {size}; give --image-size")
     images = keras.Input((size, size, 3), name="images")
-    if weights == "imagenet" and name != efficientnet.NAME:
+    if weights == "imagenet" and downloaded:
         log(f"{name}: ImageNet weights, which Keras downloads unless it has them (about 100 MB)")
     try:
         with _without_bar():

@@ -47,9 +47,9 @@ def test_its_size_is_the_published_one():
 
 
 def test_a_tuned_network_begins_with_the_same_features_and_is_kept(tmp_path):
-    channels = 1
-    model = build("efficientnet_lite0", (32, 32, channels), 7, mean=[0.5] * channels, std=[0.2] * channels, seed=3)
-    images = np.random.default_rng(0).random((2, 32, 32, channels), np.float32)
+    """Of grey images, which it sees as colour."""
+    model = build("efficientnet_lite0", (32, 32, 1), 7, mean=[0.5], std=[0.2], seed=3)
+    images = np.random.default_rng(0).random((2, 32, 32, 1), np.float32)
     features = keras.Model(model.input, model.get_layer("features").output)
     whole = imagenet_classifier("efficientnet_lite0", size=32)
     expected = keras.Model(whole.input, whole.get_layer("features").output)(np.broadcast_to(images, (2, 32, 32, 3)))
