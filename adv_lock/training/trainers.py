@@ -49,9 +49,9 @@ class Trainer(NamedTuple):
     """What a trainer does. `change` learns from the training images, and their labels, how images are changed;
     `augment` changes each batch; `method` makes the kind of training for an L-inf budget; `clean`: the share of clean
     images that the trainer has beside the locked ones, `few`: or only a few; `uses`: a network of its own, or the plain
-    one, or that of ImageNet, which is not trained; or it searches among `PIPELINES`. Of photographs: `size` in pixels at
-    which they are learnt from, and `upload`, what happens to each on its way, at full size. `recipe`: what differs in
-    the recipe."""
+    one, or that of ImageNet, which is not trained; or it searches among `PIPELINES`. Of photographs: `size` in pixels
+    at which they are learnt from, and `upload`, what happens to each on its way, at full size. `recipe`: what differs
+    in the recipe."""
 
     does: str
     change: Callable[[np.ndarray, np.ndarray], Change] | None = None
